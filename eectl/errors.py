@@ -1,0 +1,34 @@
+"""What a user can mend: one exception type, and the one way to look a name up in a table.
+
+An `EectlError` becomes one line on stderr and an exit code; anything else that is raised is our bug and keeps its traceback.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class EectlError(Exception):
+    """A mistake the user can mend. The message says place, fault, what is allowed and what to do next.
+
+    `exit_code` is 1 for a run that could not be done and 3 for a target that was asked for and not met.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest of `known`, or an empty string."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def lookup(table: Mapping[str, T], name: str, *, what: str) -> T:
+    """The entry of `table` called `name`; raises EectlError with the nearest and all known names."""
+    if name in table:
+        return table[name]
+    raise EectlError(f"unknown {what} '{name}'{closest(name, table)}; known: {', '.join(table)}")

@@ -1,0 +1,153 @@
+"""Reading and writing the files that steps hand to each other: atomic writes, JSON and safetensors with a kind and a schema.
+
+Knows bytes and errors, not what the files mean. No torch at import.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eectl.errors import EectlError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA_KEY = "eectl"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; on success it takes `path`'s place in one step, on failure `path` stays.
+
+    Raises EectlError where the folder is missing, not writable or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EectlError(f"{path}: cannot be written ({error.strerror or error}); what was there before is unchanged") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise EectlError where `path` exists and `--overwrite` was not given."""
+    if path.exists() and not overwrite:
+        raise EectlError(f"{path} exists; give another name, or --overwrite to replace it")
+
+
+def clean_json(value: Any) -> Any:
+    """`value` with NaN and infinities as None, so that it is JSON that any reader takes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): clean_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean_json(item) for item in value]
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object in one step."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(clean_json(value), indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
+    """The JSON object in `path`, whose `kind` and `schema` fields must fit; raises EectlError otherwise."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise EectlError(f"{path}: not JSON, or cut short ({error}); write it again") from error
+    check_kind(path, value, kind=kind, schema=schema)
+    return dict(value)
+
+
+def check_kind(path: Path, value: Any, *, kind: str, schema: int) -> None:
+    """Raise EectlError unless `value` is a mapping that says it is of `kind`, with a schema this eectl can read."""
+    found = value.get("kind") if isinstance(value, Mapping) else None
+    if found != kind:
+        says = f"says it is a {found}" if isinstance(found, str) else "does not say what it is"
+        raise EectlError(f"{path}: not a {kind} of eectl's (it {says})")
+    number = value.get("schema")
+    if not isinstance(number, int) or number > schema:
+        raise EectlError(f"{path}: {kind} schema {number}, this eectl reads up to {schema}; upgrade eectl")
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> None:
+    """Write tensors (any device, shared or strided) and one JSON object as a .safetensors file, in one step."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(flat, temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(clean_json(metadata))})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read_tensors(path: Path, *, kind: str, schema: int) -> "tuple[dict[str, Tensor], dict[str, Any]]":
+    """The tensors (on the CPU) and the JSON object of a .safetensors file that eectl wrote; raises EectlError otherwise."""
+    tensors, metadata = read_any_tensors(path)
+    if METADATA_KEY not in metadata:
+        raise EectlError(f"{path}: a safetensors file that eectl did not write; plain weights go in with backbone.weights")
+    value = json.loads(metadata[METADATA_KEY])
+    check_kind(path, value, kind=kind, schema=schema)
+    return tensors, value
+
+
+def read_any_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """The tensors and string metadata of any .safetensors file; raises EectlError for a missing, cut or foreign file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.is_dir():
+            raise EectlError(f"{path}: a folder; name a .safetensors file in it, such as {path / 'model.safetensors'}")
+        with open(path, "rb"):
+            pass
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except SafetensorError as error:
+        raise EectlError(f"{path}: not a safetensors file, or cut short ({error}); write it again") from error
+
+
+def _unreadable(path: Path, error: OSError) -> EectlError:
+    return EectlError(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def digest(tensors: "Mapping[str, Tensor]") -> str:
+    """A SHA-256 over names, types, shapes and bytes: two files with equal weights have equal digests."""
+    import torch
+
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return total.hexdigest()

@@ -1,0 +1,155 @@
+"""The contract between a library's network and everything else: Hidden, Feature and Backbone. Builds no network itself.
+
+A Backbone is a view: it holds the library's network whole, as `self.net`, and runs it in pieces (stem, blocks, head) whose
+composition equals the library's own forward bitwise. Parameters keep the library's names.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What flows between blocks: a tensor, or a tuple of them (several scales), rows first; `mask` [row, token] for text."""
+
+    x: Tensor | tuple[Tensor, ...]
+    mask: Tensor | None = None
+
+    def take(self, rows: Tensor) -> "Hidden":
+        """Only these rows (an index tensor), in the given order."""
+        x = self.x.index_select(0, rows) if isinstance(self.x, Tensor) else tuple(s.index_select(0, rows) for s in self.x)
+        return replace(self, x=x, mask=None if self.mask is None else self.mask.index_select(0, rows))
+
+
+class Feature(ABC):
+    """A block's output as an exit head sees it; no head knows NCHW, NLC or NHWC."""
+
+    @abstractmethod
+    def pooled(self) -> Tensor:
+        """[row, channel]: the mean over space or tokens."""
+
+    @abstractmethod
+    def map(self) -> Tensor:
+        """[row, channel, height, width]."""
+
+    def cls(self) -> Tensor:
+        """[row, channel]: the class token where the network has one, else the mean."""
+        return self.pooled()
+
+
+@dataclass(frozen=True)
+class MapFeature(Feature):
+    """A convolutional feature map, NCHW."""
+
+    x: Tensor
+
+    def pooled(self) -> Tensor:
+        return self.x.mean(dim=(2, 3))
+
+    def map(self) -> Tensor:
+        return self.x
+
+
+@dataclass(frozen=True)
+class TokenFeature(Feature):
+    """Tokens [row, token, channel]: `prefix` special tokens first (the class token before the others), then a grid.
+
+    `grid` is (height, width) of the patch tokens; `has_cls` says whether token 0 is a class token.
+    """
+
+    x: Tensor
+    grid: tuple[int, int]
+    prefix: int = 1
+    has_cls: bool = True
+
+    def pooled(self) -> Tensor:
+        return self.x[:, self.prefix :].mean(dim=1)
+
+    def map(self) -> Tensor:
+        patches = self.x[:, self.prefix :].transpose(1, 2)
+        return patches.reshape(patches.shape[0], patches.shape[1], *self.grid)
+
+    def cls(self) -> Tensor:
+        return self.x[:, 0] if self.has_cls else self.pooled()
+
+
+class Backbone(nn.Module, ABC):
+    """A library's network seen as stem → blocks → head.
+
+    `depth` is the number of blocks; block numbers 0..depth-1 are public (recipes and checkpoints store them).
+    `block_names[i]` and `head_names` are the names (relative to `net`) of the submodules and parameters that block i and the
+    head own; everything else belongs to the stem. Every parameter and buffer of `net` is used by exactly the part that owns it.
+    """
+
+    default_head: ClassVar[str] = "linear"
+    prefers_channels_last: ClassVar[bool] = False
+
+    def __init__(self, net: nn.Module, *, block_names: Sequence[Sequence[str]], head_names: Sequence[str]) -> None:
+        super().__init__()
+        self.net = net
+        self.block_names = tuple(tuple(names) for names in block_names)
+        self.head_names = tuple(head_names)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks there are."""
+        return len(self.block_names)
+
+    @abstractmethod
+    def stem(self, inputs: Tensor) -> Hidden:
+        """Everything before block 0; `inputs` is [row, channel, height, width], normalised."""
+
+    @abstractmethod
+    def block(self, index: int, hidden: Hidden) -> Hidden:
+        """Block `index` alone."""
+
+    @abstractmethod
+    def head(self, hidden: Hidden) -> Tensor:
+        """The network's own classifier: logits [row, class]."""
+
+    @abstractmethod
+    def feature(self, hidden: Hidden) -> Feature:
+        """A block's output as heads see it."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """stem → blocks → head; equals the library's own forward bitwise."""
+        hidden = self.stem(inputs)
+        for index in range(self.depth):
+            hidden = self.block(index, hidden)
+        return self.head(hidden)
+
+    def locate(self, name: str) -> int:
+        """Which part owns a parameter, buffer or module of `net`: -1 the stem, i block i, `depth` the head."""
+
+        def owned(names: Sequence[str]) -> bool:
+            return any(name == own or name.startswith(own + ".") for own in names)
+
+        if owned(self.head_names):
+            return self.depth
+        return next((i for i, names in enumerate(self.block_names) if owned(names)), -1)
+
+
+def dry_run(backbone: Backbone, input_shape: Sequence[int]) -> list[Hidden]:
+    """Every block's output for one all-zero row, in eval mode and without a graph: where heads learn their widths.
+
+    Restores the training flags; BatchNorm statistics are not touched.
+    """
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    parameter = next(backbone.parameters())
+    try:
+        with torch.no_grad():
+            hidden = backbone.stem(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+            outputs = []
+            for index in range(backbone.depth):
+                hidden = backbone.block(index, hidden)
+                outputs.append(hidden)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return outputs

@@ -1,0 +1,112 @@
+"""A backbone with exits, its one forward pass, and which of its parts train. Knows no library and no loop."""
+
+from collections.abc import Collection, Sequence
+
+from torch import Tensor, nn
+
+from eectl.errors import EectlError
+from eectl.models.backbone import Backbone, Hidden
+from eectl.models.heads import ExitHead, ExitOutput
+
+PLACEMENTS_16 = {  # paper §4.6, for the 16 blocks of a ResNet-50; other depths take the same relative positions
+    "dense-sparse": (1, 2, 3, 4, 5, 6, 7, 11),
+    "sparse-dense": (1, 4, 8, 9, 10, 11, 12, 13, 14),
+}
+
+
+def place(scheme: str, depth: int) -> tuple[int, ...]:
+    """The blocks after which a placement scheme puts exits: `every-N`, `dense-sparse` or `sparse-dense` (paper §4.6).
+
+    `every-N` is {N, 2N, …} below the last block. Raises EectlError for an unknown scheme or one that places no exit.
+    """
+    if scheme in PLACEMENTS_16:
+        scaled = (round(block * (depth - 1) / 15) for block in PLACEMENTS_16[scheme])
+        after = tuple(sorted({block for block in scaled if block < depth - 1}))
+    elif scheme.startswith("every-") and scheme[6:].isdecimal() and int(scheme[6:]) > 0:
+        after = tuple(range(int(scheme[6:]), depth - 1, int(scheme[6:])))
+    else:
+        raise EectlError(f"unknown placement '{scheme}'; known: every-N (every-2), {', '.join(PLACEMENTS_16)}")
+    if not after:
+        raise EectlError(f"placement {scheme} puts no exit on a network of {depth} blocks; try every-1 or a list of blocks")
+    return after
+
+
+class MultiExitModel(nn.Module):
+    """A backbone and exit heads after some of its blocks.
+
+    `after[k-1]` is the block that exit k follows, for the attached exits k = 1..K-1; exit K is the network's own head.
+    """
+
+    def __init__(self, backbone: Backbone, exits: Sequence[ExitHead] = (), *, after: Sequence[int] = ()) -> None:
+        super().__init__()
+        assert len(exits) == len(after) and list(after) == sorted(set(after))
+        self.backbone = backbone
+        self.exits = nn.ModuleList(exits)
+        self.after = tuple(after)
+
+    @property
+    def num_exits(self) -> int:
+        """K: the attached exits and the network's own head."""
+        return len(self.after) + 1
+
+    def advance(self, hidden: Hidden | Tensor, exit_number: int) -> Hidden:
+        """Run segment `exit_number` (1..K) from what the segment before it gave; segment 1 takes the inputs."""
+        first = 0 if exit_number == 1 else self.after[exit_number - 2] + 1
+        last = self.backbone.depth - 1 if exit_number == self.num_exits else self.after[exit_number - 1]
+        if isinstance(hidden, Tensor):
+            hidden = self.backbone.stem(hidden)
+        for index in range(first, last + 1):
+            hidden = self.backbone.block(index, hidden)
+        return hidden
+
+    def leave(self, hidden: Hidden, exit_number: int, earlier: Sequence[ExitOutput | None] = ()) -> ExitOutput:
+        """Exit `exit_number`'s output from what its segment gave and the outputs of the exits before it."""
+        if exit_number == self.num_exits:
+            return ExitOutput(self.backbone.head(hidden))
+        output: ExitOutput = self.exits[exit_number - 1](self.backbone.feature(hidden), earlier)
+        return output
+
+    def forward(self, inputs: Tensor, exits: Collection[int] | None = None) -> list[ExitOutput | None]:
+        """Every exit's output, the network's own head last; logits are [row, class].
+
+        With `exits` (numbers from 1) the others are None, neither they nor blocks past the last of them run. A list and not
+        a stacked tensor: a skipped exit's parameters then keep a gradient of None, and AdamW leaves them alone.
+        """
+        wanted = set(range(1, self.num_exits + 1)) if exits is None else set(exits)
+        outputs: list[ExitOutput | None] = []
+        hidden: Hidden | Tensor = inputs
+        for number in range(1, max(wanted) + 1):
+            hidden = self.advance(hidden, number)
+            heard = number in wanted or (number < self.num_exits and self._heard_later(number, wanted))
+            outputs.append(self.leave(hidden, number, outputs) if heard else None)
+        return outputs + [None] * (self.num_exits - len(outputs))
+
+    def _heard_later(self, number: int, wanted: Collection[int]) -> bool:
+        """Whether a wanted later exit reads this one's output (a cascade)."""
+        later = (k for k in wanted if number < k < self.num_exits)
+        return any(getattr(self.exits[k - 1], "uses_earlier", False) for k in later)
+
+    def part(self, name: str) -> tuple[str, int]:
+        """Who owns a parameter, buffer or module: ("segment", 1..K) or ("head", 1..K-1)."""
+        owner, _, rest = name.partition(".")
+        if owner == "exits":
+            return "head", int(rest.split(".")[0]) + 1 if rest else 1
+        block = self.backbone.locate(rest.removeprefix("net.")) if rest else -1
+        if block == self.backbone.depth:
+            return "segment", self.num_exits
+        return "segment", next((k for k, last in enumerate(self.after, 1) if block <= last), self.num_exits)
+
+    def set_trainable(self, segments: Collection[int], heads: Collection[int]) -> None:
+        """Exactly these parts require gradients from now on."""
+        trains = {"segment": segments, "head": heads}
+        for name, parameter in self.named_parameters():
+            kind, number = self.part(name)
+            parameter.requires_grad_(number in trains[kind])
+            parameter.grad = None
+
+    def train_parts(self, segments: Collection[int], heads: Collection[int]) -> None:
+        """These parts go to train mode, all others to eval mode, so frozen BatchNorm statistics and dropout stay still."""
+        trains = {"segment": segments, "head": heads}
+        for name, module in self.named_modules():
+            kind, number = self.part(name)
+            module.training = bool(name) and number in trains[kind]

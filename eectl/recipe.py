@@ -1,0 +1,322 @@
+"""The recipe: everything a run depends on, as frozen data. Reads YAML and `--set`, reports all mistakes at once; no torch.
+
+A recipe builds nothing. `ModelSpec` is the part that a checkpoint needs to rebuild its network.
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from eectl.errors import EectlError, closest, lookup
+from eectl.regimes import REGIMES
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _known_regime(name: str) -> str:
+    if name not in REGIMES:
+        raise ValueError(f"no such regime{closest(name, REGIMES)}; known: {', '.join(REGIMES)}")
+    return name
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Augment(Section):
+    """Training-time augmentation, batched on the device, in this order. Validation data never passes through it."""
+
+    resized_crop: tuple[Probability, Probability] | None = Field(None, description="area range of a random resized crop")
+    trivial: bool = Field(False, description="TrivialAugmentWide, one operation per image")
+    crop: Annotated[int, Field(ge=0)] = Field(0, description="pixels of padding before a random crop back to size")
+    flip: bool = Field(False, description="random horizontal flip")
+    rotation: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="random rotation within ± degrees")
+    contrast: Fraction = Field(0.0, description="random contrast factor within 1 ± this")
+    erasing: Probability = Field(0.0, description="probability of random erasing")
+    mixup: NonNegative = Field(0.0, description="Mixup's alpha; 0 is off")
+    cutmix: NonNegative = Field(0.0, description="CutMix's alpha; 0 is off; with Mixup on, one of the two by a fair coin")
+
+
+class Data(Section):
+    """Which data, how it is split, and how it is augmented."""
+
+    name: str = "digits"
+    root: Path = Field(Path("data"), description="folder with the data set; digits needs none")
+    image_size: Count | None = Field(None, description="images are resized to this square; none: as the data set has them")
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; none: as the data set has them")
+    normalize: Literal["auto", "imagenet"] | tuple[tuple[float, ...], tuple[Positive, ...]] = Field(
+        "auto", description="auto: the data set's own constants; imagenet; or [means, standard deviations]"
+    )
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the training images for early stopping")
+    calibration: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the training images for thresholds")
+    split_seed: int = 42
+    limit: Count | None = Field(None, description="use at most this many training images, drawn by class")
+    in_memory: bool | Literal["auto"] = Field("auto", description="keep all images on the device; auto: where they fit")
+    workers: Annotated[int, Field(ge=0)] = Field(4, description="processes that read images when they are not in memory")
+    augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _something_left(self) -> "Data":
+        if self.validation + self.calibration >= 1:
+            raise ValueError(f"validation + calibration is {self.validation + self.calibration:g}; it must leave training images")
+        return self
+
+
+class Backbone(Section):
+    """Which network: `resnet18` (torchvision), `timm/NAME`, `resnet20` or `vit` (any size by `args`)."""
+
+    name: str = "resnet20"
+    args: dict[str, Any] = Field({}, description="the network's own options, such as {stem: small}")
+    pretrained: bool = Field(False, description="start from the library's weights, which that library downloads")
+    weights: Path | None = Field(None, description="start from a .safetensors file with the library's parameter names")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "Backbone":
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights exclude each other")
+        return self
+
+
+class Exits(Section):
+    """Where exits are attached and what they are."""
+
+    after: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, description="blocks that an exit follows, from 0")
+    placement: str | None = Field(None, description="every-N, dense-sparse or sparse-dense, instead of a list")
+    head: str = Field("auto", description="linear, mlp-WIDTH, sdn; auto: sdn on CNNs, linear on transformers")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Exits":
+        if (self.after is None) == (self.placement is None):
+            raise ValueError("give either after (a list of blocks) or placement")
+        if self.after is not None and len(set(self.after)) != len(self.after):
+            raise ValueError(f"after has a block twice: {list(self.after)}")
+        return self
+
+
+class Optimizer(Section):
+    """AdamW or SGD."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    momentum: Fraction = 0.9
+    clip_norm: Positive | None = Field(None, description="gradients are scaled down to this norm")
+
+
+class Schedule(Section):
+    """The learning rate as a function of the step; epochs are converted to steps."""
+
+    name: Literal["cosine-restarts", "cosine", "constant"] = "cosine-restarts"
+    cycle: Positive = Field(10.0, description="cosine-restarts: epochs of the first cycle")
+    cycle_factor: Annotated[int, Field(ge=1)] = Field(2, description="cosine-restarts: each cycle is this much longer")
+    min_lr: NonNegative = 0.0
+    warmup: NonNegative = Field(0.0, description="epochs of linear warm-up from 0, before the rest")
+
+
+class PhaseChange(Section):
+    """What one phase does differently; none: as the recipe says."""
+
+    epochs: Count | None = None
+    patience: Count | None = None
+    lr: Positive | None = None
+    weight_decay: NonNegative | None = None
+    batch_size: Count | None = None
+
+
+class Recipe(Section):
+    """Everything a training run depends on."""
+
+    data: Data = Data()
+    backbone: Backbone = Backbone()
+    init: Path | None = Field(None, description="a checkpoint to start from, as --from")
+    exits: Exits = Exits(placement="every-2")
+    regime: Annotated[str, AfterValidator(_known_regime)] = "mixed"
+    loss_weights: Literal["uniform"] | tuple[NonNegative, ...] = Field("uniform", description="or one number per exit")
+    label_smoothing: Fraction = 0.0
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    epochs: Count = Field(100, description="at most this many per phase")
+    patience: Count = Field(10, description="stop when no exit has improved for this many epochs")
+    metric: Literal["score", "loss"] = Field("score", description="what early stopping compares")
+    batch_size: Count = Field(128, description="over all processes")
+    eval_batch_size: Count = 500
+    phases: dict[int, PhaseChange] = Field({}, description="changes by phase number, as {3: {epochs: 10}}")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, float32 on a CPU")
+    channels_last: bool | Literal["auto"] = Field("auto", description="auto: on for convolutional networks")
+    compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: off on a CPU, on on a GPU")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class ModelSpec(Section):
+    """What rebuilds a network without a recipe: stored in every checkpoint."""
+
+    backbone: Backbone
+    input_shape: tuple[Count, Count, Count] = Field(description="channels, height, width")
+    num_outputs: Count = Field(description="classes, or 1 for regression")
+    after: tuple[int, ...] = ()
+    heads: tuple[str, ...] = Field((), description="the kind of each attached exit, resolved")
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars (1e-4 is a number, `no` is text), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.Inf)$|^\.(?:nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """A YAML document; raises EectlError with line and column."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise EectlError(f"{where}{place}: {error.problem or error}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise EectlError(f"{where}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def shipped_recipes() -> dict[str, str]:
+    """The recipes in the package: name → text."""
+    folder = resources.files("eectl") / "recipes"
+    if not folder.is_dir():  # an editable install reads the checkout's own folder
+        folder = resources.files("eectl").joinpath("../recipes")
+    return {
+        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
+        for item in sorted(folder.iterdir(), key=lambda item: item.name)
+        if item.name.endswith(".yaml")
+    }
+
+
+def read_recipe(source: str, *, changes: Iterable[str] = ()) -> Recipe:
+    """The recipe called `source` (a shipped one's name, or a path), with `--set key=value` changes.
+
+    Raises EectlError that lists every mistake, one a line.
+    """
+    shipped = shipped_recipes()
+    if source in shipped:
+        text, where = shipped[source], source
+    elif Path(source).suffix in (".yaml", ".yml") or Path(source).exists():
+        text, where = _read_text(Path(source)), source
+    else:
+        text, where = lookup(shipped, source, what="recipe (and no file)"), source
+    value = parse_yaml(text, where=where)
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise EectlError(f"{where}: a recipe is a mapping of keys to values, this is a {type(value).__name__}")
+    return make_recipe(value, where=where, changes=changes)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EectlError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def make_recipe(value: Mapping[str, Any], *, where: str, changes: Iterable[str] = ()) -> Recipe:
+    """A Recipe from plain data and `key.sub=value` changes; raises EectlError that lists every mistake, one a line."""
+    data = _deep_copy(value)
+    for change in changes:
+        _apply(data, change)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise EectlError("\n".join(_mistakes(error, where))) from error
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _deep_copy(item) for key, item in value.items()}
+    return [_deep_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _apply(data: dict[Any, Any], change: str) -> None:
+    """Set one `key.sub=value`; exits.after and exits.placement replace each other."""
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise EectlError(f"--set {change}: write it as key=value, such as --set optimizer.lr=1e-3")
+    *parents, last = [int(part) if part.isdecimal() else part for part in key.split(".")]
+    target = data
+    for parent in parents:
+        inner = target.get(parent)
+        if not isinstance(inner, dict):
+            if inner is not None:
+                raise EectlError(f"--set {change}: {parent} is not a section")
+            inner = target[parent] = {}
+        target = inner
+    if parents == ["exits"] and last in ("after", "placement"):
+        target.pop("placement" if last == "after" else "after", None)
+    target[last] = parse_yaml(text, where=f"--set {key}")
+
+
+def _mistakes(error: ValidationError, where: str) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False):
+        place = _place(item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"no such key{closest(str(item['loc'][-1]), _keys(item['loc'][:-1]))}"
+        elif not isinstance(item["input"], dict):
+            message = f"is {item['input']!r}; {message[:1].lower()}{message[1:]}"
+        lines.append(f"{where}: {place}: {message}" if place else f"{where}: {message}")
+    return list(dict.fromkeys(lines))
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    place = ""
+    for part in location:
+        place += f"[{part}]" if isinstance(part, int) else ("." if place else "") + str(part)
+    return place
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed in the section at `location`."""
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int) or (isinstance(model, type) and issubclass(model, PhaseChange)):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        model = PhaseChange if part == "phases" else annotation
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
+    return list(model.model_fields)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML that reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
