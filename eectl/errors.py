@@ -1,8 +1,10 @@
 """What a user can mend: one exception type, and the one way to look a name up in a table.
 
-An `EectlError` becomes one line on stderr and an exit code; anything else that is raised is our bug and keeps its traceback.
+An `EectlError` becomes one line on stderr and an exit code, `Interrupted` an exit code; anything else that is raised is our
+bug and keeps its traceback.
 """
 
+import signal
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -19,6 +21,14 @@ class EectlError(Exception):
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Interrupted(Exception):  # noqa: N818
+    """SIGINT or SIGTERM came and the state is saved; `exit_code` is 130 or 143."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
 
 
 def closest(name: str, known: Iterable[str]) -> str:

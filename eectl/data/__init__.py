@@ -1,0 +1,25 @@
+"""Data: named data sets and image folders, their splits, batches in a reproducible order, and batched augmentation.
+
+torch is imported here; torchvision, scikit-learn and PIL only where a data set or an augmentation needs them.
+"""
+
+from eectl.data.augment import Augmenter
+from eectl.data.batches import eval_batches, num_batches, train_batches
+from eectl.data.load import data_info, load_data
+from eectl.data.sources import DATASETS
+from eectl.data.splits import Batch, DataInfo, Dataset, Split, check_disjoint
+
+__all__ = [
+    "DATASETS",
+    "Augmenter",
+    "Batch",
+    "DataInfo",
+    "Dataset",
+    "Split",
+    "check_disjoint",
+    "data_info",
+    "eval_batches",
+    "load_data",
+    "num_batches",
+    "train_batches",
+]

@@ -1,0 +1,98 @@
+"""Finds the images of a folder data set, `root/train/<class>/…`, and refuses what would train on something else than meant.
+
+Reads names, and one image for its size; decoding is `images`' business.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eectl import recipe
+from eectl.data.images import FileImages, Part, Source
+from eectl.errors import EectlError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+LAYOUT = "expected: train/<class>/*.png (or jpg, …), and optionally val/ and test/ with the same classes"
+
+
+def load_folder(spec: recipe.Data, download: bool) -> Source:
+    """The images under `data.root`, by class folder; classes are sorted by name, files by path.
+
+    Raises EectlError for a missing root, another layout, a class without images, a single class, or splits with other classes.
+    """
+    root = spec.root.expanduser()
+    if not root.is_dir():
+        advice = "; --download does not apply to a folder of yours" if download else ""
+        raise EectlError(f"data.root is '{root}': no such folder; {LAYOUT}{advice}")
+    found = {name: _only(root, names) for name, names in FOLDERS.items()}
+    train = found["train"]
+    if train is None:
+        raise EectlError(f"data.root is '{root}': no train/ in it; {LAYOUT}")
+    classes = _classes(train)
+    if len(classes) < 2:
+        only = f"the one class '{classes[0]}'" if classes else "no class folders"
+        raise EectlError(f"{train}: {only}; two or more are needed; {LAYOUT}")
+    shape: tuple[int, int, int] | None = None
+    parts = {}
+    for name, folder in found.items():
+        if folder is None:
+            continue
+        _check_same_classes(folder, classes, train)
+        files = [(path, label) for label, class_ in enumerate(classes) for path in _images(folder / class_)]
+        paths = tuple(path for path, _ in files)
+        shape = shape or _shape(paths[0], spec)
+        images = FileImages(paths, root, shape, spec.image_size is not None, spec.workers, torch.device("cpu"))
+        parts[name] = Part(images, np.array([label for _, label in files], dtype=np.int64))
+    return Source(classes, IMAGENET_MEAN, IMAGENET_STD, parts)
+
+
+def _only(root: Path, names: tuple[str, ...]) -> Path | None:
+    present = [root / name for name in names if (root / name).is_dir()]
+    if len(present) > 1:
+        raise EectlError(f"data.root is '{root}': both {' and '.join(names)} are there and mean the same; keep one")
+    return present[0] if present else None
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")))
+
+
+def _check_same_classes(folder: Path, classes: tuple[str, ...], train: Path) -> None:
+    here = _classes(folder)
+    for name in here:
+        if name not in classes:
+            raise EectlError(f"{folder / name}: class '{name}' is not among the {len(classes)} in {train}; {LAYOUT}")
+    for name in classes:
+        if name not in here:
+            raise EectlError(f"{folder}: class '{name}' of {train} is missing; {LAYOUT}")
+
+
+def _images(folder: Path) -> list[Path]:
+    """The image files at any depth below a class folder, sorted."""
+    found = []
+    for parent, _, names in os.walk(folder, followlinks=True):
+        found += [Path(parent, name) for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+    if not found:
+        raise EectlError(f"{folder}: no images in this class folder; add some ({', '.join(EXTENSIONS)}) or remove it")
+    for path in found:
+        if not path.exists():
+            raise EectlError(f"{path}: a link to a file that is not there; mend it or take it out")
+    return sorted(found)
+
+
+def _shape(first: Path, spec: recipe.Data) -> tuple[int, int, int]:
+    """Channels, height and width of all images: image_size, or the size of the first."""
+    from PIL import Image
+
+    channels = spec.channels or 3
+    if spec.image_size is not None:
+        return channels, spec.image_size, spec.image_size
+    try:
+        with Image.open(first) as image:
+            return channels, image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise EectlError(f"{first}: not an image ({' '.join(str(error).split())}); mend it or take it out") from error

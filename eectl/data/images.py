@@ -1,0 +1,173 @@
+"""Where images are read from while training: uint8 tensors on the device, or files through worker processes."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from eectl.data.splits import Ids
+from eectl.errors import EectlError
+
+CHUNK = 1024  # images that are resized at a time
+LUMA = (0.2989, 0.587, 0.114)
+
+
+class MemoryImages:
+    """uint8 [N, C, H, W] on the device; `prepare` is applied to what is read, where the result would not fit."""
+
+    def __init__(self, pixels: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._pixels, self._prepare = pixels, prepare
+
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each tensor of rows."""
+        for rows in batches:
+            images = self._pixels.index_select(0, rows.to(self._pixels.device, non_blocking=True))
+            yield self._prepare(images) if self._prepare else images
+
+
+@dataclass(frozen=True)
+class FileImages(Dataset[Tensor | str]):
+    """Image files that become uint8 [C, H, W] of one `shape`; with `resize`, by short side and centre crop.
+
+    `read` sends them to `device` through `workers` processes (0: none).
+    """
+
+    paths: tuple[Path, ...]
+    root: Path
+    shape: tuple[int, int, int]
+    resize: bool
+    workers: int
+    device: torch.device
+
+    def select(self, rows: Iterable[int], device: torch.device) -> "FileImages":
+        """Only these rows, in this order, read to `device`."""
+        return replace(self, paths=tuple(self.paths[row] for row in rows), device=device)
+
+    def __getitem__(self, rows: Tensor) -> Tensor | str:
+        """Images [n, C, H, W], or the text of an EectlError: a DataLoader would wrap a raised one in a traceback."""
+        images = torch.empty(len(rows), *self.shape, dtype=torch.uint8)
+        try:
+            for image, row in zip(images, rows.tolist(), strict=True):
+                image.copy_(torch.from_numpy(self.decode(self.paths[row])))
+        except EectlError as error:
+            return str(error)
+        return images
+
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each tensor of rows, in order, read ahead; raises EectlError that names a bad file."""
+        loader = DataLoader(
+            self,
+            sampler=batches,  # a "sample" is a batch of rows
+            batch_size=None,
+            num_workers=min(self.workers, len(batches)),
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the global one
+        )
+        for images in loader:
+            if isinstance(images, str):
+                raise EectlError(images)
+            yield images.to(self.device, non_blocking=True)
+
+    def load(self) -> Tensor:
+        """All images at once, decoded by threads: uint8 [N, C, H, W] on the CPU."""
+        images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
+        arrays = images.numpy()
+
+        def fill(row: int) -> None:
+            arrays[row] = self.decode(self.paths[row])
+
+        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
+            try:
+                for _ in threads.map(fill, range(len(self.paths))):
+                    pass
+            except BaseException:  # Ctrl-C too: what has not begun is not begun
+                threads.shutdown(cancel_futures=True)
+                raise
+        return images
+
+    def ids(self, labels: Sequence[int]) -> Ids:
+        """The 64-bit ids of files that are not read ahead of time: BLAKE2b over relative path, size and label."""
+        keys = (
+            f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\0{label}".encode()
+            for path, label in zip(self.paths, labels, strict=True)
+        )
+        hashes = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
+        return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
+
+    def decode(self, path: Path) -> NDArray[np.uint8]:
+        """One file as uint8 [C, H, W]; raises EectlError for one that is broken, too deep or of another size."""
+        from PIL import Image
+
+        channels, height, width = self.shape
+        try:
+            with Image.open(path) as opened:
+                if opened.mode.startswith(("I", "F")):
+                    raise EectlError(f"{path}: pixels of mode {opened.mode}, eectl reads 8-bit images; convert it")
+                image = opened.convert("L" if channels == 1 else "RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split()) if path.exists() else "no such file"
+            raise EectlError(f"{path}: not an image, or cut short ({reason}); mend it or take it out") from error
+        if self.resize:
+            scale = height / min(image.size)
+            size = (max(round(image.width * scale), height), max(round(image.height * scale), height))
+            left, top = (size[0] - height) // 2, (size[1] - height) // 2
+            if size != image.size:
+                image = image.resize(size, Image.Resampling.BILINEAR)
+            image = image.crop((left, top, left + height, top + height))
+        elif image.size != (width, height):
+            raise EectlError(
+                f"{path}: {image.width}×{image.height}, others are {width}×{height}; set data.image_size to bring all to one size"
+            )
+        pixels = np.asarray(image).reshape(height, width, channels)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def prepare(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """uint8 images [n, C, H, W] with the channels and size of `shape`: grey repeated, colour to luma, antialiased bilinear."""
+    channels = shape[0]
+    if images.shape[1] > channels:
+        luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+        images = (images.float() * luma).sum(1, keepdim=True).round_().to(torch.uint8)
+    if images.shape[-2:] != shape[1:]:
+        images = torch.cat([_resized(chunk, shape[1:]) for chunk in torch.split(images, CHUNK)])
+    return images.expand(-1, channels, -1, -1).contiguous()
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    resized = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def reduced(constants: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Per-channel constants for another number of channels: grey repeated, colour weighted as luma."""
+    if len(constants) == channels:
+        return constants
+    if len(constants) == 1:
+        return constants * channels
+    return (round(sum(weight * value for weight, value in zip(LUMA, constants, strict=True)), 6),)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images as a data set stores them, uint8 [N, C, H, W] on the CPU or files, and their int64 labels [N]."""
+
+    images: Tensor | FileImages
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it is stored: `parts` are train and, where it has them, validation and test; constants are for 0..1."""
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    parts: dict[str, Part]

@@ -1,0 +1,89 @@
+"""From the recipe's data section to splits that are ready to train on: the one place where reading, carving and placing meet."""
+
+import math
+from functools import partial
+
+import numpy as np
+import torch
+
+from eectl import recipe
+from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
+from eectl.data.images import FileImages, MemoryImages, Part, Source, prepare, reduced
+from eectl.data.sources import DATASETS, FACTS
+from eectl.data.splits import DataInfo, Dataset, Images, Rows, Split, carve, content_ids
+from eectl.errors import EectlError, lookup
+
+MEMORY_LIMIT = 4 * 10**9  # bytes of uint8 images that in_memory: auto keeps on the device
+
+
+def load_data(spec: recipe.Data, *, device: torch.device, download: bool = False) -> Dataset:
+    """The data set of a recipe's data section, split, with its images on `device` or read from files by worker processes.
+
+    `in_memory: auto` keeps up to 4 GB; beyond it (or with false) files are streamed, and sets without files keep their stored
+    size on the device and are resized a batch at a time. Raises EectlError for anything missing, broken or too small.
+    """
+    source = lookup(DATASETS, spec.name, what="data set")(spec, download)
+    train = source.parts["train"]
+    carved = carve(train.labels, spec, source.classes, validation="validation" not in source.parts)
+    chosen = {name: (train, rows) for name, rows in carved.items()}
+    chosen |= {name: (part, np.arange(len(part.labels))) for name, part in source.parts.items() if name != "train"}
+    shape = _shape(train, spec)
+    size = math.prod(shape) * sum(len(rows) for _, rows in chosen.values())
+    in_memory = size <= MEMORY_LIMIT if spec.in_memory == "auto" else spec.in_memory
+    splits: dict[str, Split] = {
+        name: _split(name, *chosen[name], shape=shape, in_memory=in_memory, device=device)
+        for name in ("train", "validation", "calibration", "test")
+        if name in chosen
+    }
+    mean, std = _constants(source, spec, shape[0])
+    return Dataset(DataInfo(spec.name, source.classes, shape, mean, std), splits)
+
+
+def data_info(spec: recipe.Data) -> DataInfo:
+    """A data set's facts; for those that eectl knows, from a table and without reading any file (class names are then numbers)."""
+    if spec.name not in FACTS:
+        return load_data(spec, device=torch.device("cpu")).info
+    num_classes, (channels, height, width) = FACTS[spec.name]
+    channels = spec.channels or channels
+    shape = channels, spec.image_size or height, spec.image_size or width
+    return DataInfo(spec.name, tuple(map(str, range(num_classes))), shape, (0.0,) * channels, (1.0,) * channels)
+
+
+def _shape(part: Part, spec: recipe.Data) -> tuple[int, int, int]:
+    channels, height, width = part.images.shape if isinstance(part.images, FileImages) else part.images.shape[1:]
+    return spec.channels or channels, spec.image_size or height, spec.image_size or width
+
+
+def _split(
+    name: str, part: Part, rows: Rows, *, shape: tuple[int, int, int], in_memory: bool, device: torch.device
+) -> Split:  # fmt: skip
+    labels = part.labels[rows]
+    targets = torch.from_numpy(labels)
+    images: Images
+    if isinstance(part.images, FileImages):
+        files = part.images.select(rows, device)
+        if not in_memory:
+            return Split(name, files, targets, files.ids(labels.tolist()), device=device)
+        pixels = files.load()
+    else:
+        pixels = part.images[torch.from_numpy(rows)]
+    ids = content_ids(pixels.numpy(), labels.tolist())
+    pixels = pixels.to(device)
+    images = MemoryImages(prepare(pixels, shape)) if in_memory else MemoryImages(pixels, partial(prepare, shape=shape))
+    return Split(name, images, targets, ids, device=device)
+
+
+def _constants(source: Source, spec: recipe.Data, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, as `data.normalize` says."""
+    if spec.normalize == "auto":
+        mean, std = source.mean, source.std
+    elif spec.normalize == "imagenet":
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    else:
+        mean, std = spec.normalize
+        if {len(mean), len(std)} != {channels}:
+            raise EectlError(
+                f"data.normalize has {len(mean)} means and {len(std)} deviations; the images have {channels} channel(s), "
+                "give one of each per channel"
+            )
+    return reduced(mean, channels), reduced(std, channels)

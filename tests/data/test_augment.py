@@ -1,0 +1,216 @@
+"""Augmentation against torchvision's per-image functions, and its promises on shapes, seeds and order."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, TrivialAugmentWide
+from torchvision.transforms import functional as tv
+
+from eectl.data import Augmenter, DataInfo
+from eectl.data.augment import TRIVIAL, TRIVIAL_NAMES, draw_trivial, erase, padded_crop, resized_crop, trivial_augment
+from eectl.recipe import Augment
+
+CLASSES = tuple("abcde")
+EVERYTHING = Augment(
+    resized_crop=(0.5, 1), trivial=True, crop=2, flip=True, rotation=20, contrast=0.3, erasing=0.5, mixup=0.8, cutmix=1.0
+)
+
+
+def info(channels: int = 3, size: int = 32) -> DataInfo:
+    return DataInfo("toy", CLASSES, (channels, size, size), (0.25, 0.5, 0.75)[:channels], (0.5, 0.25, 0.2)[:channels])
+
+
+def pictures(count: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
+    """Smooth coloured pictures with a little noise: what pixels next to each other look like."""
+    generator = torch.Generator().manual_seed(count + channels)
+    coarse = torch.rand(count, channels, 5, 5, generator=generator) * 200 + 20
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+    return (smooth + 10 * torch.rand(smooth.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+
+
+def targets(count: int) -> Tensor:
+    return torch.arange(count) % len(CLASSES)
+
+
+def reference(image: Tensor, name: str, magnitude: float) -> Tensor:
+    """One operation by torchvision's public functions, as its TrivialAugmentWide applies it."""
+    still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    slope, shift = math.degrees(math.atan(magnitude)), int(magnitude)
+    calls = {
+        "Identity": lambda: image,
+        "ShearX": lambda: tv.affine(image, **{**still, "shear": [slope, 0.0]}, center=[0, 0]),
+        "ShearY": lambda: tv.affine(image, **{**still, "shear": [0.0, slope]}, center=[0, 0]),
+        "TranslateX": lambda: tv.affine(image, **{**still, "translate": [shift, 0]}),
+        "TranslateY": lambda: tv.affine(image, **{**still, "translate": [0, shift]}),
+        "Rotate": lambda: tv.rotate(image, magnitude),
+        "Brightness": lambda: tv.adjust_brightness(image, 1 + magnitude),
+        "Color": lambda: tv.adjust_saturation(image, 1 + magnitude),
+        "Contrast": lambda: tv.adjust_contrast(image, 1 + magnitude),
+        "Sharpness": lambda: tv.adjust_sharpness(image, 1 + magnitude),
+        "Posterize": lambda: tv.posterize(image, shift),
+        "Solarize": lambda: tv.solarize(image, magnitude),
+        "AutoContrast": lambda: tv.autocontrast(image),
+        "Equalize": lambda: tv.equalize(image),
+    }
+    return calls[name]()
+
+
+def test_the_operations_and_magnitudes_are_torchvisions():
+    space = TrivialAugmentWide(interpolation=InterpolationMode.NEAREST)._augmentation_space(31)
+    assert list(TRIVIAL) == list(space)
+    for name, (magnitudes, signed) in space.items():
+        assert TRIVIAL[name][1] == signed
+        assert torch.equal(TRIVIAL[name][0], magnitudes.float().expand(31)), name
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", list(TRIVIAL))
+def test_each_operation_equals_torchvisions_image_by_image(name, channels):
+    magnitudes, signed = TRIVIAL[name]
+    magnitudes = torch.cat([magnitudes, -magnitudes]) if signed else magnitudes
+    images = pictures(len(magnitudes), channels, height=34, width=32)  # with one side odd, every pixel of a 90° turn is a tie
+    ours = trivial_augment(images, torch.full((len(images),), TRIVIAL_NAMES.index(name)), magnitudes)
+    theirs = torch.stack([reference(image, name, value) for image, value in zip(images, magnitudes.tolist(), strict=True)])
+    assert ours.dtype == torch.uint8
+    close = ((ours.int() - theirs.int()).abs() <= 1).float().mean(dim=(1, 2, 3))
+    assert close.min() >= 0.99
+
+
+def test_operations_in_one_batch_touch_only_their_rows():
+    images = pictures(28)
+    operations, magnitudes = torch.arange(28) % 14, torch.stack([values[20] for values, _ in TRIVIAL.values()]).repeat(2)
+    together = trivial_augment(images, operations, magnitudes)
+    for row in range(28):
+        alone = trivial_augment(images[row : row + 1], operations[row : row + 1], magnitudes[row : row + 1])
+        assert torch.equal(together[row], alone[0]), TRIVIAL_NAMES[operations[row]]
+
+
+def test_trivial_draws_every_operation_bin_and_sign_equally_often():
+    torch.manual_seed(0)
+    operations, magnitudes = draw_trivial(62_000)
+    counts = torch.bincount(operations, minlength=14)
+    expected = len(operations) / 14
+    assert ((counts - expected) ** 2 / expected).sum() < 34.5  # chi-square, 13 degrees, p = 0.001
+    turned = magnitudes[operations == TRIVIAL_NAMES.index("Rotate")]
+    bins = torch.bincount((turned.abs() / 4.5).round().long(), minlength=31)
+    assert ((bins - len(turned) / 31) ** 2 / (len(turned) / 31)).sum() < 59.7  # 30 degrees, p = 0.001
+    assert (turned[turned != 0] > 0).float().mean() == pytest.approx(0.5, abs=0.04)
+    assert turned.abs().max() == 135
+    assert magnitudes[operations == TRIVIAL_NAMES.index("Posterize")].unique().tolist() == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_nothing_configured_is_the_eval_path_exactly():
+    augmenter, images = Augmenter(info(), Augment(), len(CLASSES)), pictures(7)
+    state = torch.get_rng_state()
+    inputs, labels = augmenter.train(images, targets(7))
+    assert torch.equal(inputs, augmenter.eval(images)) and torch.equal(labels, targets(7))
+    assert torch.equal(torch.get_rng_state(), state)
+    mean, std = torch.tensor(info().mean)[:, None, None], torch.tensor(info().std)[:, None, None]
+    torch.testing.assert_close(inputs[3], (images[3] / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_everything_at_once_keeps_shapes_and_follows_the_seed(channels, count):
+    augmenter, images = Augmenter(info(channels), EVERYTHING, len(CLASSES)), pictures(count, channels)
+    before = images.clone()
+
+    def run(seed: int) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(seed)
+        return augmenter.train(images, targets(count))
+
+    inputs, soft = run(5)
+    assert inputs.shape == images.shape and inputs.dtype == torch.float32 and inputs.isfinite().all()
+    assert soft.shape == (count, len(CLASSES)) and soft.dtype == torch.float32
+    torch.testing.assert_close(soft.sum(1), torch.ones(count))
+    again = run(5)
+    assert torch.equal(inputs, again[0]) and torch.equal(soft, again[1])
+    assert not torch.equal(inputs, run(6)[0])
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("option", ["resized_crop", "trivial", "crop", "flip", "rotation", "contrast", "erasing"])
+def test_each_option_draws_per_image(option):
+    """The same picture eight times comes out in at least three ways: a draw per batch would give one."""
+    value = {"resized_crop": (0.3, 0.9), "crop": 4, "rotation": 30.0, "contrast": 0.5, "erasing": 0.9}.get(option, True)
+    augmenter, images = Augmenter(info(), Augment(**{option: value}), len(CLASSES)), pictures(1).expand(8, -1, -1, -1)
+    torch.manual_seed(1)
+    results = {inputs.numpy().tobytes() for inputs in augmenter.train(images, targets(8))[0]}
+    assert len(results) == 2 if option == "flip" else len(results) >= 3
+
+
+def test_flip_mirrors_half_of_the_images():
+    images, augmenter = pictures(400, 1, 6, 6), Augmenter(info(1, 6), Augment(flip=True), len(CLASSES))
+    torch.manual_seed(0)
+    inputs, _ = augmenter.train(images, targets(400))
+    mirrored = (inputs == augmenter.eval(images.flip(-1))).flatten(1).all(1)
+    same = (inputs == augmenter.eval(images)).flatten(1).all(1)
+    assert (mirrored ^ same).all() and 160 < mirrored.sum() < 240
+
+
+def test_padded_crop_is_an_exact_shift_with_zeros():
+    images, padding = pictures(200, 3, 9, 12), 2
+    torch.manual_seed(0)
+    cropped = padded_crop(images, padding)
+    padded = torch.nn.functional.pad(images, [padding] * 4)
+    offsets = [(y, x) for y in range(5) for x in range(5)]
+    windows = torch.stack([padded[:, :, y : y + 9, x : x + 12] for y, x in offsets])
+    matches = (windows == cropped).flatten(2).all(2)
+    assert (matches.sum(0) == 1).all()
+    assert matches.any(1).all()  # all 25 offsets turn up
+
+
+def test_resized_crop_of_the_whole_area_is_the_image_and_smaller_ones_keep_the_range():
+    images = pictures(50, 3, 20, 20)
+    torch.manual_seed(0)
+    whole = resized_crop(images, (1.0, 1.0))  # only the square box fits, or none of ten tries: both are the whole image
+    assert (whole == images).flatten(1).all(1).float().mean() > 0.9
+    ramp = torch.arange(40, dtype=torch.uint8).view(1, 1, 1, 40).expand(300, 1, 40, 40)
+    across = resized_crop(ramp, (0.25, 0.25)).float()
+    span = across[:, 0, 0, -1] - across[:, 0, 0, 0]
+    assert span.min() > 17 * 0.9 and span.max() < 24  # a quarter of the area at ratios 3/4..4/3: 17.3 to 23.1 pixels wide
+    assert across[:, 0, 0, 0].min() <= 1 and across[:, 0, 0, -1].max() >= 38
+
+
+def test_erasing_comes_after_normalisation_and_clears_one_box_per_chosen_image():
+    images = pictures(500, 3, 16, 16)
+    augmenter = Augmenter(info(size=16), Augment(erasing=0.4), len(CLASSES))
+    torch.manual_seed(0)
+    inputs, _ = augmenter.train(images, targets(500))
+    changed = (inputs != augmenter.eval(images)).any(1)
+    assert (inputs.movedim(1, -1)[changed] == 0).all()
+    share = changed.float().mean((1, 2))
+    erased = share > 0
+    assert 0.32 < erased.float().mean() < 0.48
+    assert share[erased].max() <= 0.36 and share[erased].min() >= 0.01
+    rows, columns = changed.any(2), changed.any(1)
+    assert rows.sum(1).max() < 16 and columns.sum(1).max() < 16
+    assert torch.equal(changed, rows[:, :, None] & columns[:, None, :])  # a full rectangle
+    assert torch.equal(erase(inputs, 0.0), inputs)
+
+
+def test_mixup_and_cutmix_targets_say_how_much_of_each_image_is_there():
+    images = torch.stack([torch.full((1, 16, 16), 51 * label, dtype=torch.uint8) for label in range(5)])
+    plain = DataInfo("toy", CLASSES, (1, 16, 16), (0.0,), (1.0,))
+    torch.manual_seed(0)
+    for options in (Augment(mixup=0.8), Augment(cutmix=1.0), Augment(mixup=0.8, cutmix=1.0)):
+        kinds = set()
+        for _ in range(30):
+            inputs, soft = Augmenter(plain, options, 5).train(images, torch.arange(5))
+            torch.testing.assert_close(inputs.mean((1, 2, 3)), soft @ (torch.arange(5) / 5))
+            kinds.add("mixup" if (inputs.amax((2, 3)) == inputs.amin((2, 3))).all() else "cutmix")
+        assert "mixup" in kinds if options.mixup else True
+        assert "cutmix" in kinds if options.cutmix else True
+        assert len(kinds) == 2 or not (options.mixup and options.cutmix)
+
+
+def test_augmentation_is_full_precision_under_autocast():
+    augmenter, images = Augmenter(info(), Augment(trivial=True), len(CLASSES)), pictures(60)
+    torch.manual_seed(0)
+    expected, _ = augmenter.train(images, targets(60))
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs, _ = augmenter.train(images, targets(60))
+    assert torch.equal(inputs, expected)
