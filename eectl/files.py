@@ -112,25 +112,43 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
 def read_tensors(path: Path, *, kind: str, schema: int) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """The tensors (on the CPU) and the JSON object of a .safetensors file that eectl wrote; raises EectlError otherwise."""
-    tensors, metadata = read_any_tensors(path)
+    with _opened(path) as file:
+        metadata = _own_metadata(path, file.metadata() or {}, kind=kind, schema=schema)
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def read_metadata(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
+    """The JSON object alone, without reading the tensors; raises EectlError as `read_tensors` does."""
+    with _opened(path) as file:
+        return _own_metadata(path, file.metadata() or {}, kind=kind, schema=schema)
+
+
+def _own_metadata(path: Path, metadata: Mapping[str, str], *, kind: str, schema: int) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         raise EectlError(f"{path}: a safetensors file that eectl did not write; plain weights go in with backbone.weights")
     value = json.loads(metadata[METADATA_KEY])
     check_kind(path, value, kind=kind, schema=schema)
-    return tensors, value
+    return dict(value)
 
 
 def read_any_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """The tensors and string metadata of any .safetensors file; raises EectlError for a missing, cut or foreign file."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file, open for safetensors; raises EectlError for a missing, cut or foreign file."""
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        raise EectlError(f"{path}: a folder; name a .safetensors file in it, such as {path / 'model.safetensors'}")
     try:
-        if path.is_dir():
-            raise EectlError(f"{path}: a folder; name a .safetensors file in it, such as {path / 'model.safetensors'}")
         with open(path, "rb"):
-            pass
+            pass  # says what is wrong in the system's words, which safetensors does not
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except OSError as error:
         raise _unreadable(path, error) from error
     except SafetensorError as error:
@@ -149,5 +167,5 @@ def digest(tensors: "Mapping[str, Tensor]") -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

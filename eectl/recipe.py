@@ -7,6 +7,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -46,6 +47,12 @@ class Augment(Section):
     erasing: Probability = Field(0.0, description="probability of random erasing")
     mixup: NonNegative = Field(0.0, description="Mixup's alpha; 0 is off")
     cutmix: NonNegative = Field(0.0, description="CutMix's alpha; 0 is off; with Mixup on, one of the two by a fair coin")
+
+    @model_validator(mode="after")
+    def _a_range(self) -> "Augment":
+        if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1]:
+            raise ValueError(f"resized_crop is {list(self.resized_crop)}; give two areas above 0, the smaller first")
+        return self
 
 
 class Data(Section):
@@ -143,6 +150,7 @@ class Recipe(Section):
     init: Path | None = Field(None, description="a checkpoint to start from, as --from")
     exits: Exits = Exits(placement="every-2")
     regime: Annotated[str, AfterValidator(_known_regime)] = "mixed"
+    phase: Count | None = Field(None, description="run only this phase, as --phase")
     loss_weights: Literal["uniform"] | tuple[NonNegative, ...] = Field("uniform", description="or one number per exit")
     label_smoothing: Fraction = 0.0
     optimizer: Optimizer = Optimizer()
@@ -173,7 +181,12 @@ class ModelSpec(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars (1e-4 is a number, `no` is text), and no key twice."""
+    """YAML 1.2's scalars (1e-4 is a number, `no` is text), no key twice, no aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken", self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -221,6 +234,11 @@ def shipped_recipes() -> dict[str, str]:
     }
 
 
+def is_recipe(source: str) -> bool:
+    """Whether `source` names a shipped recipe or a YAML file, rather than a checkpoint."""
+    return Path(source).suffix in (".yaml", ".yml") or (source in shipped_recipes() and not Path(source).exists())
+
+
 def read_recipe(source: str, *, changes: Iterable[str] = ()) -> Recipe:
     """The recipe called `source` (a shipped one's name, or a path), with `--set key=value` changes.
 
@@ -228,17 +246,15 @@ def read_recipe(source: str, *, changes: Iterable[str] = ()) -> Recipe:
     """
     shipped = shipped_recipes()
     if source in shipped:
-        text, where = shipped[source], source
-    elif Path(source).suffix in (".yaml", ".yml") or Path(source).exists():
-        text, where = _read_text(Path(source)), source
+        text = shipped[source]
+    elif is_recipe(source) or Path(source).exists():
+        text = _read_text(Path(source))
     else:
-        text, where = lookup(shipped, source, what="recipe (and no file)"), source
-    value = parse_yaml(text, where=where)
-    if value is None:
-        value = {}
-    if not isinstance(value, dict):
-        raise EectlError(f"{where}: a recipe is a mapping of keys to values, this is a {type(value).__name__}")
-    return make_recipe(value, where=where, changes=changes)
+        text = lookup(shipped, source, what="recipe (and no file)")
+    value = parse_yaml(text, where=source)
+    if not isinstance(value, (dict, NoneType)):
+        raise EectlError(f"{source}: a recipe is a mapping of keys to values, this is a {type(value).__name__}")
+    return make_recipe(value or {}, where=source, changes=changes)
 
 
 def _read_text(path: Path) -> str:
