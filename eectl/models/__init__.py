@@ -1,0 +1,124 @@
+"""The doors to networks: build a backbone, attach exits, rebuild a model from its spec.
+
+A library is imported when a name needs it. Importing this package, and `known_backbones()`, imports no torch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from eectl.errors import EectlError, closest
+from eectl.recipe import Backbone as BackboneSpec
+from eectl.recipe import ModelSpec
+
+if TYPE_CHECKING:
+    from eectl.models.backbone import Backbone
+    from eectl.models.multi_exit import MultiExitModel
+
+TIMM = "timm/"
+
+
+def known_backbones() -> list[str]:
+    """The names in BACKBONES; `timm/NAME` reaches timm's besides."""
+    return sorted(BACKBONES)
+
+
+def build_backbone(spec: BackboneSpec, *, input_shape: Sequence[int], num_outputs: int) -> "Backbone":
+    """The network that `spec` names, for images of `input_shape` (channels, height, width), with `num_outputs` logits.
+
+    Weights come from the library (`pretrained`) or a file (`weights`); what they leave freshly initialised is in
+    `backbone.fresh`. Draws from torch's global generator. Raises EectlError for an unknown name, options or images that the
+    network does not take, weights that do not fit and downloads that fail.
+    """
+    if spec.name.startswith(TIMM):
+        name, build = spec.name.removeprefix(TIMM), _timm()
+    elif spec.name in BACKBONES:
+        name, build = spec.name, BACKBONES[spec.name]()
+    else:
+        raise EectlError(
+            f"unknown backbone '{spec.name}'{closest(spec.name, BACKBONES)}; known: {', '.join(BACKBONES)}; "
+            "timm/NAME reaches timm's, such as timm/vit_tiny_patch16_224"
+        )
+    backbone = build(name, spec.args, input_shape=tuple(input_shape), num_outputs=num_outputs, pretrained=spec.pretrained)
+    backbone.name = spec.name
+    if not backbone.depth:
+        raise EectlError(f"backbone.args: {dict(spec.args)} leave {spec.name} no block")
+    if spec.weights is not None:
+        from eectl.files import read_any_tensors
+        from eectl.models.building import load_weights
+
+        load_weights(backbone, read_any_tensors(spec.weights)[0], where=f"backbone.weights {spec.weights}")
+    return backbone
+
+
+def attach_exits(
+    backbone: "Backbone", *, after: Sequence[int], heads: str | Sequence[str], num_outputs: int, input_shape: Sequence[int]
+) -> "MultiExitModel":
+    """`backbone` with an exit after each block of `after`, sorted; `heads` is one kind for all, or one per entry of `after`.
+
+    The kind `auto` is the backbone's default. The last block may have an exit too. Draws from torch's global generator.
+    Raises EectlError for a block that the backbone does not have or that is listed twice, and for an unknown kind.
+    """
+    from eectl.models.backbone import dry_run
+    from eectl.models.heads import make_head
+    from eectl.models.multi_exit import MultiExitModel
+
+    for position, block in enumerate(after):
+        if not 0 <= block < backbone.depth:
+            allowed = f"{backbone.name} takes exits after blocks 0–{backbone.depth - 1}"
+            raise EectlError(f"exits.after[{position}] is {block}; {allowed}")
+        if block in after[:position]:
+            raise EectlError(f"exits.after[{position}] is {block}, which is listed before; each block takes one exit")
+    kinds = [heads] * len(after) if isinstance(heads, str) else list(heads)
+    if len(kinds) != len(after):
+        raise EectlError(f"{len(kinds)} exit heads for {len(after)} exits; give one kind, or one for each")
+    pairs = sorted(zip(after, kinds, strict=True))
+    hidden = dry_run(backbone, input_shape) if pairs else []
+    attached = [
+        make_head(backbone.default_head if kind == "auto" else kind, backbone.feature(hidden[block]), num_outputs)
+        for block, kind in pairs
+    ]
+    return MultiExitModel(backbone, attached, after=[block for block, _ in pairs])
+
+
+def model_spec(model: "MultiExitModel", backbone: BackboneSpec, *, input_shape: Sequence[int], num_outputs: int) -> ModelSpec:
+    """What rebuilds `model`, whose backbone was built from the section `backbone`: no download, no weights, resolved heads."""
+    channels, height, width = input_shape
+    return ModelSpec(
+        backbone=backbone.model_copy(update={"pretrained": False, "weights": None}),
+        input_shape=(channels, height, width),
+        num_outputs=num_outputs,
+        after=model.after,
+        heads=tuple(str(head.kind) for head in model.exits),
+    )
+
+
+def build_model(spec: ModelSpec) -> "MultiExitModel":
+    """The network of a checkpoint, freshly initialised: its weights come from the checkpoint, never from a download."""
+    plain = spec.backbone.model_copy(update={"pretrained": False, "weights": None})
+    backbone = build_backbone(plain, input_shape=spec.input_shape, num_outputs=spec.num_outputs)
+    return attach_exits(backbone, after=spec.after, heads=spec.heads, num_outputs=spec.num_outputs, input_shape=spec.input_shape)
+
+
+def _nets() -> "Callable[..., Backbone]":
+    from eectl.models import nets
+
+    return nets.build
+
+
+def _torchvision() -> "Callable[..., Backbone]":
+    from eectl.models import from_torchvision
+
+    return from_torchvision.build
+
+
+def _timm() -> "Callable[..., Backbone]":
+    from eectl.models import from_timm
+
+    return from_timm.build
+
+
+BACKBONES: "dict[str, Callable[[], Callable[..., Backbone]]]" = {
+    **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56"), _nets),
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _torchvision),
+    **dict.fromkeys(("vit", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"), _torchvision),
+}

@@ -84,16 +84,23 @@ class Backbone(nn.Module, ABC):
     `depth` is the number of blocks; block numbers 0..depth-1 are public (recipes and checkpoints store them).
     `block_names[i]` and `head_names` are the names (relative to `net`) of the submodules and parameters that block i and the
     head own; everything else belongs to the stem. Every parameter and buffer of `net` is used by exactly the part that owns it.
+    `classifiers` are the linear layers whose size is the number of outputs: weights for other classes leave them out.
+    `name` is what a recipe calls the network; `fresh` names the parameters that loaded weights left freshly initialised.
     """
 
     default_head: ClassVar[str] = "linear"
     prefers_channels_last: ClassVar[bool] = False
 
-    def __init__(self, net: nn.Module, *, block_names: Sequence[Sequence[str]], head_names: Sequence[str]) -> None:
+    def __init__(
+        self, net: nn.Module, *, block_names: Sequence[Sequence[str]], head_names: Sequence[str], classifiers: Sequence[str]
+    ) -> None:
         super().__init__()
         self.net = net
         self.block_names = tuple(tuple(names) for names in block_names)
         self.head_names = tuple(head_names)
+        self.classifiers = tuple(classifiers)
+        self.name = type(net).__name__
+        self.fresh: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -132,6 +139,28 @@ class Backbone(nn.Module, ABC):
         if owned(self.head_names):
             return self.depth
         return next((i for i, names in enumerate(self.block_names) if owned(names)), -1)
+
+
+class StagedBackbone(Backbone):
+    """A CNN whose blocks are the children of its stages, the Sequentials `layer1`, `layer2`, … (every ResNet's naming)."""
+
+    default_head = "sdn"
+    prefers_channels_last = True
+
+    def __init__(self, net: nn.Module, *, head_names: Sequence[str], classifiers: Sequence[str]) -> None:
+        stages = [(name, len(stage)) for name, stage in net.named_children() if isinstance(stage, nn.Sequential)]
+        places = [(name, i) for name, length in stages if name.startswith("layer") for i in range(length)]
+        names = [(f"{stage}.{i}",) for stage, i in places]
+        super().__init__(net, block_names=names, head_names=head_names, classifiers=classifiers)
+        self._places = tuple(places)
+
+    def block(self, index: int, hidden: Hidden) -> Hidden:
+        stage, position = self._places[index]
+        return Hidden(getattr(self.net, stage)[position](hidden.x))
+
+    def feature(self, hidden: Hidden) -> Feature:
+        assert isinstance(hidden.x, Tensor)
+        return MapFeature(hidden.x)
 
 
 def dry_run(backbone: Backbone, input_shape: Sequence[int]) -> list[Hidden]:

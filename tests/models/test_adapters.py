@@ -1,0 +1,320 @@
+"""The contract of every adapter: a bitwise view of the library's network, whose every tensor belongs to the part that uses it."""
+
+import copy
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eectl.models import attach_exits, build_backbone, build_model, model_spec
+from eectl.models.backbone import Backbone, Hidden, dry_run
+from eectl.models.multi_exit import MultiExitModel
+from eectl.recipe import Backbone as BackboneSpec
+from eectl.recipe import ModelSpec
+
+NUM_OUTPUTS = 5
+
+
+class Case(NamedTuple):
+    """A small network of one adapter, its blocks, and the parts that its stem and head own."""
+
+    name: str
+    args: dict[str, object]
+    shape: tuple[int, int, int]
+    depth: int
+    stem: set[str]
+    head: set[str]
+
+
+SMALL_TIMM = {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}
+RANDOM_TIMM = SMALL_TIMM | {
+    "drop_rate": 0.1,
+    "pos_drop_rate": 0.1,
+    "proj_drop_rate": 0.1,
+    "attn_drop_rate": 0.1,
+    "drop_path_rate": 0.2,
+}
+ONE_EACH = {"layers": [1, 1, 1, 1], "drop_rate": 0.2, "drop_path_rate": 0.2}
+CNN_STEM = {"conv1", "bn1"}
+VIT_STEM = {"patch_embed", "pos_embed", "cls_token"}
+
+CASES = {
+    "cifar": Case("resnet20", {}, (3, 8, 8), 9, CNN_STEM, {"fc"}),
+    "resnet": Case("resnet18", {}, (3, 32, 32), 8, CNN_STEM, {"fc"}),
+    "resnet-small-grey": Case("resnet18", {"stem": "small"}, (1, 9, 8), 8, CNN_STEM, {"fc"}),
+    "vit": Case(
+        "vit",
+        {"patch_size": 4, "dim": 16, "mlp_dim": 24, "depth": 3, "heads": 2, "dropout": 0.1, "attention_dropout": 0.1},
+        (3, 8, 8),
+        3,
+        {"class_token", "conv_proj", "encoder.pos_embedding"},
+        {"encoder.ln", "heads"},
+    ),
+    "timm-resnet": Case("timm/resnet18", ONE_EACH, (3, 32, 32), 4, CNN_STEM, {"fc"}),
+    "timm-bottleneck": Case("timm/resnet50.a1_in1k", ONE_EACH, (1, 32, 24), 4, CNN_STEM, {"fc"}),
+    "timm-deep-stem": Case("timm/resnet18d", ONE_EACH, (3, 32, 32), 4, CNN_STEM, {"fc"}),
+    "timm-vit": Case("timm/vit_tiny_patch16_224", RANDOM_TIMM, (3, 8, 12), 3, VIT_STEM, {"norm", "head"}),
+    "timm-dynamic": Case(
+        "timm/vit_tiny_patch16_224", RANDOM_TIMM | {"dynamic_img_size": True}, (1, 8, 8), 3, VIT_STEM, {"norm", "head"}
+    ),
+    "timm-distilled": Case(
+        "timm/deit_tiny_distilled_patch16_224",
+        RANDOM_TIMM,
+        (3, 8, 8),
+        3,
+        VIT_STEM | {"dist_token"},
+        {"norm", "head", "head_dist"},
+    ),
+    "timm-no-class-token": Case(
+        "timm/vit_medium_patch16_reg4_gap_256",
+        RANDOM_TIMM,
+        (3, 8, 8),
+        3,
+        {"patch_embed", "pos_embed", "reg_token"},
+        {"fc_norm", "head"},
+    ),
+    "timm-pre-norm": Case("timm/vit_base_patch16_clip_224", SMALL_TIMM, (3, 8, 8), 3, VIT_STEM | {"norm_pre"}, {"norm", "head"}),
+    "timm-attention-pool": Case(
+        "timm/vit_base_patch16_siglip_224", SMALL_TIMM, (3, 8, 8), 3, {"patch_embed", "pos_embed"}, {"norm", "attn_pool", "head"}
+    ),
+    "timm-hybrid": Case("timm/vit_tiny_r_s16_p8_224", {"depth": 2, "embed_dim": 24}, (3, 64, 64), 2, VIT_STEM, {"norm", "head"}),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def shared(case: Case) -> Backbone:
+    """Built once; every tensor gets noise, so that zero-initialised classifiers and residual branches hide nothing."""
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneSpec(name=case.name, args=case.args), input_shape=case.shape, num_outputs=NUM_OUTPUTS)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in backbone.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.1 * torch.randn_like(buffer))
+    return backbone
+
+
+@pytest.fixture
+def backbone(shared: Backbone) -> Backbone:
+    return copy.deepcopy(shared)
+
+
+@pytest.fixture
+def images(case: Case) -> Tensor:
+    return torch.randn(4, *case.shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def model(case: Case, backbone: Backbone) -> MultiExitModel:
+    torch.manual_seed(2)
+    return attach_exits(backbone, after=[0, case.depth - 1], heads="auto", num_outputs=NUM_OUTPUTS, input_shape=case.shape)
+
+
+def trace(backbone: Backbone, images: Tensor) -> Iterator[Tensor]:
+    """What the stem, each block and the head give."""
+    hidden = backbone.stem(images)
+    yield tensor_of(hidden)
+    for index in range(backbone.depth):
+        hidden = backbone.block(index, hidden)
+        yield tensor_of(hidden)
+    yield backbone.head(hidden)
+
+
+def tensor_of(hidden: Hidden) -> Tensor:
+    assert isinstance(hidden.x, Tensor)
+    return hidden.x
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_pieces_equal_the_librarys_forward_bitwise(backbone: Backbone, images: Tensor, training: bool) -> None:
+    backbone.train(training)
+    library = copy.deepcopy(backbone.net)
+    torch.manual_seed(3)
+    expected = library(images)
+    torch.manual_seed(3)
+    found = backbone(images)
+    assert expected.shape == (4, NUM_OUTPUTS)
+    assert expected.std() > 0
+    assert torch.equal(found, expected)
+    after = backbone.net.state_dict()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in library.state_dict().items())
+
+
+def test_depth_and_owners_of_the_ends(case: Case, backbone: Backbone) -> None:
+    assert backbone.depth == case.depth
+    for name, _ in backbone.net.named_parameters():
+        part = backbone.locate(name)
+        owned = {-1: case.stem, case.depth: case.head}.get(part, set(backbone.block_names[min(max(part, 0), case.depth - 1)]))
+        assert any(name == own or name.startswith(own + ".") for own in owned), (name, part)
+
+
+def test_locate_names_the_part_that_uses_each_tensor(backbone: Backbone, images: Tensor) -> None:
+    """Changing a tensor changes its part's output and nothing before it."""
+    backbone.eval()
+    tensors = {**dict(backbone.net.named_parameters()), **dict(backbone.net.named_buffers())}
+    with torch.no_grad():
+        before = list(trace(backbone, images))
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                continue
+            kept = tensor.clone()
+            tensor.add_(1 + torch.rand_like(tensor))
+            changed = [not torch.equal(a, b) for a, b in zip(before, trace(backbone, images), strict=True)]
+            tensor.copy_(kept)
+            assert changed.index(True) - 1 == backbone.locate(name), name
+
+
+def test_modules_of_a_block_are_the_blocks(backbone: Backbone) -> None:
+    for index, names in enumerate(backbone.block_names):
+        for name in names:
+            inner = [f"{name}.{child}" for child, _ in backbone.net.get_submodule(name).named_modules() if child]
+            assert {backbone.locate(module) for module in (name, *inner)} == {index}
+    assert backbone.locate("") == -1
+
+
+def test_a_copy_is_independent(backbone: Backbone, images: Tensor) -> None:
+    backbone.eval()
+    twin = copy.deepcopy(backbone)
+    expected = backbone(images)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(backbone(images), expected)
+    assert not torch.equal(twin(images), expected)
+
+
+def test_features_have_the_widths_that_heads_learn(case: Case, backbone: Backbone, images: Tensor) -> None:
+    backbone.eval()
+    with torch.no_grad():
+        examples = [backbone.feature(hidden) for hidden in dry_run(backbone, case.shape)]
+        hidden = backbone.stem(images)
+        for index, example in enumerate(examples):
+            hidden = backbone.block(index, hidden)
+            feature = backbone.feature(hidden)
+            for view in ("pooled", "cls", "map"):
+                assert getattr(feature, view)().shape[1:] == getattr(example, view)().shape[1:]
+            assert torch.allclose(feature.pooled(), feature.map().mean(dim=(2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "timm/resnet18", "resnet20"])
+def test_maps_are_height_by_width(name: str) -> None:
+    args = {"patch_size": 8, "embed_dim": 12, "depth": 1} if "vit" in name else {}
+    backbone = build_backbone(BackboneSpec(name=name, args=args), input_shape=(3, 16, 32), num_outputs=2)
+    height, width = backbone.feature(dry_run(backbone, (3, 16, 32))[0]).map().shape[2:]
+    assert width == 2 * height
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp-7", "sdn"])
+def test_every_kind_of_head_fits(case: Case, backbone: Backbone, images: Tensor, kind: str) -> None:
+    model = attach_exits(backbone, after=[0], heads=kind, num_outputs=NUM_OUTPUTS, input_shape=case.shape)
+    first, last = model(images)
+    assert first.logits.shape == last.logits.shape == (4, NUM_OUTPUTS)
+
+
+def test_exit_gradients_stop_at_its_block(model: MultiExitModel, images: Tensor) -> None:
+    output = model(images, exits={1})[0]
+    output.logits.square().sum().backward()
+    graded = {model.part(name) for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert graded == {("segment", 1), ("head", 1)}
+    assert all(p.grad is not None for n, p in model.named_parameters() if model.part(n) in graded)
+
+
+def test_unwanted_exits_and_later_blocks_do_not_run(model: MultiExitModel, images: Tensor) -> None:
+    model.eval()
+    every = model(images)
+    last_block = model.backbone.net.get_submodule(model.backbone.block_names[-1][0])
+    calls: list[int] = []
+    last_block.register_forward_hook(lambda *_: calls.append(1))
+    first = model(images, exits={1})
+    assert first[1:] == [None, None]
+    assert not calls
+    assert torch.equal(first[0].logits, every[0].logits)
+    assert torch.equal(model(images, exits={3})[2].logits, every[2].logits)
+    assert torch.equal(every[2].logits, model.backbone.net(images))
+
+
+@pytest.mark.parametrize(("segments", "heads"), [((), (1, 2)), ((1,), ()), ((2,), (2,)), ((3,), ()), ((1, 2, 3), ())])
+def test_frozen_parts_stay_bit_equal(
+    model: MultiExitModel, images: Tensor, segments: tuple[int, ...], heads: tuple[int, ...]
+) -> None:
+    """Buffers included; what trains moves. Dropout is on exactly in the parts that train."""
+    model.set_trainable(segments, heads)
+    model.train_parts(segments, heads)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    sum(output.logits.square().sum() for output in model(images)).backward()
+    optimizer.step()
+    moved = {model.part(name) for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {("segment", k) for k in segments} | {("head", k) for k in heads}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Dropout, nn.modules.batchnorm._BatchNorm)):
+            kind, number = model.part(name)
+            assert module.training == (number in {"segment": segments, "head": heads}[kind]), name
+
+
+def test_a_spec_rebuilds_the_network(case: Case, model: MultiExitModel, images: Tensor) -> None:
+    section = BackboneSpec(name=case.name, args=case.args)
+    spec = model_spec(model, section, input_shape=case.shape, num_outputs=NUM_OUTPUTS)
+    again = build_model(ModelSpec.model_validate_json(spec.model_dump_json()))
+    assert list(again.state_dict()) == list(model.state_dict())
+    again.load_state_dict(model.state_dict())
+    model.eval(), again.eval()
+    for expected, found in zip(model(images), again(images), strict=True):
+        assert torch.equal(expected.logits, found.logits)
+
+
+def test_parameter_names_are_the_librarys() -> None:
+    """The keys that the libraries' own published weights have."""
+    import timm
+    import torchvision
+
+    with torch.device("meta"):
+        for name, library in {
+            "resnet50": torchvision.models.resnet50(),
+            "vit_b_32": torchvision.models.vit_b_32(image_size=64),
+            "timm/resnet18d": timm.create_model("resnet18d"),
+            "timm/deit_tiny_distilled_patch16_224": timm.create_model("deit_tiny_distilled_patch16_224", img_size=64),
+        }.items():
+            ours = build_backbone(BackboneSpec(name=name), input_shape=(3, 64, 64), num_outputs=1000)
+            expected = {key: tensor.shape for key, tensor in library.state_dict().items()}
+            assert {key: tensor.shape for key, tensor in ours.net.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    {
+        **{"resnet20": 9, "resnet32": 15, "resnet44": 21, "resnet56": 27},
+        **{"resnet18": 8, "resnet34": 16, "resnet50": 16, "resnet101": 33, "resnet152": 50},
+        **{"vit": 7, "vit_b_16": 12, "vit_b_32": 12, "vit_l_16": 24, "vit_l_32": 24},
+        **{"timm/resnet26": 8, "timm/vit_tiny_patch16_224": 12},
+    }.items(),
+)
+def test_block_numbers_are_pinned(name: str, depth: int) -> None:
+    with torch.device("meta"):
+        assert build_backbone(BackboneSpec(name=name), input_shape=(3, 64, 64), num_outputs=10).depth == depth
+
+
+def test_resnet20_is_he_et_als_with_projections() -> None:
+    """Their 0.27 M parameters (269,722 with option A), and a 1×1 convolution and BatchNorm at each of two changes of shape."""
+    backbone = build_backbone(BackboneSpec(name="resnet20"), input_shape=(3, 32, 32), num_outputs=10)
+    projections = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
+    assert sum(p.numel() for p in backbone.parameters()) == 269_722 + projections
+
+
+def test_timms_head_dropout_follows_the_head_and_not_the_stem() -> None:
+    spec = BackboneSpec(name="timm/resnet18", args={"layers": [1, 1, 1, 1], "drop_rate": 0.5})
+    backbone = build_backbone(spec, input_shape=(3, 32, 32), num_outputs=NUM_OUTPUTS)
+    model = attach_exits(backbone, after=[0], heads="auto", num_outputs=NUM_OUTPUTS, input_shape=(3, 32, 32))
+    model.train_parts(segments={1}, heads={1})
+    hidden = Hidden(torch.ones(4, 512, 1, 1))
+    assert torch.equal(backbone.head(hidden), backbone.head(hidden))
+    model.train_parts(segments={2}, heads=())
+    assert not torch.equal(backbone.head(hidden), backbone.head(hidden))
