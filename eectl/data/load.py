@@ -40,7 +40,7 @@ def load_data(spec: recipe.Data, *, device: torch.device, download: bool = False
 
 
 def data_info(spec: recipe.Data) -> DataInfo:
-    """A data set's facts; for those that eectl knows, from a table and without reading any file (class names are then numbers)."""
+    """A data set's facts; for those that eectl knows, from a table and without reading any file: class names are then numbers."""
     if spec.name not in FACTS:
         return load_data(spec, device=torch.device("cpu")).info
     num_classes, (channels, height, width) = FACTS[spec.name]

@@ -1,0 +1,51 @@
+"""`eectl calibrate-thresholds`: one pass over the calibration split, then the best thresholds for each budget, to a file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from eectl.distributed import join, leave
+from eectl.files import refuse_existing
+from eectl.predict import save_predictions
+from eectl.results import Policies, parse_budgets, write_policies
+from eectl.session import TASK, open_session, split_predictions
+from eectl.thresholds import calibrate, check_request
+
+
+def calibrate_checkpoint(
+    path: Path,
+    *,
+    budgets: str,
+    criterion: str | None,
+    out: Path,
+    predictions: Path | None = None,
+    save_to: Path | None = None,
+    device: str = "auto",
+    data_root: Path | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None],
+) -> Policies | None:
+    """Choose thresholds for `budgets` (as the user wrote them) and write the policy file; None in all processes but the first.
+
+    Raises EectlError, before the pass, for budgets, criterion or outputs that will not do.
+    """
+    percentages = parse_budgets(budgets)
+    for output in filter(None, (out, save_to)):
+        refuse_existing(output, overwrite=overwrite)
+    world = join(device)
+    try:
+        session = open_session(path, world=world, data_root=data_root, needs=("calibration",))
+        check_request(criterion, task=TASK, num_exits=session.checkpoint.model.num_exits)
+        found = split_predictions(session, "calibration", file=predictions, batch_size=batch_size)
+        if not world.is_main:
+            return None
+        for note in session.notes:
+            say(f"note: {note}")
+        costs = session.costs
+        policies = calibrate(found, exit_costs=costs.exits, plain_cost=costs.plain, budgets=percentages, criterion=criterion)
+        if save_to is not None:
+            save_predictions(save_to, found)
+        write_policies(out, policies)
+        return policies
+    finally:
+        leave()

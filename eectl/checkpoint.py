@@ -1,0 +1,115 @@
+"""One self-describing .safetensors file per network: it rebuilds with no recipe beside it. Holds no training state."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eectl import __version__, files
+from eectl.errors import EectlError
+from eectl.files import digest, write_tensors
+from eectl.models import build_model
+from eectl.models.multi_exit import MultiExitModel
+from eectl.recipe import ModelSpec, Recipe, make_recipe
+
+KIND = "checkpoint"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says beside its weights.
+
+    `data` describes the data set (name, classes, normalisation), `splits` holds size and fingerprint by split name,
+    `history` one entry per step that made the network (a phase, or attached heads), `parent` the digest it came from.
+    """
+
+    spec: ModelSpec
+    recipe: Recipe
+    data: Mapping[str, Any]
+    splits: Mapping[str, Mapping[str, Any]]
+    history: Sequence[Mapping[str, Any]]
+    parent: str | None = None
+
+    @property
+    def untrained(self) -> list[int]:
+        """The attached exits (numbers from 1) that no phase has trained since they were attached."""
+        trained: set[int] = set()
+        for entry in self.history:
+            trained = set() if "attached" in entry else trained | set(entry["heads"])
+        return [number for number in range(1, len(self.spec.after) + 1) if number not in trained]
+
+    def to_json(self) -> dict[str, Any]:
+        """What the file's metadata holds of it."""
+        return {
+            "model": self.spec.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "data": dict(self.data),
+            "splits": dict(self.splits),
+            "history": list(self.history),
+            "parent": self.parent,
+        }
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded network, what its file says, and the digest that names its weights."""
+
+    path: Path
+    model: MultiExitModel
+    about: About
+    digest: str
+
+
+def save_checkpoint(path: Path, model: MultiExitModel, about: About) -> str:
+    """Write the network in one step and return the digest of its weights."""
+    tensors = model.state_dict()
+    weights = digest(tensors)
+    versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
+    versions |= {"eectl": __version__, "python": platform.python_version()}
+    metadata = {"kind": KIND, "schema": SCHEMA, "weights": weights, "versions": versions, **about.to_json()}
+    write_tensors(path, tensors, metadata)
+    return weights
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Everything a checkpoint's file says, as JSON, without its weights."""
+    return files.read_metadata(path, kind=KIND, schema=SCHEMA)
+
+
+def read_about(path: Path) -> About:
+    """What a checkpoint says beside its weights, without reading them."""
+    return _about(path, read_metadata(path))
+
+
+def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
+    """Rebuild the network of a checkpoint, in eval mode; raises EectlError where the file is not one, cut or altered."""
+    tensors, metadata = files.read_tensors(path, kind=KIND, schema=SCHEMA)
+    if digest(tensors) != metadata["weights"]:
+        raise EectlError(f"{path}: the weights are not those that were saved; the file was altered or damaged, write it again")
+    about = _about(path, metadata)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(about.spec)
+    wrong = model.load_state_dict(tensors, strict=False)
+    if wrong.missing_keys or wrong.unexpected_keys:
+        odd = ", ".join([*wrong.missing_keys, *wrong.unexpected_keys][:3])
+        made_with = ", ".join(f"{name} {number}" for name, number in metadata["versions"].items())
+        raise EectlError(
+            f"{path}: {odd} do not fit {about.spec.backbone.name} as it is built here; the file was made with {made_with}"
+        )
+    return Checkpoint(path, model.to(device).eval(), about, metadata["weights"])
+
+
+def _about(path: Path, metadata: Mapping[str, Any]) -> About:
+    return About(
+        spec=ModelSpec.model_validate(metadata["model"]),
+        recipe=make_recipe(metadata["recipe"], where=f"{path} (its recipe)"),
+        data=metadata["data"],
+        splits=metadata["splits"],
+        history=metadata["history"],
+        parent=metadata["parent"],
+    )

@@ -1,0 +1,356 @@
+"""The command line: parse, call one verb, print. Heavy imports stay inside the commands, so --help and TAB are quick."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eectl import __version__
+from eectl.errors import EectlError, Interrupted
+
+if TYPE_CHECKING:
+    from eectl.recipe import Recipe
+
+app = typer.Typer(
+    name="eectl",
+    help="Train, calibrate, measure and explain multi-exit neural networks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+CRITERIA = ("max-softmax", "entropy", "margin", "patience")  # exiting.CRITERIA, which needs torch to read
+HEADS = ("linear", "mlp-1024", "mlp-2048", "sdn")
+PLACEMENTS = ("every-1", "every-2", "every-3", "dense-sparse", "sparse-dense")
+BUDGETS = "25,50,75,100"
+
+
+def _starting_with(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _among(*names: str) -> Callable[[str], list[str]]:
+    """A completion from a fixed list."""
+
+    def complete(incomplete: str) -> list[str]:
+        return _starting_with(names, incomplete)
+
+    return complete
+
+
+def _regimes(incomplete: str) -> list[str]:
+    from eectl.regimes import REGIMES
+
+    return _starting_with(REGIMES, incomplete)
+
+
+def _recipes(incomplete: str) -> list[str]:
+    from eectl.recipe import shipped_recipes
+
+    return _starting_with(shipped_recipes(), incomplete)
+
+
+def _files(incomplete: str) -> list[str]:
+    """Checkpoints and folders that begin like this."""
+    base = Path(incomplete)
+    folder = base if incomplete.endswith("/") else base.parent
+    names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
+    return [name for name in names if name.startswith(incomplete) and name.endswith(("/", ".safetensors"))]
+
+
+def _recipes_and_files(incomplete: str) -> list[str]:
+    return _recipes(incomplete) + _files(incomplete)
+
+
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="a checkpoint file", autocompletion=_files, show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="where to write", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps", autocompletion=_among("auto", "cpu", "cuda", "mps"))]
+DataRoot = Annotated[Path | None, typer.Option(help="where the data lies, if not where the recipe says", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an output that exists")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
+Budgets = Annotated[str, typer.Option(help="percentages of the plain backbone's cost")]
+Criterion = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(CRITERIA)}; none: max-softmax",
+        autocompletion=_among(*CRITERIA),
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="images at once; none: the recipe's", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
+
+
+def main() -> None:
+    """Run the program; a user's mistake becomes one line on stderr and exit code 1, a bug keeps its traceback."""
+    try:
+        app(prog_name="eectl")
+    except EectlError as error:
+        rank = os.environ.get("RANK", "0")
+        process = "" if rank == "0" else f" [process {rank}]"
+        for line in str(error).splitlines():
+            print(f"eectl{process}: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Interrupted as stop:
+        print(f"eectl: stopped by {stop}; the state is saved, the same command with --resume goes on", file=sys.stderr)
+        sys.exit(stop.exit_code)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"eectl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel="Train")
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="a YAML file or a shipped recipe's name; none: that of --from, else digits",
+                       autocompletion=_recipes_and_files, show_default=False),
+    ] = None,
+    regime: Annotated[str | None, typer.Option(help="disjoint, joint, mixed, branch-wise, separate, alternating, mixed-gradual",
+                                               autocompletion=_regimes, show_default=False)] = None,
+    phase: Annotated[int | None, typer.Option(min=1, help="run one phase: 1 backbone, 2 everything, 3 heads on the frozen "
+                                              "backbone; staged regimes count their stages", show_default=False)] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="a checkpoint to start from", autocompletion=_files,
+                                               show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; none: runs/RECIPE-REGIME[-phase-N]-seed-S",
+                                             show_default=False)] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, such as "
+                                                      "optimizer.lr=1e-4; may be repeated", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of weights, order and augmentation", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="at most this many per phase", show_default=False)] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    download: Annotated[bool, typer.Option("--download", help="fetch the data set if it is missing")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped, or start it")] = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the recipe, the phases and the costs, and stop")] = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Train a regime, or one phase of it, into a run folder.
+
+    Example: eectl train digits --regime disjoint --phase 1 -o runs/backbone
+    """
+    given = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data.root": data_root, "init": start}
+    extra = [f"{key}={_yaml_text(value)}" for key, value in given.items() if value is not None]
+    name, full = _find_recipe(recipe, start, [*(changes or []), *extra])
+    if dry_run:
+        from eectl.describe import show_phases, show_recipe
+        from eectl.plan import plan
+        from eectl.report import show_costs
+
+        planned = plan(full)
+        show_recipe(planned.recipe)
+        show_phases(planned.recipe, planned.phases)
+        show_costs(planned.priced.costs, after=planned.priced.spec.after)
+        return
+    part = "" if full.phase is None else f"-phase-{full.phase}"
+    folder = out or Path("runs") / f"{name}-{full.regime}{part}-seed-{full.seed}"
+    from eectl.describe import show_training
+    from eectl.train import train as run
+
+    done = run(full, out=folder, device=device, resume=resume, overwrite=overwrite, download=download, quiet=quiet)
+    if done is not None:
+        show_training(done.path, done.about)
+        _say(f"next: {_next_after_training(done.path, has_exits=bool(done.about.spec.after))}")
+
+
+def _yaml_text(value: object) -> str:
+    import json
+
+    return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
+def _find_recipe(recipe: str | None, start: Path | None, changes: list[str]) -> "tuple[str, Recipe]":
+    """The recipe and a name for its runs: the one that is named, that of the checkpoint to start from, or digits."""
+    from eectl.recipe import make_recipe, read_recipe
+
+    if recipe is None and start is not None:
+        from eectl.checkpoint import read_about
+
+        own = read_about(start).recipe.model_dump(mode="json", exclude_none=True, exclude={"phase", "init"})
+        return start.stem, make_recipe(own, where=f"{start} (its recipe)", changes=changes)
+    return Path(recipe or "digits").stem, read_recipe(recipe or "digits", changes=changes)
+
+
+def _next_after_training(path: Path, *, has_exits: bool) -> str:
+    if has_exits:
+        return f"eectl calibrate-thresholds {path} --budgets {BUDGETS} -o {path.with_name('policy.json')}"
+    return f"eectl attach-heads {path} --placement every-2 -o {path.with_name('heads.safetensors')}"
+
+
+@app.command("attach-heads", rich_help_panel="Train")
+def attach_heads(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the checkpoint to write", show_default=False)],
+    after: Annotated[str | None, typer.Option(metavar="BLOCKS", help="blocks that an exit follows, such as 2,4,6",
+                                              show_default=False)] = None,
+    placement: Annotated[str | None, typer.Option(help="every-N, dense-sparse or sparse-dense", show_default=False,
+                                                  autocompletion=_among(*PLACEMENTS))] = None,
+    head: Annotated[str, typer.Option(help="linear, mlp-WIDTH, sdn; auto: sdn on CNNs, linear on transformers",
+                                      autocompletion=_among("auto", *HEADS))] = "auto",
+    seed: Annotated[int | None, typer.Option(help="seed of the heads' weights; none: the recipe's", show_default=False)] = None,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
+    """Put untrained exits on the backbone of a checkpoint.
+
+    Example: eectl attach-heads runs/backbone/model.safetensors --after 2,4,6 -o heads.safetensors
+    """
+    from eectl.attach import attach_heads as attach
+
+    network = attach(checkpoint, after=after, placement=placement, head=head, out=out, seed=seed, overwrite=overwrite)
+    blocks = ", ".join(map(str, network.spec.after))
+    _say(f"{out}: untrained {network.spec.heads[0]} exits after blocks {blocks}")
+    depth = network.model.backbone.depth
+    if network.spec.after[-1] == depth - 1:
+        _say(f"exit {len(network.spec.after)} follows the last block, {depth - 1}: leaving there saves nothing")
+    _say(f"next: eectl train --phase 3 --from {out} -o {out.with_suffix('')}-trained")
+
+
+@app.command("calibrate-thresholds", rich_help_panel="Measure")
+def calibrate_thresholds(
+    checkpoint: Checkpoint,
+    budgets: Budgets = BUDGETS,
+    criterion: Criterion = None,
+    out: Out = None,
+    predictions: Annotated[Path | None, typer.Option(help="predictions of the calibration split, instead of a pass over it",
+                                                     show_default=False)] = None,
+    save_predictions: Annotated[Path | None, typer.Option(help="keep the predictions of the calibration split",
+                                                          show_default=False)] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    batch_size: BatchSize = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Choose exit thresholds for cost budgets on the calibration split.
+
+    Without -o the policy goes to policy.json beside the checkpoint.
+    Example: eectl calibrate-thresholds model.safetensors --budgets 25,50,75,100 -o policy.json
+    """
+    from eectl.calibrate import calibrate_checkpoint
+    from eectl.report import show_calibration, show_json
+
+    path = out or checkpoint.with_name("policy.json")
+    policies = calibrate_checkpoint(
+        checkpoint, budgets=budgets, criterion=criterion, out=path, predictions=predictions, save_to=save_predictions,
+        device=device, data_root=data_root, batch_size=batch_size, overwrite=overwrite, say=_say,
+    )  # fmt: skip
+    if policies is None:
+        return
+    if json:
+        show_json(policies.to_json())
+    else:
+        show_calibration(policies)
+    _say(f"next: eectl evaluate {checkpoint} --policy {path}")
+
+
+@app.command(rich_help_panel="Measure")
+def evaluate(
+    checkpoint: Checkpoint,
+    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; none: the policy's, or {BUDGETS}",
+                                                show_default=False)] = None,
+    policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; none: calibrate first",
+                                                show_default=False)] = None,
+    criterion: Criterion = None,
+    protocol: Annotated[str, typer.Option(help="calibrated, or paper: the authors' rule, thresholds chosen on the test split",
+                                          autocompletion=_among("calibrated", "paper"))] = "calibrated",
+    plot: Annotated[Path | None, typer.Option(help="draw accuracy against cost into this .png, .pdf or .svg",
+                                              show_default=False)] = None,
+    predictions: Annotated[Path | None, typer.Option(help="predictions of the test split, instead of a pass over it",
+                                                     show_default=False)] = None,
+    save_predictions: Annotated[Path | None, typer.Option(help="keep the predictions of the test split",
+                                                          show_default=False)] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    batch_size: BatchSize = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Report accuracy at cost budgets on the test split.
+
+    Example: eectl evaluate model.safetensors --budgets 25,50,75,100 --plot curve.png
+    """
+    from eectl.evaluate import evaluate_checkpoint
+    from eectl.report import show_evaluation, show_json
+
+    result = evaluate_checkpoint(
+        checkpoint, budgets=budgets, policy=policy, criterion=criterion, protocol=protocol, plot=plot,
+        predictions=predictions, save_to=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
+        overwrite=overwrite, say=_say,
+    )  # fmt: skip
+    if result is None:
+        return
+    if json:
+        show_json(result.to_json())
+    else:
+        show_evaluation(result)
+
+
+@app.command(rich_help_panel="Measure")
+def flops(
+    source: Annotated[str, typer.Argument(metavar="CKPT|RECIPE", help="a checkpoint, a YAML file or a shipped recipe's name",
+                                          autocompletion=_recipes_and_files, show_default=False)],
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change the recipe",
+                                                      show_default=False)] = None,
+    data_root: DataRoot = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Print what each exit costs: multiply-adds (MACs) of one input, heads passed on the way included."""
+    from eectl.plan import costs_of
+    from eectl.report import costs_json, show_costs, show_json
+
+    measured = costs_of(source, changes=changes or [], data_root=data_root)
+    if json:
+        show_json(costs_json(measured.costs, after=measured.spec.after))
+    else:
+        show_costs(measured.costs, after=measured.spec.after)
+
+
+@app.command(rich_help_panel="Look")
+def info(checkpoint: Checkpoint, json: Json = False) -> None:
+    """Say what a checkpoint holds and how it came about."""
+    from eectl.checkpoint import read_about, read_metadata
+    from eectl.describe import show_info
+    from eectl.report import show_json
+
+    metadata = read_metadata(checkpoint)
+    if json:
+        show_json(metadata)
+    else:
+        show_info(checkpoint, metadata, read_about(checkpoint))
+
+
+@app.command(rich_help_panel="Look")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="print this one", autocompletion=_recipes, show_default=False)] = None,
+) -> None:
+    """List the shipped recipes, or print one."""
+    from eectl.errors import lookup
+    from eectl.recipe import shipped_recipes
+
+    texts = shipped_recipes()
+    if name is not None:
+        print(lookup(texts, name, what="recipe"), end="")
+        return
+    width = max(map(len, texts))
+    for each, text in texts.items():
+        print(f"{each:{width}}  {text.splitlines()[0].lstrip('# ')}")

@@ -1,0 +1,106 @@
+"""What a plan, a finished run and a checkpoint look like: tables on stdout. Results of measuring are `report`'s."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eectl.checkpoint import About
+from eectl.losses import TASKS
+from eectl.recipe import Recipe, dump_recipe
+from eectl.regimes import Phase
+from eectl.report import make_console, make_table, print_table
+
+TASK = TASKS["classification"]
+
+
+def show_recipe(recipe: Recipe) -> None:
+    """The recipe as YAML."""
+    print(dump_recipe(recipe), end="")
+
+
+def show_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
+    """What each phase trains, what it leaves frozen, on which losses and with which optimizer."""
+    num_exits = len(recipe.exits.after or ()) + 1
+    table = make_table("phase", "trains", "frozen", "losses", "optimizer", "at most")
+    for phase in phases:
+        change = recipe.phases.get(phase.number)
+        epochs = (change and change.epochs) or recipe.epochs
+        rate = (change and change.lr) or recipe.optimizer.lr
+        everything = set(range(1, num_exits + 1))
+        table.add_row(
+            f"{phase.number} {phase.title}",
+            _parts(phase.segments, phase.heads, num_exits),
+            _parts(everything - phase.segments, everything - phase.heads - {num_exits}, num_exits),
+            "; then ".join("exit " + spans(exits) for exits in phase.losses),
+            f"{recipe.optimizer.name}, lr {rate:g}, {recipe.schedule.name}",
+            f"{epochs} epochs, patience {(change and change.patience) or recipe.patience}",
+        )
+    count = f"{len(phases)} phase{'s' if len(phases) > 1 else ''}"
+    print_table(make_console(), f"{recipe.regime}: {count}, {num_exits} exits, the last is the network's own head", table)
+
+
+def _parts(segments: "set[int] | frozenset[int]", heads: "set[int] | frozenset[int]", num_exits: int) -> str:
+    """Segments and heads in words."""
+    words = []
+    if segments:
+        words.append("backbone" if len(segments) == num_exits else f"segment {spans(segments)}")
+    if heads:
+        words.append(f"head {spans(heads)}")
+    return ", ".join(words) or "nothing"
+
+
+def spans(numbers: "set[int] | frozenset[int]") -> str:
+    """Numbers as runs: `1–3, 5`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+
+
+def show_training(path: Path, about: About) -> None:
+    """The result of a run: each exit on the validation split, at the weights that were kept."""
+    entry = [entry for entry in about.history if "phase" in entry][-1]
+    why = "patience ran out" if entry["stopped_by"] == "patience" else "the cap was reached"
+    title = f"phase {entry['phase']} ({entry['title']}): epoch {entry['restored_epoch']} of {entry['epochs']} kept, {why}"
+    table = make_table("exit", "after block", f"validation {TASK.score_name}", "validation loss")
+    blocks = [str(block) for block in about.spec.after] + ["own head"]
+    for number, (block, score, loss) in enumerate(
+        zip(blocks, entry["validation"]["score"], entry["validation"]["loss"], strict=True), 1
+    ):
+        table.add_row(str(number), block, f"{100 * score:.2f}", f"{loss:.4f}")
+    console = make_console()
+    print_table(console, title, table)
+    console.print(str(path), markup=False, soft_wrap=True)
+
+
+def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
+    """A checkpoint's network, data and history."""
+    console = make_console()
+    spec, data = about.spec, about.data
+    shape = "×".join(map(str, spec.input_shape))
+    args = f" {dict(spec.backbone.args)}" if spec.backbone.args else ""
+    lines = {
+        "network": f"{spec.backbone.name}{args}, {shape} inputs, {spec.num_outputs} classes",
+        "exits": f"{spec.heads[0]} after blocks {', '.join(map(str, spec.after))}" if spec.after else "none attached",
+        "data": f"{data['name']}, " + ", ".join(f"{name} {split['size']:,}" for name, split in about.splits.items()),
+        "weights": metadata["weights"],
+        "parent": about.parent or "none",
+        "made with": ", ".join(f"{name} {number}" for name, number in metadata["versions"].items()),
+    }
+    for name, text in lines.items():
+        console.print(f"{name:>9}  {text}", markup=False, soft_wrap=True)
+    if about.untrained:
+        console.print(f"{'untrained':>9}  exits {', '.join(map(str, about.untrained))}", markup=False)
+    table = make_table("step", "epochs", "stopped by", "exits", f"validation {TASK.score_name}", "seed")
+    for entry in about.history:
+        if "attached" in entry:
+            table.add_row(f"{entry['head']} exits after {', '.join(map(str, entry['attached']))}", "", "", "", "", "")
+            continue
+        scores = " ".join(f"{100 * score:.2f}" for score in entry["validation"]["score"])
+        epochs = f"{entry['restored_epoch']} of {entry['epochs']}"
+        step = f"phase {entry['phase']}: {entry['title']} ({entry['regime']})"
+        table.add_row(step, epochs, entry["stopped_by"], spans(set(entry["exits"])), scores, str(entry["seed"]))
+    print_table(console, f"history of {path.name}", table)

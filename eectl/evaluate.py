@@ -1,0 +1,99 @@
+"""`eectl evaluate`: one pass over the test split under a policy file, or under thresholds calibrated on the way."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from eectl.distributed import join, leave
+from eectl.errors import EectlError, lookup
+from eectl.files import refuse_existing
+from eectl.plots import check_plot_path, plot_curve
+from eectl.predict import Predictions, save_predictions
+from eectl.results import Evaluation, Policies, parse_budgets, read_policies
+from eectl.scoring import evaluate, evaluate_as_paper, every_point
+from eectl.session import Session, open_session, split_predictions
+from eectl.thresholds import calibrate, check_request
+
+BUDGETS = "25,50,75,100"
+PROTOCOLS = {"calibrated": "thresholds from the calibration split", "paper": "the authors' rule, on the test split itself"}
+
+
+def evaluate_checkpoint(
+    path: Path,
+    *,
+    budgets: str | None,
+    policy: Path | None = None,
+    criterion: str | None = None,
+    protocol: str = "calibrated",
+    plot: Path | None = None,
+    predictions: Path | None = None,
+    save_to: Path | None = None,
+    device: str = "auto",
+    data_root: Path | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None],
+) -> Evaluation | None:
+    """Score a checkpoint on the test split; None in all processes but the first. `say` takes what belongs on stderr.
+
+    Raises EectlError, before the pass, for requests that contradict each other and outputs that exist.
+    """
+    lookup(PROTOCOLS, protocol, what="protocol")
+    if policy is not None and (criterion is not None or protocol == "paper"):
+        raise EectlError(f"--policy {policy} brings its own criterion and thresholds; leave out --criterion and --protocol paper")
+    wanted = parse_budgets(budgets or BUDGETS)
+    if plot is not None:
+        check_plot_path(plot)
+    for output in filter(None, (plot, save_to)):
+        refuse_existing(output, overwrite=overwrite)
+    given = None if policy is None else _from_file(policy, wanted if budgets else None)
+    world = join(device)
+    try:
+        session = open_session(path, world=world, data_root=data_root, needs=("test",))
+        if given is not None and policy is not None:
+            given.check(session.checkpoint.digest, path=policy)
+        found = split_predictions(session, "test", file=predictions, batch_size=batch_size)
+        result = _score(session, found, given, wanted, criterion, protocol, batch_size)
+        if not world.is_main:
+            return None
+        for note in session.notes:
+            say(f"note: {note}")
+        if save_to is not None:
+            save_predictions(save_to, found)
+        if plot is not None:
+            plot_curve(plot, result, every_point(found, exit_costs=session.costs.exits, criterion=result.criterion))
+            say(f"{plot}: written")
+        return result
+    finally:
+        leave()
+
+
+def _from_file(path: Path, wanted: tuple[float, ...] | None) -> Policies:
+    """The policies in a file, all of them or those for the budgets that are wanted."""
+    policies = read_policies(path)
+    there = {entry.budget: entry for entry in policies.budgets}
+    missing = [budget for budget in wanted or () if budget not in there]
+    if missing:
+        has = ", ".join(f"{budget:g}" for budget in there)
+        raise EectlError(f"{path} has no thresholds for {missing[0]:g}%, it has {has}; run eectl calibrate-thresholds with it")
+    return policies if wanted is None else policies.only(wanted)
+
+
+def _score(
+    session: Session,
+    found: Predictions,
+    given: Policies | None,
+    budgets: tuple[float, ...],
+    criterion: str | None,
+    protocol: str,
+    batch_size: int | None,
+) -> Evaluation:
+    exits, plain = session.costs.exits, session.costs.plain
+    num_exits = session.checkpoint.model.num_exits
+    if num_exits > 1:
+        check_request(criterion, task=found.task, num_exits=num_exits)
+    if protocol == "paper":
+        return evaluate_as_paper(found, exit_costs=exits, plain_cost=plain, budgets=budgets, criterion=criterion)
+    if given is None:
+        chosen_on = split_predictions(session, "calibration", batch_size=batch_size)
+        given = calibrate(chosen_on, exit_costs=exits, plain_cost=plain, budgets=budgets, criterion=criterion)
+    return evaluate(found, given, exit_costs=exits, plain_cost=plain)

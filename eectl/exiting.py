@@ -1,0 +1,173 @@
+"""When a row leaves: criteria, thresholds, the offline choice and the forward pass that really stops. The only home of "when".
+
+A criterion turns an exit's logits into a score, higher = readier, from what is known at that exit and not later. Knows no
+budget and reads no file: which thresholds to use is the sweep's business.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eectl.errors import EectlError, lookup
+from eectl.models.backbone import Hidden
+from eectl.models.heads import ExitOutput
+from eectl.models.multi_exit import MultiExitModel
+
+ALWAYS = -torch.finfo(torch.float32).max  # a threshold below every finite score, and a number that JSON can hold
+NEVER = torch.finfo(torch.float32).max
+_ROWS_AT_ONCE = 2048  # bounds the temporaries of `scores` to a few MB at 1,000 classes
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How ready an exit is, row by row.
+
+    `score(logits, earlier)` takes this exit's logits [row, class] and those of all exits before it, first exit first, and
+    gives [row] in float32. `task` is the task it is made for; `compares` says that it reads `earlier`.
+    """
+
+    score: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    task: str
+    compares: bool
+    about: str
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """The scores [exit, row] of logits [exit, row, class], on their device."""
+        result = torch.empty(logits.shape[:2], dtype=torch.float32, device=logits.device)
+        for start in range(0, logits.shape[1], _ROWS_AT_ONCE):
+            rows = logits[:, start : start + _ROWS_AT_ONCE]
+            for index in range(len(rows)):
+                result[index, start : start + _ROWS_AT_ONCE] = self.score(rows[index], list(rows[:index]))
+        return result
+
+
+def _max_softmax(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:  # noqa: ARG001
+    return logits.float().softmax(dim=1).amax(dim=1)
+
+
+def _entropy(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:  # noqa: ARG001
+    log_probability = logits.float().log_softmax(dim=1)
+    entropy = -(log_probability.exp() * log_probability).nan_to_num(nan=0.0).sum(dim=1)  # 0 · −inf is 0 here
+    entropy = torch.where(logits.isnan().any(dim=1), torch.nan, entropy)
+    return 1 - entropy / math.log(logits.shape[1])
+
+
+def _margin(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:  # noqa: ARG001
+    best = logits.float().softmax(dim=1).topk(2, dim=1).values
+    return best[:, 0] - best[:, 1]
+
+
+def _patience(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+    prediction = logits.argmax(dim=1)
+    agrees = torch.ones_like(prediction, dtype=torch.bool)
+    run = torch.ones(len(prediction), dtype=torch.float32, device=logits.device)
+    for past in reversed(earlier):
+        agrees = agrees & (past.argmax(dim=1) == prediction)
+        run = run + agrees
+    return run
+
+
+def _difference(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+    value = logits.float()[:, 0]
+    return -(value - earlier[-1].float()[:, 0]).abs() if earlier else torch.full_like(value, -torch.inf)
+
+
+def find_criterion(name: str | None, *, task: str, num_exits: int) -> Criterion:
+    """The criterion called `name`, fit for `task` and for a network of `num_exits` exits, its own head included.
+
+    Raises EectlError for an unknown name, another task's criterion, or one that compares exits where one is attached.
+    """
+    criterion = lookup(CRITERIA, name or DEFAULT_CRITERION[task], what="criterion")
+    if criterion.task != task:
+        fit = ", ".join(known for known, other in CRITERIA.items() if other.task == task)
+        raise EectlError(f"criterion {name} is for {criterion.task}, this network does {task}; for that there is: {fit}")
+    if criterion.compares and num_exits == 2:
+        raise EectlError(
+            f"criterion {name or DEFAULT_CRITERION[task]} compares exits and needs two attached ones, this network has one; "
+            "attach more with eectl attach-heads" + (", or use max-softmax" if task == "classification" else "")
+        )
+    return criterion
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A criterion and a threshold for each attached exit (K−1 of them; the network's own head takes whoever is left)."""
+
+    criterion: str
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(ALWAYS <= threshold <= NEVER for threshold in self.thresholds):
+            raise EectlError(f"thresholds must be finite float32 numbers, from {ALWAYS:g} (always) to {NEVER:g} (never)")
+
+
+def choose(scores: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """The exit [row], from 0, at which each row leaves: the first whose score [exit, row] is over its threshold, else the last.
+
+    Strictly over; a NaN score never is. The last exit's scores are not read.
+    """
+    assert len(thresholds) == len(scores) - 1
+    fires = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    for index, threshold in enumerate(thresholds):
+        fires[index] = scores[index] > threshold
+    return fires.int().argmax(dim=0)  # the first of equal maxima
+
+
+def early_exit(model: MultiExitModel, inputs: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
+    """Logits [row, class] of the exit at which each row leaves, and that exit's index [row], from 0.
+
+    Rows that left are dropped at once, and once none is left nothing more runs. A batch that stays whole, such as a single
+    row, is never regrouped. The network must be in eval mode; call under torch.inference_mode().
+    """
+    assert not any(module.training for module in model.modules())
+    assert len(inputs) and len(policy.thresholds) == model.num_exits - 1
+    criterion = CRITERIA[policy.criterion]
+    remembers = criterion.compares or any(getattr(head, "uses_earlier", False) for head in model.exits)
+    hidden: Hidden | Tensor = inputs
+    earlier: list[ExitOutput | None] = []
+    rows: Tensor | None = None  # which rows are still here; None: all of them
+    gone: list[tuple[Tensor, Tensor, int]] = []
+    for number in range(1, model.num_exits + 1):
+        hidden = model.advance(hidden, number)
+        output = model.leave(hidden, number, earlier)
+        if number == model.num_exits:
+            break
+        past = [each.logits for each in earlier if each is not None]
+        fires = criterion.score(output.logits, past) > policy.thresholds[number - 1]
+        num_fired = int(fires.sum())  # the one wait for the device
+        if num_fired == len(fires):
+            break
+        earlier.append(output if remembers else None)
+        if num_fired:
+            rows = torch.arange(len(fires), device=fires.device) if rows is None else rows
+            leaving, staying = fires.nonzero()[:, 0], (~fires).nonzero()[:, 0]
+            gone.append((rows.index_select(0, leaving), output.logits.index_select(0, leaving), number - 1))
+            rows, hidden = rows.index_select(0, staying), hidden.take(staying)
+            earlier = [each and _take(each, staying) for each in earlier]
+    if rows is None:
+        return output.logits, torch.full((len(inputs),), number - 1, device=output.logits.device)
+    return _in_order([*gone, (rows, output.logits, number - 1)])
+
+
+def _take(output: ExitOutput, rows: Tensor) -> ExitOutput:
+    return ExitOutput(output.logits.index_select(0, rows), None if output.state is None else output.state.index_select(0, rows))
+
+
+def _in_order(parts: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Logits and exits of (rows, logits, exit) groups, back in the batch's order."""
+    back = torch.cat([rows for rows, _, _ in parts]).argsort()
+    exits = torch.cat([torch.full_like(rows, index) for rows, _, index in parts])
+    return torch.cat([logits for _, logits, _ in parts])[back], exits[back]
+
+
+CRITERIA: dict[str, Criterion] = {
+    "max-softmax": Criterion(_max_softmax, "classification", False, "the largest class probability"),
+    "entropy": Criterion(_entropy, "classification", False, "1 − entropy / log(classes)"),
+    "margin": Criterion(_margin, "classification", False, "the largest class probability minus the second"),
+    "patience": Criterion(_patience, "classification", True, "how many exits in a row predict the same class"),
+    "difference": Criterion(_difference, "regression", True, "minus the change since the exit before; never at the first"),
+}
+DEFAULT_CRITERION = {"classification": "max-softmax", "regression": "difference"}

@@ -1,0 +1,84 @@
+"""A network between steps: where a run's first phase starts from, how exits get onto it, and how it came about."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from eectl.checkpoint import load_checkpoint
+from eectl.data import DataInfo
+from eectl.errors import EectlError
+from eectl.models import attach_exits, build_backbone, model_spec
+from eectl.models.multi_exit import MultiExitModel, place
+from eectl.recipe import Exits, ModelSpec, Recipe
+from eectl.regimes import Phase, phase_numbered, regime_phases
+from eectl.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network between phases, and how it came about."""
+
+    model: MultiExitModel
+    spec: ModelSpec
+    history: tuple[dict[str, Any], ...] = ()
+    parent: str | None = None
+
+
+def first_network(recipe: Recipe, info: DataInfo) -> Network:
+    """What the first phase starts from: `init`, the library's weights, or fresh ones drawn from the seed."""
+    classes = len(info.classes)
+    if recipe.init is None:
+        torch.manual_seed(derive_seed(recipe.seed, "backbone"))
+        backbone = build_backbone(recipe.backbone, input_shape=info.input_shape, num_outputs=classes)
+        model = MultiExitModel(backbone)
+        return Network(model, model_spec(model, recipe.backbone, input_shape=info.input_shape, num_outputs=classes))
+    loaded = load_checkpoint(recipe.init)
+    spec = loaded.about.spec
+    if spec.num_outputs != classes:
+        raise EectlError(f"{recipe.init}: a network for {spec.num_outputs} classes, but {info.name} has {classes}")
+    if spec.input_shape != info.input_shape:
+        wanted, found = ("×".join(map(str, shape)) for shape in (spec.input_shape, info.input_shape))
+        raise EectlError(
+            f"{recipe.init}: a network for {wanted} inputs, but {info.name} gives {found}; set data.image_size or data.channels"
+        )
+    return Network(loaded.model, spec, tuple(dict(entry) for entry in loaded.about.history), loaded.digest)
+
+
+def resolve(recipe: Recipe, network: Network) -> Recipe:
+    """The recipe with its backbone and exits as they will be: those of `init` where it has any, exits as a list of blocks."""
+    backbone = network.model.backbone
+    if network.spec.after:
+        exits = Exits(after=network.spec.after, head=network.spec.heads[0])
+    else:
+        after = recipe.exits.after
+        if after is None:
+            after = place(recipe.exits.placement or "", backbone.depth)
+        head = backbone.default_head if recipe.exits.head == "auto" else recipe.exits.head
+        exits = Exits(after=tuple(sorted(after)), head=head)
+    start = recipe.backbone if recipe.init is None else network.spec.backbone
+    return recipe.model_copy(update={"exits": exits, "backbone": start})
+
+
+def with_exits(network: Network, exits: Exits, *, seed: int) -> Network:
+    """The network with fresh exits, drawn from the seed."""
+    torch.manual_seed(derive_seed(seed, "exits"))
+    model = attach_exits(
+        network.model.backbone,
+        after=exits.after or (),
+        heads=exits.head,
+        num_outputs=network.spec.num_outputs,
+        input_shape=network.spec.input_shape,
+    )
+    spec = network.spec.model_copy(update={"after": model.after, "heads": (exits.head,) * len(model.after)})
+    return replace(
+        network, model=model, spec=spec, history=(*network.history, {"attached": list(model.after), "head": exits.head})
+    )
+
+
+def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:
+    """The phases that a resolved recipe runs, in the numbering of the whole network's exits."""
+    num_exits = len(recipe.exits.after or ()) + 1
+    if recipe.phase is not None:
+        return (phase_numbered(recipe.regime, num_exits, recipe.phase),)
+    return regime_phases(recipe.regime, num_exits)

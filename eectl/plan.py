@@ -1,0 +1,55 @@
+"""What a recipe or a checkpoint amounts to before anything runs: its phases and what each exit costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from eectl.checkpoint import load_checkpoint
+from eectl.costs import Costs, measure_costs
+from eectl.data import data_info
+from eectl.models.multi_exit import MultiExitModel
+from eectl.network import first_network, planned_phases, resolve, with_exits
+from eectl.recipe import ModelSpec, Recipe, is_recipe, read_recipe
+from eectl.regimes import Phase
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A network's spec and what its exits cost."""
+
+    spec: ModelSpec
+    costs: Costs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved recipe, its phases, and what its exits cost."""
+
+    recipe: Recipe
+    phases: tuple[Phase, ...]
+    priced: Priced
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Resolve a recipe without training; reads no images where the data set's facts are known. Raises EectlError."""
+    network = first_network(recipe, data_info(recipe.data))
+    recipe = resolve(recipe, network)
+    if not network.model.after:
+        network = with_exits(network, recipe.exits, seed=recipe.seed)
+    return Plan(recipe, planned_phases(recipe), _price(network.model, network.spec))
+
+
+def costs_of(source: str, *, changes: Sequence[str] = (), data_root: Path | None = None) -> Priced:
+    """What the exits of a checkpoint or a recipe cost."""
+    if is_recipe(source) or changes:
+        more = [] if data_root is None else [f"data.root='{data_root}'"]
+        return plan(read_recipe(source, changes=[*changes, *more])).priced
+    loaded = load_checkpoint(Path(source))
+    return _price(loaded.model, loaded.about.spec)
+
+
+def _price(model: MultiExitModel, spec: ModelSpec) -> Priced:
+    with torch.random.fork_rng(devices=[]):
+        return Priced(spec, measure_costs(model, spec.input_shape))

@@ -1,0 +1,191 @@
+"""What a result looks like: tables and JSON on stdout. Computes only shares and units, and knows no verb.
+
+Tables are made to fit 80 columns and never cut a cell short; where a terminal is narrower, cells wrap. NO_COLOR and pipes are
+rich's business.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from eectl.exiting import ALWAYS, NEVER
+from eectl.files import clean_json
+from eectl.losses import TASKS
+from eectl.results import BudgetResult, Evaluation, Policies
+
+if TYPE_CHECKING:
+    from eectl.costs import Costs
+
+_SAVES_NOTHING = 0.99  # an exit at this share of the plain backbone's cost is pointed out
+_OUT_OF_REACH = "- out of reach: even if every row leaves as early as it can, the mean cost is over the budget."
+_BUDGETS_ACROSS = 7  # columns of budgets that fit 80 characters
+
+
+def show_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, NaN as null, with no colour and no wrapping."""
+    print(json.dumps(clean_json(value), indent=2))
+
+
+def show_evaluation(result: Evaluation) -> None:
+    """Budgets, exits and where rows leave, and a sentence for everything that should not be overlooked."""
+    console = make_console()
+    title = f"{result.split} split, {result.num_rows:,} rows, {result.criterion}, {result.protocol} thresholds"
+    print_table(console, title, _budget_table(result))
+    print_table(console, "every row at one exit", _exit_table(result))
+    for start in range(0, len(result.budgets), _BUDGETS_ACROSS):
+        part = result.budgets[start : start + _BUDGETS_ACROSS]
+        print_table(console, "rows that leave at each exit, by budget", _leave_table(len(result.exits), part))
+    for sentence in evaluation_notes(result):
+        console.print(sentence, markup=False)
+
+
+def evaluation_notes(result: Evaluation) -> list[str]:
+    """What a reader of the tables must know: the protocol, overshot budgets, exits that nobody uses."""
+    notes = []
+    if result.protocol == "paper":
+        notes.append(f"The authors' protocol: thresholds were chosen on the {result.split} split that they are scored on.")
+    over = [(entry.budget, entry.mean_cost / result.plain_cost) for entry in result.budgets if entry.is_over and entry.mean_cost]
+    if over:
+        costs = ", ".join(f"{share:.2%} for {budget_name(budget)}" for budget, share in over)
+        notes.append(f"! over budget on the {result.split} split (the thresholds were chosen on another): {costs}.")
+    if any(entry.value is None for entry in result.budgets):
+        notes.append(_OUT_OF_REACH)
+    if result.dead:
+        exits = f"exit{'s' * (len(result.dead) > 1)} {', '.join(map(str, result.dead))}"
+        notes.append(f"Dead {exits}: no row leaves there under any of the budgets, and every row that passes pays for the head.")
+    return notes
+
+
+def _budget_table(result: Evaluation) -> Table:
+    table = make_table("budget", f"{TASKS[result.task].score_name} ± s.e.", "mean MACs", "% of plain", "", "threshold")
+    for entry in result.budgets:
+        if entry.value is None or entry.error is None or entry.mean_cost is None:
+            table.add_row(budget_name(entry.budget), "-", "-", "-", "", "-")
+            continue
+        value, share = _score(entry.value, entry.error, result.task), entry.mean_cost / result.plain_cost
+        mark = "!" if entry.is_over else ""
+        thresholds = threshold_text(entry.thresholds or ())
+        table.add_row(budget_name(entry.budget), value, human(entry.mean_cost), f"{100 * share:.1f}", mark, thresholds)
+    return table
+
+
+def _exit_table(result: Evaluation) -> Table:
+    table = make_table("exit", f"{TASKS[result.task].score_name} ± s.e.", "MACs", "% of plain")
+    for entry in result.exits:
+        share = f"{100 * entry.cost / result.plain_cost:.1f}"
+        table.add_row(str(entry.number), _score(entry.value, entry.error, result.task), human(entry.cost), share)
+    return table
+
+
+def _leave_table(num_exits: int, budgets: Sequence[BudgetResult]) -> Table:
+    table = make_table("exit", *(budget_name(entry.budget) for entry in budgets))
+    for index in range(num_exits):
+        cells = ["-" if entry.left is None else f"{entry.left[index]:,}" if entry.left[index] else "·" for entry in budgets]
+        table.add_row(str(index + 1), *cells)
+    return table
+
+
+def show_calibration(policies: Policies) -> None:
+    """The thresholds chosen for each budget, and what they give where they were chosen."""
+    console = make_console()
+    table = make_table("budget", "threshold", TASKS[policies.task].score_name, "mean MACs", "% of plain")
+    for entry in policies.budgets:
+        if entry.thresholds is None or entry.value is None or entry.mean_cost is None:
+            table.add_row(budget_name(entry.budget), "-", "-", "-", "-")
+            continue
+        share = f"{100 * entry.mean_cost / policies.plain_cost:.1f}"
+        value = _score(entry.value, None, policies.task)
+        table.add_row(budget_name(entry.budget), threshold_text(entry.thresholds), value, human(entry.mean_cost), share)
+    title = f"thresholds of {policies.criterion}, chosen on {policies.num_rows:,} rows ({policies.split} split)"
+    print_table(console, title, table)
+    if any(entry.thresholds is None for entry in policies.budgets):
+        console.print(_OUT_OF_REACH, markup=False)
+
+
+def show_costs(costs: "Costs", *, after: Sequence[int]) -> None:
+    """MACs of a row that leaves at each exit, heads passed on the way included; exits follow the blocks `after`."""
+    console = make_console()
+    table = make_table("exit", "after block", "MACs", "% of plain", "% in heads", "head parameters")
+    blocks, weights = [*map(str, after), "own head"], [*map(human, costs.head_parameters), "-"]
+    for index, cost in enumerate(costs.exits):
+        share = f"{100 * costs.shares[index]:.1f}"
+        in_heads = f"{100 * sum(costs.heads[: index + 1]) / cost:.1f}"
+        table.add_row(str(index + 1), blocks[index], human(cost), share, in_heads, weights[index])
+    print_table(console, f"cost of one row; the plain backbone takes {human(costs.plain)} MACs", table)
+    backbone, heads = human(costs.parameters), human(sum(costs.head_parameters))
+    console.print(f"parameters: {backbone} in the backbone, {heads} in attached heads", markup=False)
+    for number in (number for number, share in enumerate(costs.shares[:-1], 1) if share >= _SAVES_NOTHING):
+        console.print(
+            f"! exit {number} saves nothing: it costs {costs.shares[number - 1]:.1%} of the plain backbone", markup=False
+        )
+
+
+def costs_json(costs: "Costs", *, after: Sequence[int]) -> dict[str, Any]:
+    """The costs as JSON-able data; `unit` is the multiply-add."""
+    return {
+        "kind": "costs",
+        "schema": 1,
+        "unit": "MACs",
+        "plain": costs.plain,
+        "parameters": costs.parameters,
+        "exits": [
+            {
+                "number": number,
+                "after": after[number - 1] if number <= len(after) else None,
+                "cost": cost,
+                "share": costs.shares[number - 1],
+                "heads": sum(costs.heads[:number]),
+                "head_parameters": costs.head_parameters[number - 1] if number <= len(after) else None,
+            }
+            for number, cost in enumerate(costs.exits, 1)
+        ],
+    }
+
+
+def human(count: float) -> str:
+    """A count with three digits and a unit: `41.2 M`; below 1,000 as it is."""
+    if count < 999.5:
+        return f"{count:.3g}"
+    units = " kMGTP"
+    power = next(power for power in range(1, len(units)) if count / 1000**power < 999.5 or power == len(units) - 1)
+    return f"{count / 1000**power:#.3g}".rstrip(".") + f" {units[power]}"
+
+
+def budget_name(budget: float | None) -> str:
+    """`25%`, or `unlimited`."""
+    return "unlimited" if budget is None else f"{budget:g}%"
+
+
+def threshold_text(thresholds: Sequence[float]) -> str:
+    """The shared threshold, or one for each exit where they differ; `always` and `never` for the two ends."""
+    words = ["always" if each == ALWAYS else "never" if each == NEVER else f"{each:.4g}" for each in thresholds]
+    return ", ".join(dict.fromkeys(words) if len(set(thresholds)) == 1 else words) or "none"
+
+
+def _score(value: float, error: float | None, task: str) -> str:
+    """Accuracies as percentages with two decimals, errors of a regression as they are."""
+    scale, form, error_form = (100, ".2f", ".2f") if task == "classification" else (1, ".4g", ".2g")
+    return f"{scale * value:{form}}" + ("" if error is None else f" ± {scale * error:{error_form}}")
+
+
+def make_table(*columns: str) -> Table:
+    """An empty table whose cells fold where they do not fit."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def make_console() -> Console:
+    """Stdout, without colouring of numbers."""
+    return Console(highlight=False)
+
+
+def print_table(console: Console, title: str, table: Table) -> None:
+    """A table under its title."""
+    console.print(title, style="bold", markup=False)
+    console.print(table)

@@ -1,0 +1,173 @@
+"""What calibrating and evaluating hand over, as plain data: budgets, the policy file, and an evaluation with its JSON.
+
+Nothing is computed and nothing is printed here. Costs are MACs of one row, budgets are % of the plain backbone's MACs.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from eectl.errors import EectlError, lookup
+from eectl.exiting import CRITERIA, Policy
+from eectl.files import read_json, write_json
+from eectl.losses import TASKS
+from eectl.sweep import Point
+
+POLICY_KIND, POLICY_SCHEMA = "policy", 1
+EVALUATION_KIND, EVALUATION_SCHEMA = "evaluation", 1
+MOST_BUDGET = 1000.0
+
+
+def parse_budgets(text: str) -> tuple[float, ...]:
+    """`25,50,75,100` as rising percentages of the plain backbone's MACs; raises EectlError for anything else."""
+    budgets = []
+    for part in text.split(","):
+        try:
+            budget = float(part)
+        except ValueError:
+            budget = math.nan
+        if not 0 < budget <= MOST_BUDGET:
+            raise EectlError(
+                f"--budgets {text}: '{part.strip()}' is not a budget; give percentages of the plain backbone's cost, "
+                f"over 0 and up to {MOST_BUDGET:g}, such as 25,50,75,100"
+            )
+        if budget in budgets:
+            raise EectlError(f"--budgets {text}: {budget:g} stands twice; give each budget once")
+        budgets.append(budget)
+    return tuple(sorted(budgets))
+
+
+@dataclass(frozen=True)
+class BudgetPolicy:
+    """What was chosen for one budget: K−1 thresholds, and the accuracy or MSE and the mean cost where they were chosen.
+
+    All three are None where even leaving at the first exit is over the budget.
+    """
+
+    budget: float
+    thresholds: tuple[float, ...] | None
+    value: float | None
+    mean_cost: float | None
+
+    @classmethod
+    def shared(cls, budget: float, point: Point | None, *, num_exits: int) -> "BudgetPolicy":
+        """One threshold for all attached exits of a network of `num_exits`; no point: the budget is out of reach."""
+        if point is None:
+            return cls(budget, None, None, None)
+        return cls(budget, (point.threshold,) * (num_exits - 1), point.value, point.mean_cost)
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The thresholds for a list of budgets, and what they were made for and from. `checkpoint` is a weights' digest."""
+
+    checkpoint: str
+    task: str
+    criterion: str
+    split: str
+    fingerprint: str
+    num_rows: int
+    exit_costs: tuple[int, ...]
+    plain_cost: int
+    budgets: tuple[BudgetPolicy, ...]
+
+    def to_json(self) -> Mapping[str, Any]:
+        """The policy file's content: JSON-able data with its kind and schema number."""
+        return {"kind": POLICY_KIND, "schema": POLICY_SCHEMA, **asdict(self)}
+
+    def only(self, budgets: Sequence[float]) -> "Policies":
+        """The same, for these budgets alone; all of them must be there."""
+        return replace(self, budgets=tuple(entry for entry in self.budgets if entry.budget in budgets))
+
+    def check(self, checkpoint: str, *, path: Path) -> None:
+        """Raise EectlError unless the policies are for the weights whose digest is `checkpoint`."""
+        if self.checkpoint != checkpoint:
+            raise EectlError(
+                f"{path} was made for another checkpoint ({self.checkpoint[:12]}…, this one is {checkpoint[:12]}…); "
+                "run eectl calibrate-thresholds on this checkpoint"
+            )
+
+
+def write_policies(path: Path, policies: Policies) -> None:
+    """Write the policy file."""
+    write_json(path, policies.to_json())
+
+
+def read_policies(path: Path) -> Policies:
+    """Read a policy file; raises EectlError where it is not one, or where an edit by hand broke it."""
+    value = read_json(path, kind=POLICY_KIND, schema=POLICY_SCHEMA)
+    try:
+        policies: Policies = TypeAdapter(Policies).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise EectlError(f"{path}: {place}: {first['msg']}; write it again with eectl calibrate-thresholds") from error
+    try:
+        lookup(TASKS, policies.task, what="task")
+        lookup(CRITERIA, policies.criterion, what="criterion")
+        for entry in policies.budgets:
+            if entry.thresholds is not None:
+                Policy(policies.criterion, entry.thresholds)
+    except EectlError as error:
+        raise EectlError(f"{path}: {error}") from error
+    num_attached = len(policies.exit_costs) - 1
+    for index, entry in enumerate(policies.budgets):
+        if entry.thresholds is not None and len(entry.thresholds) != num_attached:
+            raise EectlError(
+                f"{path}: budgets.{index}: {len(entry.thresholds)} thresholds for {num_attached} attached exits; give one each"
+            )
+    return policies
+
+
+@dataclass(frozen=True)
+class ExitResult:
+    """One exit on all rows; `number` counts from 1, `error` is the value's standard error, `cost` its MACs."""
+
+    number: int
+    value: float
+    error: float
+    cost: int
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """What a budget gave on the split; a budget of None is unlimited: every row takes the last exit.
+
+    `left[k]` counts the rows that leave at exit k+1. `is_over` says that the mean cost exceeds the budget, which thresholds
+    chosen on another split can do. All but the budget is None (and `is_over` False) where the budget is out of reach.
+    """
+
+    budget: float | None
+    thresholds: tuple[float, ...] | None = None
+    value: float | None = None
+    error: float | None = None
+    mean_cost: float | None = None
+    left: tuple[int, ...] | None = None
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network's exits and budgets on one split. `protocol` is calibrated or paper, `task` names an entry of TASKS.
+
+    `dead` has the attached exits (numbers from 1) at which no row leaves under any budget.
+    """
+
+    checkpoint: str
+    task: str
+    criterion: str
+    protocol: str
+    split: str
+    num_rows: int
+    plain_cost: int
+    exits: tuple[ExitResult, ...]
+    budgets: tuple[BudgetResult, ...]
+    dead: tuple[int, ...]
+
+    def to_json(self) -> Mapping[str, Any]:
+        """The evaluation as JSON-able data with its kind and schema number."""
+        return {"kind": EVALUATION_KIND, "schema": EVALUATION_SCHEMA, **asdict(self)}

@@ -1,0 +1,107 @@
+"""What each exit and each budget's policy give on a split. Chooses nothing there by itself.
+
+The exception is the authors' protocol, which picks and scores its thresholds on the same split; its results say so.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eectl.errors import EectlError
+from eectl.exiting import DEFAULT_CRITERION, NEVER, choose, find_criterion
+from eectl.predict import Predictions
+from eectl.results import BudgetPolicy, BudgetResult, Evaluation, ExitResult, Policies
+from eectl.sweep import OperatingPoints, limit, outcomes, pick_as_paper, sweep
+
+
+def evaluate(predictions: Predictions, policies: Policies, *, exit_costs: Sequence[int], plain_cost: int) -> Evaluation:
+    """Apply calibrated policies to the test split's predictions.
+
+    Raises EectlError where the policies are for another task or number of exits, or were chosen on this very split.
+    """
+    if policies.fingerprint == predictions.fingerprint:
+        raise EectlError(
+            f"the thresholds were chosen on the rows they would be tested on (the {policies.split} split, fingerprint "
+            f"{policies.fingerprint[:12]}…); calibrate on another split, or use --protocol paper, which does that openly"
+        )
+    if (policies.task, len(policies.exit_costs)) != (predictions.task, len(predictions.logits)):
+        raise EectlError(
+            f"the policies are for {policies.task} with {len(policies.exit_costs)} exits, the network does {predictions.task} "
+            f"with {len(predictions.logits)}; run eectl calibrate-thresholds on it"
+        )
+    return _evaluate(predictions, policies.budgets, policies.criterion, exit_costs, plain_cost, protocol="calibrated")
+
+
+def evaluate_as_paper(
+    predictions: Predictions,
+    *,
+    exit_costs: Sequence[int],
+    plain_cost: int,
+    budgets: Sequence[float],
+    criterion: str | None = None,
+) -> Evaluation:
+    """The authors' protocol: thresholds from a coarse grid, chosen and scored on the same split."""
+    criterion = criterion or DEFAULT_CRITERION[predictions.task]
+    num_exits = len(predictions.logits)
+    points = every_point(predictions, exit_costs=exit_costs, criterion=criterion)
+    chosen = pick_as_paper(points, budgets, plain_cost, criterion=criterion, num_exits=num_exits)
+    entries = [BudgetPolicy.shared(*each, num_exits=num_exits) for each in zip(budgets, chosen, strict=True)]
+    return _evaluate(predictions, entries, criterion, exit_costs, plain_cost, protocol="paper")
+
+
+def every_point(predictions: Predictions, *, exit_costs: Sequence[int], criterion: str) -> OperatingPoints:
+    """Every operating point on this split: what the curve of a plot shows, a diagnostic and not a choice."""
+    rule = find_criterion(criterion, task=predictions.task, num_exits=len(predictions.logits))
+    outcome = outcomes(predictions.logits, predictions.labels, task=predictions.task)
+    return sweep(rule.scores(predictions.logits), outcome, exit_costs, task=predictions.task)
+
+
+def _evaluate(
+    predictions: Predictions,
+    entries: Sequence[BudgetPolicy],
+    criterion: str,
+    exit_costs: Sequence[int],
+    plain_cost: int,
+    *,
+    protocol: str,
+) -> Evaluation:
+    num_exits = len(predictions.logits)
+    outcome = outcomes(predictions.logits, predictions.labels, task=predictions.task)
+    scores = find_criterion(criterion, task=predictions.task, num_exits=num_exits).scores(predictions.logits)
+    costs = torch.tensor(list(exit_costs))
+    unlimited = BudgetPolicy(math.inf, (NEVER,) * (num_exits - 1), None, None)
+    budgets = [_budget(entry, scores, outcome, costs, plain_cost) for entry in (*entries, unlimited)]
+    reached = [result.left for result in budgets[:-1] if result.left is not None]
+    used = {index for left in reached for index, count in enumerate(left) if count}
+    return Evaluation(
+        checkpoint=predictions.checkpoint,
+        task=predictions.task,
+        criterion=criterion,
+        protocol=protocol,
+        split=predictions.split,
+        num_rows=len(predictions.labels),
+        plain_cost=plain_cost,
+        exits=tuple(ExitResult(k + 1, *_mean(outcome[k]), int(costs[k])) for k in range(num_exits)),
+        budgets=tuple(budgets),
+        dead=tuple(index + 1 for index in range(num_exits - 1) if reached and index not in used),
+    )
+
+
+def _budget(entry: BudgetPolicy, scores: Tensor, outcome: Tensor, costs: Tensor, plain_cost: int) -> BudgetResult:
+    budget = None if math.isinf(entry.budget) else entry.budget
+    if entry.thresholds is None:
+        return BudgetResult(budget)
+    exits = choose(scores, entry.thresholds)
+    value, error = _mean(outcome.gather(0, exits[None])[0])
+    left = torch.bincount(exits, minlength=len(scores))
+    mean_cost = int((left * costs).sum()) / len(exits)
+    is_over = mean_cost > limit(entry.budget, plain_cost)
+    return BudgetResult(budget, entry.thresholds, value, error, mean_cost, tuple(left.tolist()), is_over)
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """The mean of [row] and its standard error, which for hits and misses is the binomial one."""
+    mean = values.mean()
+    return float(mean), float((values - mean).square().mean().sqrt()) / math.sqrt(len(values))

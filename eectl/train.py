@@ -1,0 +1,167 @@
+"""`eectl train`: a recipe's phases, one after the other, into a run folder. The loop inside a phase is `loop`'s."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from eectl.checkpoint import About, read_about, save_checkpoint
+from eectl.data import Augmenter, load_data
+from eectl.display import Display
+from eectl.distributed import join, leave, main_first
+from eectl.errors import EectlError
+from eectl.loop import Job, Place, run_phase
+from eectl.models import build_model
+from eectl.network import Network, first_network, planned_phases, resolve, with_exits
+from eectl.recipe import ModelSpec, Recipe
+from eectl.regimes import phase_numbered
+from eectl.run_folder import RunFolder, State, under_prefix, with_prefix
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: `path` is its model.safetensors."""
+
+    path: Path
+    about: About
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    download: bool = False,
+    quiet: bool = False,
+) -> Trained | None:
+    """Run a recipe's regime, or its one `phase`, into the folder `out`; returns None in all processes but the first.
+
+    Raises EectlError for what the user can mend, Interrupted after SIGINT or SIGTERM, with the state saved.
+    """
+    world = join(device)
+    folder = RunFolder(out)
+    display = Display(quiet=quiet or not world.is_main)
+    try:
+        if folder.holds_a_run() and not (resume or overwrite):
+            raise EectlError(
+                f"{out} holds a run; --resume to go on with it, --overwrite to replace it, or another folder with -o"
+            )
+        data = load_data(recipe.data, device=world.device, download=download)
+        network = first_network(recipe, data.info)
+        recipe = resolve(recipe, network)
+        if not network.model.after:
+            with_exits(network, recipe.exits, seed=recipe.seed)  # exits that do not fit are refused now, not after phase 1
+        if network.model.backbone.fresh:
+            display.say(f"not in the weights that were loaded, so fresh: {', '.join(network.model.backbone.fresh)}")
+        with folder.locked() if world.is_main else nullcontext():
+            main_first(world, lambda: _prepare(folder, recipe, resume=resume))
+            if resume and folder.finished():
+                display.say(f"{folder.model} is there: this run has come to its end")
+                return _trained(folder) if world.is_main else None
+            augmenter = Augmenter(data.info, recipe.data.augment, len(data.info.classes))
+            job = Job(recipe, world, folder, data, augmenter, display)
+            with _signals(job.caught):
+                _run(job, network, folder.load_state())
+            return _trained(folder) if world.is_main else None
+    except torch.OutOfMemoryError as error:
+        raise EectlError(
+            f"out of memory on {world.device}; try --set batch_size={max(recipe.batch_size // 2, 1)} (it is {recipe.batch_size}, "
+            f"over all processes), --set eval_batch_size={max(recipe.eval_batch_size // 2, 1)}, or --set precision=bf16"
+        ) from error
+    finally:
+        display.close()
+        leave()
+
+
+def _trained(folder: RunFolder) -> Trained:
+    return Trained(folder.model, read_about(folder.model))
+
+
+def _prepare(folder: RunFolder, recipe: Recipe, *, resume: bool) -> None:
+    """Make the folder ready: the same run goes on, anything else starts from nothing."""
+    if resume and folder.recipe.exists():
+        folder.check_recipe(recipe)
+    else:
+        folder.clear()
+        folder.write_recipe(recipe)
+
+
+def _run(job: Job, network: Network, state: State | None) -> None:
+    """The phases from where the state stands, or from the first."""
+    recipe, folder = job.recipe, job.folder
+    phases = planned_phases(recipe)
+    start = str(recipe.init) if recipe.init else "none: this phase starts from fresh weights"
+    done, resumed = 0, None
+    if state is not None:
+        done = state.values["done"]
+        network = _network_from(state)
+        resumed = None if state.values["fresh"] else state
+        start = str(folder.phase(phases[done - 1].number)) if done else start
+        job.display.say(f"{folder.path}: going on with phase {phases[min(done, len(phases) - 1)].number}")
+    for position, phase in enumerate(phases[done:], done):
+        if phase.needs_heads(len(recipe.exits.after or ()) + 1) and not network.model.after:
+            network = with_exits(network, recipe.exits, seed=recipe.seed)
+            job.display.say(f"attaching {recipe.exits.head} exits after blocks {', '.join(map(str, network.model.after))}")
+        if not network.model.after:
+            phase = phase_numbered(recipe.regime, 1, phase.number)
+        where = Place(_values(network, position, fresh=False), start, partial(_keep, job, network))
+        entry = run_phase(job, network.model, phase, place=where, resumed=resumed)
+        network, resumed = replace(network, history=(*network.history, entry)), None
+        path = folder.phase(phase.number)
+        if job.world.is_main:
+            digest = save_checkpoint(path, network.model, about(job, network))
+            network = replace(network, parent=digest)
+            fresh = State(with_prefix("model", network.model.state_dict()), _values(network, position + 1, fresh=True))
+            folder.save_state(fresh)
+        start = str(path)
+    main_first(job.world, lambda: folder.finish(folder.phase(phases[-1].number)))
+
+
+def _keep(job: Job, network: Network) -> Path:
+    path = job.folder.path / "last-good.safetensors"
+    save_checkpoint(path, network.model, about(job, network))
+    return path
+
+
+def _values(network: Network, done: int, *, fresh: bool) -> dict[str, Any]:
+    """What a resume state says of the run: `done` phases, and whether the next has not begun."""
+    spec = network.spec.model_dump(mode="json")
+    return {"done": done, "fresh": fresh, "spec": spec, "history": list(network.history), "parent": network.parent}
+
+
+def _network_from(state: State) -> Network:
+    spec = ModelSpec.model_validate(state.values["spec"])
+    model = build_model(spec)
+    model.load_state_dict(under_prefix("model", state.tensors))
+    return Network(model, spec, tuple(state.values["history"]), state.values["parent"])
+
+
+def about(job: Job, network: Network) -> About:
+    """What a checkpoint of this run says beside its weights."""
+    splits = {name: {"size": len(split), "fingerprint": split.fingerprint} for name, split in job.data.splits.items()}
+    return About(network.spec, job.recipe, asdict(job.data.info), splits, network.history, network.parent)
+
+
+@contextmanager
+def _signals(caught: list[int]) -> Iterator[None]:
+    """SIGINT and SIGTERM are noted for the loop to see; a second SIGINT stops at once."""
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,86 @@
+"""Toys for exits: a three-block backbone that counts the rows of every block, plain and cascading heads, made-up predictions."""
+
+import torch
+from torch import nn
+
+from eectl.models.backbone import Backbone, Feature, Hidden
+from eectl.models.heads import ExitHead, ExitOutput
+from eectl.models.multi_exit import MultiExitModel
+from eectl.predict import Predictions
+
+WIDTH = 6
+
+
+class Rows(Feature):
+    def __init__(self, x):
+        self.x = x
+
+    def pooled(self):
+        return self.x
+
+    def map(self):
+        return self.x[:, :, None, None]
+
+
+class CountingBackbone(Backbone):
+    def __init__(self, num_outputs):
+        net = nn.ModuleDict({f"b{i}": nn.Linear(WIDTH, WIDTH) for i in range(3)} | {"fc": nn.Linear(WIDTH, num_outputs)})
+        super().__init__(net, block_names=[[f"b{i}"] for i in range(3)], head_names=["fc"], classifiers=["fc"])
+        self.runs = []  # (block, rows) of every call
+
+    def stem(self, inputs):
+        return Hidden(inputs)
+
+    def block(self, index, hidden):
+        self.runs.append((index, len(hidden.x)))
+        return Hidden(self.net[f"b{index}"](hidden.x).tanh() + hidden.x)
+
+    def head(self, hidden):
+        return self.net["fc"](hidden.x)
+
+    def feature(self, hidden):
+        return Rows(hidden.x)
+
+
+class PlainHead(ExitHead):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.fc = nn.Linear(WIDTH, num_outputs)
+
+    def forward(self, feature, earlier):  # noqa: ARG002
+        return ExitOutput(self.fc(feature.cls()))
+
+
+class CascadeHead(PlainHead):
+    """Adds half of the previous exit's logits and its state."""
+
+    uses_earlier = True
+
+    def forward(self, feature, earlier):
+        logits = self.fc(feature.cls())
+        if earlier:
+            assert len(earlier[-1].logits) == len(logits), "the earlier outputs must be those of the rows that are left"
+            logits = logits + 0.5 * earlier[-1].logits + earlier[-1].state
+        return ExitOutput(logits, state=logits.mean(dim=1, keepdim=True))
+
+
+def toy_model(head=PlainHead, *, num_outputs=4, after=(0, 1), seed=0):
+    torch.manual_seed(seed)
+    model = MultiExitModel(CountingBackbone(num_outputs), [head(num_outputs) for _ in after], after=after)
+    for parameter in model.parameters():
+        parameter.data.mul_(2.5)
+    return model.eval()
+
+
+def toy_predictions(*, num_exits=3, num_rows=200, num_classes=4, seed=0, split="test", task="classification"):
+    """Logits whose exits get better with depth, coarse enough to have ties."""
+    generator = torch.Generator().manual_seed(seed)
+    if task == "regression":
+        labels = torch.rand(num_rows, generator=generator) * 5
+        noise = torch.randn(num_exits, num_rows, 1, generator=generator)
+        logits = labels[:, None] + noise / torch.arange(1, num_exits + 1)[:, None, None]
+    else:
+        labels = torch.randint(num_classes, (num_rows,), generator=generator)
+        logits = torch.randint(4, (num_exits, num_rows, num_classes), generator=generator).float()
+        logits[:, torch.arange(num_rows), labels] += torch.arange(num_exits)[:, None]
+    return Predictions(logits, labels, split, f"fingerprint of {split} {seed}", "digest", task)
