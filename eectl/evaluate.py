@@ -10,7 +10,7 @@ from eectl.plots import check_plot_path, plot_curve
 from eectl.predict import Predictions, save_predictions
 from eectl.results import Evaluation, Policies, parse_budgets, read_policies
 from eectl.scoring import evaluate, evaluate_as_paper, every_point
-from eectl.session import Session, open_session, split_predictions
+from eectl.session import TASK, Session, open_session, split_predictions
 from eectl.thresholds import calibrate, check_request
 
 BUDGETS = "25,50,75,100"
@@ -40,15 +40,18 @@ def evaluate_checkpoint(
     lookup(PROTOCOLS, protocol, what="protocol")
     if policy is not None and (criterion is not None or protocol == "paper"):
         raise EectlError(f"--policy {policy} brings its own criterion and thresholds; leave out --criterion and --protocol paper")
-    wanted = parse_budgets(budgets or BUDGETS)
+    wanted = parse_budgets(BUDGETS if budgets is None else budgets)
     if plot is not None:
         check_plot_path(plot)
     for output in filter(None, (plot, save_to)):
         refuse_existing(output, overwrite=overwrite)
-    given = None if policy is None else _from_file(policy, wanted if budgets else None)
+    given = None if policy is None else _from_file(policy, None if budgets is None else wanted)
     world = join(device)
     try:
         session = open_session(path, world=world, data_root=data_root, needs=("test",))
+        num_exits = session.checkpoint.model.num_exits
+        if num_exits > 1:
+            check_request(criterion if given is None else given.criterion, task=TASK, num_exits=num_exits)
         if given is not None and policy is not None:
             given.check(session.checkpoint.digest, path=policy)
         found = split_predictions(session, "test", file=predictions, batch_size=batch_size)
@@ -88,9 +91,6 @@ def _score(
     batch_size: int | None,
 ) -> Evaluation:
     exits, plain = session.costs.exits, session.costs.plain
-    num_exits = session.checkpoint.model.num_exits
-    if num_exits > 1:
-        check_request(criterion, task=found.task, num_exits=num_exits)
     if protocol == "paper":
         return evaluate_as_paper(found, exit_costs=exits, plain_cost=plain, budgets=budgets, criterion=criterion)
     if given is None:

@@ -91,7 +91,7 @@ def _dress(axes: "Axes", result: Evaluation, scale: float) -> None:
     axes.set_xlim(0, 1.03 * max([dearest, *(budget for budget in budgets if budget <= 1.5 * dearest)]))
     axes.margins(y=0.12)
     top = axes.secondary_xaxis("top")
-    shown = [budgets[index] for index in readable(budgets, 9 * dearest / 100) if budgets[index] <= axes.get_xlim()[1]]
+    shown = [budgets[index] for index in readable(budgets, 11 * dearest / 100) if budgets[index] <= axes.get_xlim()[1]]
     top.set_xticks(shown, [f"{budget:g} %" for budget in shown], color=_ORANGE, fontsize=9)
     top.tick_params(length=0)
     top.spines["top"].set_visible(False)

@@ -53,7 +53,6 @@ def predict_rows(
     *,
     num_rows: int,
     prepare: Callable[[Tensor], Tensor] = _as_it_is,
-    autocast: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits [exit, row, class] in float32 and labels [row] of `num_rows` rows, on the CPU, in the order in which they come.
 
@@ -63,9 +62,7 @@ def predict_rows(
     logits = labels = torch.empty(0)
     start = 0
     for batch in batches:
-        inputs = prepare(batch.inputs)
-        with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
-            outputs = [output.logits.float() for output in model(inputs)]
+        outputs = [output.logits.float() for output in model(prepare(batch.inputs))]
         if not start:
             logits = torch.empty(len(outputs), num_rows, outputs[0].shape[1])
             labels = torch.empty(num_rows, dtype=batch.targets.dtype)
@@ -83,31 +80,14 @@ def make_predictions(logits: Tensor, labels: Tensor, *, split: str, fingerprint:
     broken = [f"{number} ({bad} of {len(labels)} rows)" for number, bad in enumerate(map(_num_broken, logits), 1) if bad]
     if broken:
         raise EectlError(
-            f"{split} split: outputs are not finite at exit {', '.join(broken)}; training diverged, or the precision is too low: "
-            "try --set precision=float32, or train with a smaller optimizer.lr"
+            f"{split} split: outputs are not finite at exit {', '.join(broken)}; training diverged: train again with a smaller "
+            "optimizer.lr, or with --set optimizer.clip_norm=1"
         )
     return Predictions(logits, labels, split, fingerprint, checkpoint, task)
 
 
 def _num_broken(exit_logits: Tensor) -> int:
     return int((~exit_logits.isfinite()).any(dim=1).sum())
-
-
-def predict(
-    model: MultiExitModel,
-    batches: Iterable[Batch],
-    *,
-    num_rows: int,
-    split: str,
-    fingerprint: str,
-    checkpoint: str,
-    task: str,
-    prepare: Callable[[Tensor], Tensor] = _as_it_is,
-    autocast: torch.dtype | None = None,
-) -> Predictions:
-    """Run the network over a whole split in one process: `predict_rows`, then `make_predictions`."""
-    logits, labels = predict_rows(model, batches, num_rows=num_rows, prepare=prepare, autocast=autocast)
-    return make_predictions(logits, labels, split=split, fingerprint=fingerprint, checkpoint=checkpoint, task=task)
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
@@ -129,5 +109,5 @@ def check_belongs(predictions: Predictions, checkpoint: str, *, path: Path) -> N
     if predictions.checkpoint != checkpoint:
         raise EectlError(
             f"{path} was made by another checkpoint ({predictions.checkpoint[:12]}…, this one is {checkpoint[:12]}…); "
-            "make it again with eectl evaluate --save-predictions"
+            "make it again with --save-predictions"
         )

@@ -88,6 +88,8 @@ def split_predictions(session: Session, name: str, *, file: Path | None = None, 
         if read.fingerprint != split.fingerprint:
             raise EectlError(f"{file}: holds the {read.split} split, or other rows, where {name} is needed; make it again")
         return read
+    if len(split) < world.size:
+        raise EectlError(f"{name} has {len(split)} rows for {world.size} processes; start at most one process per row")
     augmenter = Augmenter(session.data.info, checkpoint.about.recipe.data.augment, len(session.data.info.classes))
     size = batch_size or checkpoint.about.recipe.eval_batch_size
     rows = range(world.rank, len(split), world.size)

@@ -57,6 +57,7 @@ def train(
         data = load_data(recipe.data, device=world.device, download=download)
         network = first_network(recipe, data.info)
         recipe = resolve(recipe, network)
+        planned_phases(recipe)  # a phase that is not there is refused before anything is written
         if not network.model.after:
             with_exits(network, recipe.exits, seed=recipe.seed)  # exits that do not fit are refused now, not after phase 1
         if network.model.backbone.fresh:

@@ -8,7 +8,7 @@ from toy_exits import WIDTH, toy_model, toy_predictions
 
 from eectl.errors import EectlError
 from eectl.files import write_tensors
-from eectl.predict import check_belongs, load_predictions, make_predictions, predict, predict_rows, save_predictions
+from eectl.predict import check_belongs, load_predictions, make_predictions, predict_rows, save_predictions
 
 ABOUT = {"split": "test", "fingerprint": "f", "checkpoint": "digest", "task": "classification"}
 
@@ -22,7 +22,8 @@ def test_rows_keep_their_order(size):
     model = toy_model()
     pixels, labels = torch.randint(256, (11, WIDTH), dtype=torch.uint8), torch.arange(11) % 4
     batches = batches_of(pixels, labels, size)
-    result = predict(model, batches, num_rows=11, prepare=lambda x: x.float() / 255, **ABOUT)
+    rows = predict_rows(model, batches, num_rows=11, prepare=lambda x: x.float() / 255)
+    result = make_predictions(*rows, **ABOUT)
     with torch.no_grad():
         expected = torch.stack([output.logits for output in model(pixels.float() / 255)])
     torch.testing.assert_close(result.logits, expected)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from toy_exits import toy_predictions
 
-from eectl.thresholds import calibrate
 from eectl.costs import Costs
 from eectl.errors import EectlError
-from eectl.scoring import evaluate, evaluate_as_paper, every_point
 from eectl.exiting import ALWAYS, NEVER
 from eectl.plots import check_plot_path, plot_curve, readable
 from eectl.report import human, show_calibration, show_costs, show_evaluation, show_json, threshold_text
+from eectl.scoring import evaluate, evaluate_as_paper, every_point
+from eectl.thresholds import calibrate
 
 BUDGETS = (1.0, 12.75, 25.0, 37.25, 50.0, 62.75, 75.0, 87.25, 90.0, 95.75, 98.25, 100.0, 102.75, 105.25, 200.0)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from toy_exits import toy_predictions
 
-from eectl.thresholds import calibrate
 from eectl.errors import EectlError
-from eectl.scoring import evaluate, evaluate_as_paper, every_point
 from eectl.exiting import ALWAYS, NEVER
 from eectl.files import clean_json
 from eectl.predict import Predictions
 from eectl.results import BudgetPolicy, Policies
+from eectl.scoring import evaluate, evaluate_as_paper, every_point
+from eectl.thresholds import calibrate
 
 COSTS = {"exit_costs": (20, 45, 110), "plain_cost": 100}
 

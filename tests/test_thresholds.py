@@ -4,10 +4,10 @@ import pytest
 import torch
 from toy_exits import toy_predictions
 
-from eectl.thresholds import calibrate, check_request
 from eectl.errors import EectlError
 from eectl.exiting import CRITERIA, choose
 from eectl.sweep import outcomes
+from eectl.thresholds import calibrate, check_request
 
 COSTS, PLAIN = (20, 45, 103), 100
 BUDGETS = (10.0, 30.0, 50.0, 80.0, 100.0, 200.0)
