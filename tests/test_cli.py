@@ -79,9 +79,8 @@ def test_the_users_second_line(work):
     """`eectl evaluate ckpt.safetensors --budgets 25,50,75,100`, exactly, in a folder that holds that file."""
     (work / "ckpt.safetensors").write_bytes((work / "joint" / "model.safetensors").read_bytes())
     out, _ = eectl("evaluate", "ckpt.safetensors", "--budgets", "25,50,75,100", cwd=work)
-    assert [line.split()[0] for line in out.splitlines() if line.strip().startswith(("25%", "50%", "75%", "100%", "unlimited"))] == [
-        "25%", "50%", "75%", "100%", "unlimited",
-    ]  # fmt: skip
+    first = [line.split()[0] for line in out.splitlines() if line.strip()]
+    assert [word for word in first if word.endswith("%") or word == "unlimited"] == ["25%", "50%", "75%", "100%", "unlimited"]
 
 
 def test_json_on_stdout_is_nothing_but_json(work):

@@ -31,21 +31,6 @@ def test_rows_keep_their_order(size):
     assert not result.logits.requires_grad
 
 
-def test_autocast_gives_float32():
-    model = toy_model()
-    batches = batches_of(torch.randn(4, WIDTH), torch.arange(4), 2)
-    exact, _ = predict_rows(model, batches, num_rows=4)
-    rough, _ = predict_rows(model, batches, num_rows=4, autocast=torch.bfloat16)
-    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
-    torch.testing.assert_close(rough, exact, atol=0.2, rtol=0.1)
-
-
-@pytest.mark.parametrize("num_rows", [3, 5])
-def test_missing_rows_are_our_mistake(num_rows):
-    with pytest.raises(AssertionError):
-        predict_rows(toy_model(), batches_of(torch.randn(4, WIDTH), torch.arange(4), 2), num_rows=num_rows)
-
-
 def test_non_finite_outputs_name_the_exit():
     logits = torch.zeros(3, 4, 2)
     logits[1, 2, 0] = torch.nan

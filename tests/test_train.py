@@ -164,8 +164,8 @@ def test_a_signal_saves_and_resume_ends_in_the_same_weights(small, tmp_path, joi
 
 def test_sigkill_at_random_moments_ends_in_the_same_weights(tmp_path):
     """The real program, killed again and again; it is only ever given the same line."""
-    line = [sys.executable, "-m", "eectl", "train", "digits", "--regime", "mixed", "--epochs", "4", "--device", "cpu", "-q", "--resume",
-            "--set", "data.limit=300", "--set", "exits.after=[1]"]  # fmt: skip
+    line = [sys.executable, "-m", "eectl", "train", "digits", "--regime", "mixed", "--epochs", "4", "--device", "cpu", "-q",
+            "--resume", "--set", "data.limit=300", "--set", "exits.after=[1]"]  # fmt: skip
     subprocess.run([*line, "-o", tmp_path / "calm"], check=True, capture_output=True)
     kills = 0
     for delay in (3.0, 3.6, 3.3, 3.9, 4.2):
@@ -279,8 +279,8 @@ def torchrun(*arguments, processes=2):
 
 def test_two_processes_train_as_one_does(small, tmp_path):
     """No BatchNorm and no augmentation: the same steps but for rounding. 31 rows a batch do not divide by two."""
-    changes = ["data.augment={}", "data.limit=150", "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 2, heads: 2}}",
-               "exits.after=[0]", "epochs=2", "batch_size=31", "optimizer.name=sgd", "optimizer.lr=0.05"]  # fmt: skip
+    vit = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 2, heads: 2}}"
+    changes = ["data.augment={}", "data.limit=150", vit, "exits.after=[0]", "epochs=2", "batch_size=31", "optimizer.name=sgd", "optimizer.lr=0.05"]  # fmt: skip
     train(small(*changes), out=tmp_path / "one", device="cpu", quiet=True)
     (tmp_path / "recipe.yaml").write_text((tmp_path / "one" / "recipe.yaml").read_text())
     done = torchrun("train", tmp_path / "recipe.yaml", "--device", "cpu", "-q", "-o", tmp_path / "two")

@@ -130,7 +130,7 @@ def _dangling(path: Path) -> None:
 @pytest.mark.parametrize(("file", "breakage"), [("005.png", _break), ("006.bmp", _text), ("007.png", _dangling)])
 def test_a_broken_image_is_named_in_one_line(root, file, breakage, in_memory, workers):
     breakage(root / "train" / "green" / file)
-    with pytest.raises(EectlError) as caught:  # noqa: PT012
+    with pytest.raises(EectlError) as caught:
         data = load(root, in_memory=in_memory, workers=workers)
         for split in data.splits.values():
             split.rows(torch.arange(len(split)))
@@ -140,7 +140,7 @@ def test_a_broken_image_is_named_in_one_line(root, file, breakage, in_memory, wo
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_images_of_two_sizes_need_image_size(root, in_memory):
     Image.new("RGB", (9, 9)).save(root / "train" / "red" / "004.bmp")
-    with pytest.raises(EectlError, match=r"004\.bmp: 9×9, others are 20×16; set data\.image_size"):  # noqa: PT012
+    with pytest.raises(EectlError, match=r"004\.bmp: 9×9, others are 20×16; set data\.image_size"):
         split = load(root, in_memory=in_memory, calibration=0.05, validation=0.05).splits["train"]
         split.rows(torch.arange(len(split)))
     assert load(root, in_memory=in_memory, image_size=12).info.input_shape == (3, 12, 12)
