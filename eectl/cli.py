@@ -137,6 +137,8 @@ def train(
                                                       "optimizer.lr=1e-4; may be repeated", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="seed of weights, order and augmentation", show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(help="at most this many per phase", show_default=False)] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="start from the weights that torchvision or timm publish; "
+                                             "that library downloads them")] = False,
     device: Device = "auto",
     data_root: DataRoot = None,
     download: Annotated[bool, typer.Option("--download", help="fetch the data set if it is missing")] = False,
@@ -150,6 +152,7 @@ def train(
     Example: eectl train digits --regime disjoint --phase 1 -o runs/backbone
     """
     given = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data.root": data_root, "init": start}
+    given["backbone.pretrained"] = pretrained or None
     extra = [f"{key}={_yaml_text(value)}" for key, value in given.items() if value is not None]
     name, full = _find_recipe(recipe, start, [*(changes or []), *extra])
     if dry_run:

@@ -94,7 +94,7 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def main_first(world: World, act: Callable[[], None]) -> None:
+def main_first(world: World, act: Callable[[], object]) -> None:
     """Let process 0 act while the others wait."""
     if world.is_main:
         act()

@@ -61,10 +61,6 @@ class Job:
         wish = self.recipe.channels_last
         return model.backbone.prefers_channels_last if wish == "auto" else wish
 
-    def compiles(self) -> bool:
-        """Whether the network is compiled, `auto` resolved for the device."""
-        return self.world.device.type == "cuda" if self.recipe.compile == "auto" else self.recipe.compile
-
 
 @dataclass(frozen=True)
 class Place:
@@ -197,7 +193,7 @@ def _wrap(job: Job, model: MultiExitModel, phase: Phase) -> Callable[..., list[E
     if job.world.size > 1:
         devices = [job.world.device] if job.world.device.type == "cuda" else None
         runner = nn.parallel.DistributedDataParallel(runner, devices, find_unused_parameters=len(phase.losses) > 1)
-    return torch.compile(runner) if job.compiles() else runner
+    return torch.compile(runner) if job.recipe.compile else runner
 
 
 def _train_epoch(job: Job, run: PhaseRun) -> None:

@@ -54,7 +54,9 @@ def train(
             raise EectlError(
                 f"{out} holds a run; --resume to go on with it, --overwrite to replace it, or another folder with -o"
             )
-        data = load_data(recipe.data, device=world.device, download=download)
+        if download:
+            main_first(world, lambda: load_data(recipe.data, device=torch.device("cpu"), download=True))
+        data = load_data(recipe.data, device=world.device)
         network = first_network(recipe, data.info)
         recipe = resolve(recipe, network)
         planned_phases(recipe)  # a phase that is not there is refused before anything is written

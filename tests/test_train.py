@@ -280,7 +280,8 @@ def torchrun(*arguments, processes=2):
 def test_two_processes_train_as_one_does(small, tmp_path):
     """No BatchNorm and no augmentation: the same steps but for rounding. 31 rows a batch do not divide by two."""
     vit = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 2, heads: 2}}"
-    changes = ["data.augment={}", "data.limit=150", vit, "exits.after=[0]", "epochs=2", "batch_size=31", "optimizer.name=sgd", "optimizer.lr=0.05"]  # fmt: skip
+    changes = ["data.augment={}", "data.limit=150", vit, "exits.after=[0]", "epochs=2", "batch_size=31",
+               "optimizer.name=sgd", "optimizer.lr=0.05"]  # fmt: skip
     train(small(*changes), out=tmp_path / "one", device="cpu", quiet=True)
     (tmp_path / "recipe.yaml").write_text((tmp_path / "one" / "recipe.yaml").read_text())
     done = torchrun("train", tmp_path / "recipe.yaml", "--device", "cpu", "-q", "-o", tmp_path / "two")
@@ -314,3 +315,18 @@ def test_two_processes_with_batchnorm_cycling_losses_and_odd_validation(small, t
     assert entry["validation"]["score"] == pytest.approx(
         [(o.logits.argmax(1) == split.labels).float().mean().item() for o in outputs]
     )
+
+
+def test_out_of_memory_says_what_to_make_smaller(small, tmp_path, monkeypatch):
+    """A GPU's memory runs out inside torch; here torch's own convolution is made to say so."""
+
+    plain = torch.nn.Conv2d.forward
+
+    def forward(self, x):
+        if self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, x)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+    with pytest.raises(EectlError, match=r"out of memory on cpu; try --set batch_size=16 \(it is 32, over all processes\)"):
+        train(small(), out=tmp_path / "run", device="cpu", quiet=True)
