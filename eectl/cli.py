@@ -95,7 +95,8 @@ def main() -> None:
             print(f"eectl{process}: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Interrupted as stop:
-        print(f"eectl: stopped by {stop}; the state is saved, the same command with --resume goes on", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            _say(f"eectl: stopped by {stop}; the state is saved, the same command with --resume goes on")
         sys.exit(stop.exit_code)
 
 

@@ -139,6 +139,8 @@ def run_phase(job: Job, model: MultiExitModel, phase: Phase, *, place: Place, re
             job.folder.log(row)
             job.display.epoch(row, since_improvement=run.stopper.since_improvement)
         _save_or_stop(job, run, due=job.folder.due())
+    if not run.best_epoch:
+        raise EectlError(f"phase {phase.number}: no evaluation gave a finite {job.recipe.metric}; try a lower optimizer.lr")
     model.load_state_dict(run.best)
     return _entry(job, run)
 
@@ -222,7 +224,7 @@ def _save_or_stop(job: Job, run: PhaseRun, *, due: bool) -> None:
     """Save the state where process 0 finds it due; where a signal came to any process, save and raise Interrupted."""
     wish = max([int(due and job.world.is_main), *job.caught])
     if job.world.size > 1:
-        wish = int(total(torch.tensor(wish, device=job.world.device), op="max"))
+        wish = int(total(torch.tensor(wish), op="max"))  # between CPUs: no process waits for its device
     if not wish:
         return
     _check_finite(job, run)

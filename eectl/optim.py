@@ -49,7 +49,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: Optimizer) -> t
 class EarlyStopper:
     """Stops when none of the exits has improved on its own best for `patience` evaluations (paper §4.1).
 
-    Improvement is strict. The state to restore is that of the last evaluation at which any exit improved.
+    Improvement is strict and NaN is none. The state to restore is that of the last evaluation at which any exit improved.
     """
 
     patience: int
@@ -62,11 +62,14 @@ class EarlyStopper:
         improved = {
             number: value
             for number, value in values.items()
-            if number not in self.best or (value > self.best[number] if self.higher_is_better else value < self.best[number])
+            if not math.isnan(value) and self._beats(value, self.best.get(number))
         }
         self.best.update(improved)
         self.since_improvement = 0 if improved else self.since_improvement + 1
         return bool(improved)
+
+    def _beats(self, value: float, best: float | None) -> bool:
+        return best is None or (value > best if self.higher_is_better else value < best)
 
     @property
     def should_stop(self) -> bool:

@@ -74,3 +74,5 @@ def test_nan_is_never_an_improvement():
     stopper = EarlyStopper(1, higher_is_better=True)
     stopper.update({1: 0.2})
     assert follow(stopper, [{1: float("nan")}]) == [(False, True)]
+    fresh = EarlyStopper(2, higher_is_better=False)
+    assert follow(fresh, [{1: float("nan")}, {1: 3.0}, {1: 2.0}]) == [(False, False), (True, False), (True, False)]

@@ -105,6 +105,12 @@ def _nets() -> "Callable[..., Backbone]":
     return nets.build
 
 
+def _msdnet() -> "Callable[..., Backbone]":
+    from eectl.models import msdnet
+
+    return msdnet.build
+
+
 def _torchvision() -> "Callable[..., Backbone]":
     from eectl.models import from_torchvision
 
@@ -119,6 +125,7 @@ def _timm() -> "Callable[..., Backbone]":
 
 BACKBONES: "dict[str, Callable[[], Callable[..., Backbone]]]" = {
     **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56"), _nets),
+    "msdnet": _msdnet,
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _torchvision),
     **dict.fromkeys(("vit", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"), _torchvision),
 }
