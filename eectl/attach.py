@@ -4,9 +4,9 @@ from pathlib import Path
 
 from eectl.checkpoint import About, load_checkpoint, save_checkpoint
 from eectl.errors import EectlError
-from eectl.files import refuse_existing
+from eectl.files import check_outputs
 from eectl.models.multi_exit import MultiExitModel
-from eectl.network import Network, resolve, with_exits
+from eectl.network import Network, resolve_exits, with_exits
 from eectl.recipe import Exits
 
 
@@ -26,7 +26,7 @@ def attach_heads(
     range or repeated, an unknown placement or head, or an existing `out`.
     """
     exits = _read_exits(after, placement, head)
-    refuse_existing(out, overwrite=overwrite)
+    check_outputs([out], inputs=[path], overwrite=overwrite)
     loaded = load_checkpoint(path)
     about = loaded.about
     bare = Network(
@@ -35,9 +35,9 @@ def attach_heads(
         tuple(dict(entry) for entry in about.history),
         loaded.digest,
     )
-    recipe = about.recipe.model_copy(update={"exits": exits} | ({} if seed is None else {"seed": seed}))
-    recipe = resolve(recipe, bare)
-    network = with_exits(bare, recipe.exits, seed=recipe.seed)
+    exits = resolve_exits(exits, bare)
+    network = with_exits(bare, exits, seed=about.recipe["seed"] if seed is None else seed)
+    recipe = dict(about.recipe) | {"exits": exits.model_dump(mode="json")} | ({} if seed is None else {"seed": seed})
     save_checkpoint(out, network.model, About(network.spec, recipe, about.data, about.splits, network.history, network.parent))
     return network
 
@@ -50,6 +50,7 @@ def _read_exits(after: str | None, placement: str | None, head: str) -> Exits:
     parts = [part.strip() for part in after.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise EectlError(f"--after {after}: give block numbers from 0, such as 2,4,6")
-    if len(set(parts)) != len(parts):
+    blocks = tuple(map(int, parts))
+    if len(set(blocks)) != len(blocks):
         raise EectlError(f"--after {after}: a block stands twice; each takes one exit")
-    return Exits(after=tuple(map(int, parts)), head=head)
+    return Exits(after=blocks, head=head)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eectl.distributed import join, leave
-from eectl.files import refuse_existing
+from eectl.files import check_outputs
 from eectl.predict import save_predictions
 from eectl.results import Policies, parse_budgets, write_policies
 from eectl.session import TASK, open_session, split_predictions
@@ -30,8 +30,7 @@ def calibrate_checkpoint(
     Raises EectlError, before the pass, for budgets, criterion or outputs that will not do.
     """
     percentages = parse_budgets(budgets)
-    for output in filter(None, (out, save_to)):
-        refuse_existing(output, overwrite=overwrite)
+    check_outputs([out, save_to], inputs=[path, predictions], overwrite=overwrite)
     world = join(device)
     try:
         session = open_session(path, world=world, data_root=data_root, needs=("calibration",))

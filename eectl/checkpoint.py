@@ -14,7 +14,7 @@ from eectl.errors import EectlError
 from eectl.files import digest, write_tensors
 from eectl.models import build_model
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe import ModelSpec, Recipe, make_recipe
+from eectl.recipe import Data, ModelSpec
 
 KIND = "checkpoint"
 SCHEMA = 1
@@ -24,16 +24,28 @@ SCHEMA = 1
 class About:
     """What a checkpoint says beside its weights.
 
-    `data` describes the data set (name, classes, normalisation), `splits` holds size and fingerprint by split name,
-    `history` one entry per step that made the network (a phase, or attached heads), `parent` the digest it came from.
+    `recipe` is the one it was last trained with, as plain data: measuring reads `data_spec` and `eval_batch_size` alone, so a
+    recipe that this version no longer takes stops nobody. `data` describes the data set (name, classes, normalisation), `splits`
+    holds size and fingerprint by split name, `history` one entry per step that made the network (a phase, or attached heads),
+    `parent` the digest it came from.
     """
 
     spec: ModelSpec
-    recipe: Recipe
+    recipe: Mapping[str, Any]
     data: Mapping[str, Any]
     splits: Mapping[str, Mapping[str, Any]]
     history: Sequence[Mapping[str, Any]]
     parent: str | None = None
+
+    @property
+    def data_spec(self) -> Data:
+        """The recipe's data section."""
+        return Data.model_validate(self.recipe["data"])
+
+    @property
+    def eval_batch_size(self) -> int:
+        """How many rows are evaluated at once."""
+        return int(self.recipe["eval_batch_size"])
 
     @property
     def untrained(self) -> list[int]:
@@ -47,7 +59,7 @@ class About:
         """What the file's metadata holds of it."""
         return {
             "model": self.spec.model_dump(mode="json"),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": dict(self.recipe),
             "data": dict(self.data),
             "splits": dict(self.splits),
             "history": list(self.history),
@@ -89,9 +101,9 @@ def read_about(path: Path) -> About:
 def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
     """Rebuild the network of a checkpoint, in eval mode; raises EectlError where the file is not one, cut or altered."""
     tensors, metadata = files.read_tensors(path, kind=KIND, schema=SCHEMA)
+    about = _about(path, metadata)
     if digest(tensors) != metadata["weights"]:
         raise EectlError(f"{path}: the weights are not those that were saved; the file was altered or damaged, write it again")
-    about = _about(path, metadata)
     with torch.random.fork_rng(devices=[]):
         model = build_model(about.spec)
     wrong = model.load_state_dict(tensors, strict=False)
@@ -105,11 +117,17 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> Checkp
 
 
 def _about(path: Path, metadata: Mapping[str, Any]) -> About:
-    return About(
-        spec=ModelSpec.model_validate(metadata["model"]),
-        recipe=make_recipe(metadata["recipe"], where=f"{path} (its recipe)"),
-        data=metadata["data"],
-        splits=metadata["splits"],
-        history=metadata["history"],
-        parent=metadata["parent"],
-    )
+    try:
+        about = About(
+            spec=ModelSpec.model_validate(metadata["model"]),
+            recipe=metadata["recipe"],
+            data=metadata["data"],
+            splits=metadata["splits"],
+            history=metadata["history"],
+            parent=metadata["parent"],
+        )
+        _ = about.data_spec, about.eval_batch_size, about.untrained, metadata["weights"]
+    except (KeyError, TypeError, ValueError) as error:
+        what = str(error).splitlines()[0]
+        raise EectlError(f"{path}: its header is damaged, or of another eectl ({what}); this is eectl {__version__}") from error
+    return about

@@ -1,6 +1,7 @@
 """The command line: parse, call one verb, print. Heavy imports stay inside the commands, so --help and TAB are quick."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -86,6 +87,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stder
 
 def main() -> None:
     """Run the program; a user's mistake becomes one line on stderr and exit code 1, a bug keeps its traceback."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Interrupted(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # while nothing is saved; training notes signals in its own way
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         app(prog_name="eectl")
     except EectlError as error:
@@ -94,10 +102,10 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"eectl{process}: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except Interrupted as stop:
+    except Interrupted as caught:
         if os.environ.get("RANK", "0") == "0":
-            _say(f"eectl: stopped by {stop}; the state is saved, the same command with --resume goes on")
-        sys.exit(stop.exit_code)
+            _say(f"eectl: stopped by {caught}{caught.hint}")
+        sys.exit(caught.exit_code)
 
 
 def _say(text: str) -> None:
@@ -190,7 +198,7 @@ def _find_recipe(recipe: str | None, start: Path | None, changes: list[str]) -> 
     if recipe is None and start is not None:
         from eectl.checkpoint import read_about
 
-        own = read_about(start).recipe.model_dump(mode="json", exclude_none=True, exclude={"phase", "init"})
+        own = {key: value for key, value in read_about(start).recipe.items() if key not in ("phase", "init")}
         return start.stem, make_recipe(own, where=f"{start} (its recipe)", changes=changes)
     return Path(recipe or "digits").stem, read_recipe(recipe or "digits", changes=changes)
 

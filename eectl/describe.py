@@ -6,7 +6,7 @@ from typing import Any
 
 from eectl.checkpoint import About
 from eectl.losses import TASKS
-from eectl.recipe import Recipe, dump_recipe
+from eectl.recipe import PhaseChange, Recipe, dump_recipe
 from eectl.regimes import Phase
 from eectl.report import make_console, make_table, print_table
 
@@ -21,22 +21,24 @@ def show_recipe(recipe: Recipe) -> None:
 def show_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
     """What each phase trains, what it leaves frozen, on which losses and with which optimizer."""
     num_exits = len(recipe.exits.after or ()) + 1
-    table = make_table("phase", "trains", "frozen", "losses", "optimizer", "at most")
-    for phase in phases:
-        change = recipe.phases.get(phase.number)
-        epochs = (change and change.epochs) or recipe.epochs
-        rate = (change and change.lr) or recipe.optimizer.lr
-        everything = set(range(1, num_exits + 1))
-        table.add_row(
-            f"{phase.number} {phase.title}",
-            _parts(phase.segments, phase.heads, num_exits),
-            _parts(everything - phase.segments, everything - phase.heads - {num_exits}, num_exits),
-            "; then ".join("exit " + spans(exits) for exits in phase.losses),
-            f"{recipe.optimizer.name}, lr {rate:g}, {recipe.schedule.name}",
-            f"{epochs} epochs, patience {(change and change.patience) or recipe.patience}",
-        )
+    everything = set(range(1, num_exits + 1))
+    console = make_console()
     count = f"{len(phases)} phase{'s' if len(phases) > 1 else ''}"
-    print_table(make_console(), f"{recipe.regime}: {count}, {num_exits} exits, the last is the network's own head", table)
+    console.print(f"{recipe.regime}: {count}, {num_exits} exits, the last is the network's own head", style="bold", markup=False)
+    for phase in phases:
+        change = recipe.phases.get(phase.number, PhaseChange())
+        rate, optimizer = change.lr or recipe.optimizer.lr, recipe.optimizer
+        decay = optimizer.weight_decay if change.weight_decay is None else change.weight_decay
+        lines = {
+            "trains": _parts(phase.segments, phase.heads, num_exits),
+            "frozen": _parts(everything - phase.segments, everything - phase.heads - {num_exits}, num_exits),
+            "losses": ", then ".join("exit " + spans(exits) for exits in phase.losses),
+            "with": f"{optimizer.name}, lr {rate:g}, weight decay {decay:g}, {recipe.schedule.name}",
+            "for": f"at most {change.epochs or recipe.epochs} epochs, patience {change.patience or recipe.patience}",
+        }
+        console.print(f"phase {phase.number}: {phase.title}", markup=False)
+        for name, text in lines.items():
+            console.print(f"  {name:8}{text}", markup=False, soft_wrap=True)
 
 
 def _parts(segments: "set[int] | frozenset[int]", heads: "set[int] | frozenset[int]", num_exits: int) -> str:

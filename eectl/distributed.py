@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from eectl.errors import EectlError
 
@@ -56,7 +58,11 @@ def join(device: str) -> World:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        # torchrun --max-restarts keeps its store: a new attempt must not find the addresses of processes that are gone
+        store, rank, size = next(iter(rendezvous("env://")))
+        attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=size)
     return World(rank, size, chosen)
 
 

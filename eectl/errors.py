@@ -24,11 +24,12 @@ class EectlError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818
-    """SIGINT or SIGTERM came and the state is saved; `exit_code` is 130 or 143."""
+    """SIGINT or SIGTERM came; `exit_code` is 130 or 143, `hint` says what can be done now."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, hint: str = "; nothing is left half-written") -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+        self.hint = hint
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eectl.distributed import join, leave
 from eectl.errors import EectlError, lookup
-from eectl.files import refuse_existing
+from eectl.files import check_outputs
 from eectl.plots import check_plot_path, plot_curve
 from eectl.predict import Predictions, save_predictions
 from eectl.results import Evaluation, Policies, parse_budgets, read_policies
@@ -43,8 +43,7 @@ def evaluate_checkpoint(
     wanted = parse_budgets(BUDGETS if budgets is None else budgets)
     if plot is not None:
         check_plot_path(plot)
-    for output in filter(None, (plot, save_to)):
-        refuse_existing(output, overwrite=overwrite)
+    check_outputs([plot, save_to], inputs=[path, policy, predictions], overwrite=overwrite)
     given = None if policy is None else _from_file(policy, None if budgets is None else wanted)
     world = join(device)
     try:
@@ -77,7 +76,10 @@ def _from_file(path: Path, wanted: tuple[float, ...] | None) -> Policies:
     missing = [budget for budget in wanted or () if budget not in there]
     if missing:
         has = ", ".join(f"{budget:g}" for budget in there)
-        raise EectlError(f"{path} has no thresholds for {missing[0]:g}%, it has {has}; run eectl calibrate-thresholds with it")
+        raise EectlError(
+            f"{path} has no thresholds for {missing[0]:g}%, it has {has}; run eectl calibrate-thresholds CKPT --budgets "
+            f"{','.join(f'{budget:g}' for budget in wanted or ())}"
+        )
     return policies if wanted is None else policies.only(wanted)
 
 

@@ -80,10 +80,12 @@ def find_criterion(name: str | None, *, task: str, num_exits: int) -> Criterion:
 
     Raises EectlError for an unknown name, another task's criterion, or one that compares exits where one is attached.
     """
-    criterion = lookup(CRITERIA, name or DEFAULT_CRITERION[task], what="criterion")
+    fitting = {known: each for known, each in CRITERIA.items() if each.task == task}
+    criterion = CRITERIA.get(name or "") or lookup(fitting, name or DEFAULT_CRITERION[task], what="criterion")
     if criterion.task != task:
-        fit = ", ".join(known for known, other in CRITERIA.items() if other.task == task)
-        raise EectlError(f"criterion {name} is for {criterion.task}, this network does {task}; for that there is: {fit}")
+        raise EectlError(
+            f"criterion {name} is for {criterion.task}, this network does {task}; for that there is: {', '.join(fitting)}"
+        )
     if criterion.compares and num_exits == 2:
         raise EectlError(
             f"criterion {name or DEFAULT_CRITERION[task]} compares exits and needs two attached ones, this network has one; "

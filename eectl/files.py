@@ -9,7 +9,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        raise EectlError(f"{path}: cannot be written ({error.strerror or error}); what was there before is unchanged") from error
+        raise EectlError(
+            f"{path}: cannot be written ({error.strerror or error}); nothing was changed; free some space or name another place"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -51,10 +53,20 @@ def _umask() -> int:
     return mask
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise EectlError where `path` exists and `--overwrite` was not given."""
-    if path.exists() and not overwrite:
-        raise EectlError(f"{path} exists; give another name, or --overwrite to replace it")
+def check_outputs(outputs: Sequence[Path | None], *, inputs: Sequence[Path | None], overwrite: bool) -> None:
+    """Raise EectlError where an output exists without `--overwrite`, is one of the inputs, or stands twice; None is no file."""
+    given = [path.resolve() for path in inputs if path is not None]
+    seen: set[Path] = set()
+    for path in outputs:
+        if path is None:
+            continue
+        if path.resolve() in given:
+            raise EectlError(f"{path} is read by this command and cannot be written by it; give the output another name")
+        if path.resolve() in seen:
+            raise EectlError(f"{path} is named for two outputs; give each its own name")
+        if path.exists() and not overwrite:
+            raise EectlError(f"{path} exists; give another name, or --overwrite to replace it")
+        seen.add(path.resolve())
 
 
 def clean_json(value: Any) -> Any:
@@ -126,7 +138,10 @@ def read_metadata(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
 def _own_metadata(path: Path, metadata: Mapping[str, str], *, kind: str, schema: int) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         raise EectlError(f"{path}: a safetensors file that eectl did not write; plain weights go in with backbone.weights")
-    value = json.loads(metadata[METADATA_KEY])
+    try:
+        value = json.loads(metadata[METADATA_KEY])
+    except ValueError as error:
+        raise EectlError(f"{path}: its header is damaged ({error}); write it again") from error
     check_kind(path, value, kind=kind, schema=schema)
     return dict(value)
 

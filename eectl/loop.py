@@ -179,7 +179,8 @@ def _begin(job: Job, model: MultiExitModel, phase: Phase, place: Place) -> Phase
 
 
 def _loss_set(job: Job, exits: list[int], num_exits: int) -> LossSet:
-    weights = exit_weights(job.recipe.loss_weights, num_exits=num_exits, taking_part=exits)
+    own = job.recipe.loss_weights if num_exits > 1 else "uniform"  # no exits are attached yet
+    weights = exit_weights(own, num_exits=num_exits, taking_part=exits)
     device = job.world.device
     return LossSet(exits, torch.tensor(exits, device=device) - 1, torch.tensor(weights, device=device))
 
@@ -232,7 +233,7 @@ def _save_or_stop(job: Job, run: PhaseRun, *, due: bool) -> None:
     if job.world.is_main:
         save_state(job, run)
     if wish > 1:
-        raise Interrupted(wish)
+        raise Interrupted(wish, hint="; the state is saved, the same command with --resume goes on")
 
 
 def step(job: Job, run: PhaseRun, batch: Batch) -> None:
@@ -284,7 +285,8 @@ def _check_finite(job: Job, run: PhaseRun) -> None:
         kept = str(run.place.keep())
     raise EectlError(
         f"phase {run.phase.number}, step {step_number}: the loss of exit {bad.index(step_number) + 1} is not finite; "
-        f"the last good checkpoint is {kept or run.place.start}; try a lower optimizer.lr, or --set optimizer.clip_norm=1"
+        f"the last good checkpoint is {kept or run.place.start}; train again with a lower optimizer.lr or "
+        "--set optimizer.clip_norm=1, and --overwrite or another -o"
     )
 
 

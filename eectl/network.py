@@ -8,6 +8,7 @@ import torch
 from eectl.checkpoint import load_checkpoint
 from eectl.data import DataInfo
 from eectl.errors import EectlError
+from eectl.losses import exit_weights
 from eectl.models import attach_exits, build_backbone, model_spec
 from eectl.models.multi_exit import MultiExitModel, place
 from eectl.recipe import Exits, ModelSpec, Recipe
@@ -47,17 +48,17 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
 
 def resolve(recipe: Recipe, network: Network) -> Recipe:
     """The recipe with its backbone and exits as they will be: those of `init` where it has any, exits as a list of blocks."""
-    backbone = network.model.backbone
-    if network.spec.after:
-        exits = Exits(after=network.spec.after, head=network.spec.heads[0])
-    else:
-        after = recipe.exits.after
-        if after is None:
-            after = place(recipe.exits.placement or "", backbone.depth)
-        head = backbone.default_head if recipe.exits.head == "auto" else recipe.exits.head
-        exits = Exits(after=tuple(sorted(after)), head=head)
     start = recipe.backbone if recipe.init is None else network.spec.backbone
-    return recipe.model_copy(update={"exits": exits, "backbone": start})
+    return recipe.model_copy(update={"exits": resolve_exits(recipe.exits, network), "backbone": start})
+
+
+def resolve_exits(exits: Exits, network: Network) -> Exits:
+    """The network's own exits where it has any, else those asked for, as a sorted list of blocks and a kind of head."""
+    if network.spec.after:
+        return Exits(after=network.spec.after, head=network.spec.heads[0])
+    backbone = network.model.backbone
+    after = place(exits.placement or "", backbone.depth) if exits.after is None else exits.after
+    return Exits(after=tuple(sorted(after)), head=backbone.default_head if exits.head == "auto" else exits.head)
 
 
 def with_exits(network: Network, exits: Exits, *, seed: int) -> Network:
@@ -77,8 +78,16 @@ def with_exits(network: Network, exits: Exits, *, seed: int) -> Network:
 
 
 def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:
-    """The phases that a resolved recipe runs, in the numbering of the whole network's exits."""
+    """The phases that a resolved recipe runs, in the numbering of the whole network's exits.
+
+    Raises EectlError for a phase that is not there, in `phase` or `phases`, and for loss weights that fit no exits.
+    """
     num_exits = len(recipe.exits.after or ()) + 1
+    for number in recipe.phases:
+        phase_numbered(recipe.regime, num_exits, number, place=f"phases.{number}")
+    phases = regime_phases(recipe.regime, num_exits)
     if recipe.phase is not None:
-        return (phase_numbered(recipe.regime, num_exits, recipe.phase),)
-    return regime_phases(recipe.regime, num_exits)
+        phases = (phase_numbered(recipe.regime, num_exits, recipe.phase),)
+    for exits in (exits for phase in phases for exits in phase.losses):
+        exit_weights(recipe.loss_weights, num_exits=num_exits, taking_part=sorted(exits))
+    return phases

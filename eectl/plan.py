@@ -9,6 +9,7 @@ import torch
 from eectl.checkpoint import load_checkpoint
 from eectl.costs import Costs, measure_costs
 from eectl.data import data_info
+from eectl.errors import EectlError
 from eectl.models.multi_exit import MultiExitModel
 from eectl.network import first_network, planned_phases, resolve, with_exits
 from eectl.recipe import ModelSpec, Recipe, is_recipe, read_recipe
@@ -43,7 +44,9 @@ def plan(recipe: Recipe) -> Plan:
 
 def costs_of(source: str, *, changes: Sequence[str] = (), data_root: Path | None = None) -> Priced:
     """What the exits of a checkpoint or a recipe cost."""
-    if is_recipe(source) or changes:
+    if changes and not is_recipe(source):
+        raise EectlError(f"{source}: --set changes a recipe, and this is a checkpoint; name a recipe, or leave out --set")
+    if is_recipe(source):
         more = [] if data_root is None else [f"data.root='{data_root}'"]
         return plan(read_recipe(source, changes=[*changes, *more])).priced
     loaded = load_checkpoint(Path(source))

@@ -104,15 +104,17 @@ def regime_phases(regime: str, num_exits: int) -> tuple[Phase, ...]:
     return lookup(REGIMES, regime, what="regime")(num_exits)
 
 
-def phase_numbered(regime: str, num_exits: int, number: int) -> Phase:
+def phase_numbered(regime: str, num_exits: int, number: int, *, place: str = "") -> Phase:
     """The phase that `--phase number` means.
 
     The regime's own phases come first; beside them the paper's 1 (backbone), 2 (everything) and 3 (heads only) are always
-    there, so phases can be chained by hand. Staged regimes count their stages and have no others.
+    there, so phases can be chained by hand. Staged regimes count their stages and have no others. `place` is named by errors.
     """
     own = {phase.number: phase for phase in regime_phases(regime, num_exits)}
     if regime not in STAGED:
         own = {1: _backbone(num_exits), 2: _everything(num_exits), 3: _heads_only(num_exits)} | own
     if number not in own:
-        raise EectlError(f"--phase {number}: regime {regime} with {num_exits} exits takes phases {min(own)}–{max(own)}")
+        raise EectlError(
+            f"{place or f'--phase {number}'}: regime {regime} with {num_exits} exits takes phases {min(own)}–{max(own)}"
+        )
     return own[number]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eectl.errors import EectlError
-from eectl.files import clean_json, read_tensors, replacing, write_tensors
+from eectl.files import clean_json, read_metadata, read_tensors, replacing, write_tensors
 from eectl.recipe import Recipe, dump_recipe, read_recipe
 
 KIND = "resume-state"
@@ -63,19 +63,33 @@ class RunFolder:
                 ) from error
             yield
 
+    def results(self) -> list[Path]:
+        """What a run has left here so far."""
+        own = [self.metrics, self.model, self.state, self.path / "last-good.safetensors"]
+        phases = [path for path in self.path.glob("phase-*.safetensors") if path.stem.removeprefix("phase-").isdecimal()]
+        return [path for path in [*own, *phases] if path.exists()]
+
     def holds_a_run(self) -> bool:
-        """Whether a run was started here."""
-        return self.recipe.exists() or self.model.exists()
+        """Whether there is something here that a new run would replace; one that stopped before its first step left nothing."""
+        return bool(self.results()) or (self.recipe.exists() and not self.state.parent.exists())
 
     def finished(self) -> bool:
         """Whether the run that was started here came to its end."""
         return self.model.exists() and not self.state.exists()
 
-    def clear(self) -> None:
-        """Remove what an earlier run left, and nothing else."""
-        for path in [self.recipe, self.metrics, self.model, self.state, *self.path.glob("phase-*.safetensors")]:
-            path.unlink(missing_ok=True)
-        (self.path / "last-good.safetensors").unlink(missing_ok=True)
+    def set_aside(self) -> None:
+        """Move what an earlier run left to `replaced/`, where it stays until the new run has come to its end."""
+        aside = self.path / "replaced"
+        keeps = not aside.exists()  # else: a replacement that did not come to its end gives way, what it was to replace stays
+        try:
+            for path in [*self.results(), *([self.recipe] if self.recipe.exists() else [])]:
+                aside.mkdir(exist_ok=True)
+                if keeps:
+                    path.rename(aside / path.name)
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise EectlError(f"{self.path}: cannot be changed ({error.strerror}); name another folder with -o") from error
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Store the resolved recipe."""
@@ -83,7 +97,11 @@ class RunFolder:
             temporary.write_text(dump_recipe(recipe), encoding="utf-8")
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Raise EectlError, with the keys that differ, unless the run here has this recipe."""
+        """Raise EectlError unless the run here has this recipe; names the keys that differ."""
+        if not self.recipe.exists():
+            raise EectlError(
+                f"{self.path}: holds {self.results()[0].name} but no recipe.yaml, so no run to resume; give another -o"
+            )
         there, here = (_flat(r.model_dump(mode="json")) for r in (read_recipe(str(self.recipe)), recipe))
         differ = [
             f"{key} is {there.get(key)} there and {here.get(key)} here"
@@ -118,21 +136,26 @@ class RunFolder:
         self._save_seconds = self.saved_at - started
 
     def load_state(self) -> State | None:
-        """The resume state, if there is one; rows of metrics.jsonl that are younger than it are dropped."""
+        """The resume state, if there is one."""
         if not self.state.exists():
-            self.metrics.unlink(missing_ok=True)
             return None
         tensors, metadata = read_tensors(self.state, kind=KIND, schema=SCHEMA)
-        if self.metrics.exists():
-            with open(self.metrics, "r+b") as file:
-                file.truncate(metadata["metrics_bytes"])
         return State(tensors, metadata["values"])
+
+    def rewind(self) -> None:
+        """Drop the rows of metrics.jsonl that are younger than the resume state."""
+        if self.finished() or not self.metrics.exists():
+            return
+        size = read_metadata(self.state, kind=KIND, schema=SCHEMA)["metrics_bytes"] if self.state.exists() else 0
+        with open(self.metrics, "r+b") as file:
+            file.truncate(min(size, self.metrics.stat().st_size))
 
     def finish(self, last: Path) -> None:
         """The run came to its end: model.safetensors is what the last phase left, and nothing is left to resume."""
         with replacing(self.model) as temporary:
             shutil.copyfile(last, temporary)
         self.state.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "replaced", ignore_errors=True)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

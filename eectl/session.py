@@ -35,7 +35,7 @@ def open_session(path: Path, *, world: World, data_root: Path | None = None, nee
     the recorded one is allowed and noted.
     """
     checkpoint = load_checkpoint(path)
-    spec = checkpoint.about.recipe.data
+    spec = checkpoint.about.data_spec
     data = load_data(spec if data_root is None else spec.model_copy(update={"root": data_root}), device=world.device)
     for name in needs:
         if name not in data.splits:
@@ -90,8 +90,8 @@ def split_predictions(session: Session, name: str, *, file: Path | None = None, 
         return read
     if len(split) < world.size:
         raise EectlError(f"{name} has {len(split)} rows for {world.size} processes; start at most one process per row")
-    augmenter = Augmenter(session.data.info, checkpoint.about.recipe.data.augment, len(session.data.info.classes))
-    size = batch_size or checkpoint.about.recipe.eval_batch_size
+    augmenter = Augmenter(session.data.info, checkpoint.about.data_spec.augment, len(session.data.info.classes))
+    size = batch_size or checkpoint.about.eval_batch_size
     rows = range(world.rank, len(split), world.size)
     try:
         logits, labels = predict_rows(

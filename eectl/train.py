@@ -1,7 +1,7 @@
 """`eectl train`: a recipe's phases, one after the other, into a run folder. The loop inside a phase is `loop`'s."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from eectl.checkpoint import About, read_about, save_checkpoint
-from eectl.data import Augmenter, load_data
+from eectl.data import Augmenter, Dataset, load_data
 from eectl.display import Display
 from eectl.distributed import join, leave, main_first
 from eectl.errors import EectlError
@@ -50,7 +50,7 @@ def train(
     folder = RunFolder(out)
     display = Display(quiet=quiet or not world.is_main)
     try:
-        if folder.holds_a_run() and not (resume or overwrite):
+        if world.is_main and folder.holds_a_run() and not (resume or overwrite):
             raise EectlError(
                 f"{out} holds a run; --resume to go on with it, --overwrite to replace it, or another folder with -o"
             )
@@ -58,14 +58,11 @@ def train(
             main_first(world, lambda: load_data(recipe.data, device=torch.device("cpu"), download=True))
         data = load_data(recipe.data, device=world.device)
         network = first_network(recipe, data.info)
-        recipe = resolve(recipe, network)
-        planned_phases(recipe)  # a phase that is not there is refused before anything is written
-        if not network.model.after:
-            with_exits(network, recipe.exits, seed=recipe.seed)  # exits that do not fit are refused now, not after phase 1
-        if network.model.backbone.fresh:
-            display.say(f"not in the weights that were loaded, so fresh: {', '.join(network.model.backbone.fresh)}")
+        asked, recipe = recipe, resolve(recipe, network)
+        for note in _check(asked, recipe, network):
+            display.say(note)
         with folder.locked() if world.is_main else nullcontext():
-            main_first(world, lambda: _prepare(folder, recipe, resume=resume))
+            main_first(world, lambda: _prepare(folder, recipe, data, resume=resume))
             if resume and folder.finished():
                 display.say(f"{folder.model} is there: this run has come to its end")
                 return _trained(folder) if world.is_main else None
@@ -74,6 +71,12 @@ def train(
             with _signals(job.caught):
                 _run(job, network, folder.load_state())
             return _trained(folder) if world.is_main else None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise EectlError(
+            f"batch_size {recipe.batch_size} leaves a process one image, of which BatchNorm takes no statistics; raise batch_size"
+        ) from error
     except torch.OutOfMemoryError as error:
         raise EectlError(
             f"out of memory on {world.device}; try --set batch_size={max(recipe.batch_size // 2, 1)} (it is {recipe.batch_size}, "
@@ -88,20 +91,60 @@ def _trained(folder: RunFolder) -> Trained:
     return Trained(folder.model, read_about(folder.model))
 
 
-def _prepare(folder: RunFolder, recipe: Recipe, *, resume: bool) -> None:
-    """Make the folder ready: the same run goes on, anything else starts from nothing."""
-    if resume and folder.recipe.exists():
-        folder.check_recipe(recipe)
+def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
+    """Refuse what would fail later, before anything is written; returns what the user should know of a resolved recipe."""
+    phases = planned_phases(recipe)
+    fresh = network.model.backbone.fresh
+    notes = [f"not in the weights that were loaded, so fresh: {', '.join(fresh)}"] if fresh else []
+    if network.model.after:
+        if asked.exits.after not in (None, network.model.after):
+            notes.append(f"the exits are those of {recipe.init}, after blocks {_list(network.model.after)}, not the recipe's")
     else:
-        folder.clear()
+        with_exits(network, recipe.exits, seed=recipe.seed)
+    if recipe.init is not None and (asked.backbone.name, asked.backbone.args) != (recipe.backbone.name, recipe.backbone.args):
+        notes.append(f"the backbone is that of {recipe.init}, {recipe.backbone.name}, not the recipe's {asked.backbone.name}")
+    if network.model.backbone.depth - 1 in (recipe.exits.after or ()):
+        notes.append(f"the exit after the last block, {network.model.backbone.depth - 1}, saves nothing")
+    starts_fresh = recipe.init is None and not recipe.backbone.pretrained and recipe.backbone.weights is None
+    if starts_fresh and set(range(1, max(phases[0].scored, default=0) + 1)) - phases[0].segments:
+        notes.append(
+            f"phase {phases[0].number} trains on a backbone that is frozen at random weights; start from a checkpoint, --from"
+        )
+    return notes
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _prepare(folder: RunFolder, recipe: Recipe, data: Dataset, *, resume: bool) -> None:
+    """Make the folder ready: the same run goes on; another is set aside until the new one has come to its end."""
+    if resume and (folder.recipe.exists() or folder.results()):
+        folder.check_recipe(recipe)
+        state = folder.load_state()
+        recorded = read_about(folder.model).splits if folder.finished() else state and state.values["splits"]
+        if recorded and recorded != _splits(data):
+            raise EectlError(
+                f"{folder.path}: --resume with other data: images were added, taken away or changed; give another -o"
+            )
+        folder.rewind()
+    else:
+        if recipe.init is not None and recipe.init.resolve() in [path.resolve() for path in folder.results()]:
+            raise EectlError(f"--from {recipe.init} lies in the folder whose run would be replaced; give another -o")
+        folder.set_aside()
         folder.write_recipe(recipe)
+
+
+def _splits(data: Dataset) -> dict[str, dict[str, Any]]:
+    """Size and fingerprint of each split."""
+    return {name: {"size": len(split), "fingerprint": split.fingerprint} for name, split in data.splits.items()}
 
 
 def _run(job: Job, network: Network, state: State | None) -> None:
     """The phases from where the state stands, or from the first."""
     recipe, folder = job.recipe, job.folder
     phases = planned_phases(recipe)
-    start = str(recipe.init) if recipe.init else "none: this phase starts from fresh weights"
+    start = str(recipe.init) if recipe.init else "none, since this phase starts from fresh weights"
     done, resumed = 0, None
     if state is not None:
         done = state.values["done"]
@@ -112,17 +155,17 @@ def _run(job: Job, network: Network, state: State | None) -> None:
     for position, phase in enumerate(phases[done:], done):
         if phase.needs_heads(len(recipe.exits.after or ()) + 1) and not network.model.after:
             network = with_exits(network, recipe.exits, seed=recipe.seed)
-            job.display.say(f"attaching {recipe.exits.head} exits after blocks {', '.join(map(str, network.model.after))}")
+            job.display.say(f"attaching {recipe.exits.head} exits after blocks {_list(network.model.after)}")
         if not network.model.after:
             phase = phase_numbered(recipe.regime, 1, phase.number)
-        where = Place(_values(network, position, fresh=False), start, partial(_keep, job, network))
+        where = Place(_values(job, network, position, fresh=False), start, partial(_keep, job, network))
         entry = run_phase(job, network.model, phase, place=where, resumed=resumed)
         network, resumed = replace(network, history=(*network.history, entry)), None
         path = folder.phase(phase.number)
         if job.world.is_main:
             digest = save_checkpoint(path, network.model, about(job, network))
             network = replace(network, parent=digest)
-            fresh = State(with_prefix("model", network.model.state_dict()), _values(network, position + 1, fresh=True))
+            fresh = State(with_prefix("model", network.model.state_dict()), _values(job, network, position + 1, fresh=True))
             folder.save_state(fresh)
         start = str(path)
     main_first(job.world, lambda: folder.finish(folder.phase(phases[-1].number)))
@@ -134,10 +177,14 @@ def _keep(job: Job, network: Network) -> Path:
     return path
 
 
-def _values(network: Network, done: int, *, fresh: bool) -> dict[str, Any]:
-    """What a resume state says of the run: `done` phases, and whether the next has not begun."""
-    spec = network.spec.model_dump(mode="json")
-    return {"done": done, "fresh": fresh, "spec": spec, "history": list(network.history), "parent": network.parent}
+def _values(job: Job, network: Network, done: int, *, fresh: bool) -> dict[str, Any]:
+    """What a resume state says of the run: `done` phases, whether the next has not begun, the network and the data."""
+    about_network = {
+        "spec": network.spec.model_dump(mode="json"),
+        "history": list(network.history),
+        "parent": network.parent,
+    }
+    return {"done": done, "fresh": fresh, "splits": _splits(job.data), **about_network}
 
 
 def _network_from(state: State) -> Network:
@@ -149,8 +196,8 @@ def _network_from(state: State) -> Network:
 
 def about(job: Job, network: Network) -> About:
     """What a checkpoint of this run says beside its weights."""
-    splits = {name: {"size": len(split), "fingerprint": split.fingerprint} for name, split in job.data.splits.items()}
-    return About(network.spec, job.recipe, asdict(job.data.info), splits, network.history, network.parent)
+    recipe, info = job.recipe.model_dump(mode="json"), asdict(job.data.info)
+    return About(network.spec, recipe, info, _splits(job.data), network.history, network.parent)
 
 
 @contextmanager
@@ -162,7 +209,8 @@ def _signals(caught: list[int]) -> Iterator[None]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield
     finally:

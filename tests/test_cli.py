@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,14 +126,12 @@ def test_two_processes_reproduce_one_processs_predictions(work):
 def test_dry_run_writes_nothing(tmp_path):
     out, _ = eectl("train", "digits", "--regime", "separate", "--dry-run", cwd=tmp_path)
     assert "lr: 0.003" in out
-    assert "segment 1–2, head 1–2" in out
+    assert "trains segment 1–2, head 1–2" in " ".join(out.split())
     assert "2.53 M MACs" in out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help_is_quick_and_criteria_are_those_of_exiting():
-    import time
-
     seconds = []
     for _ in range(3):
         started = time.monotonic()
@@ -189,6 +189,7 @@ def test_exits_that_do_not_fit(work, tmp_path, refuse, monkeypatch):
     cases = {
         ("--after", "1,16"): "exits.after[1] is 16; resnet20 takes exits after blocks 0–8",
         ("--after", "2,2"): "--after 2,2: a block stands twice",
+        ("--after", "01,1"): "a block stands twice",
         ("--after", "a"): "--after a: give block numbers from 0",
         ("--after", "-1"): "give block numbers",
         ("--placement", "evry-2"): "unknown placement 'evry-2'",
@@ -263,7 +264,7 @@ def test_recipes_that_are_wrong(tmp_path, refuse, monkeypatch):
     err = refuse("train", "r.yaml", "-o", "run")
     assert err.splitlines() == [
         "eectl: r.yaml: optimizer.lr: is -1; input should be greater than 0",
-        "eectl: r.yaml: epochs: is 'many'; input should be a valid integer, unable to parse string as an integer",
+        "eectl: r.yaml: epochs: is 'many'; input should be a valid integer",
         "eectl: r.yaml: optimzer: no such key (did you mean 'optimizer'?)",
     ]
     Path("twice.yaml").write_text("epochs: 1\nepochs: 2\n")
@@ -275,6 +276,67 @@ def test_recipes_that_are_wrong(tmp_path, refuse, monkeypatch):
     assert "--device gpu" in refuse("train", "--device", "gpu", "-o", "run")
     assert "cifar10 is looked for in" in refuse("train", "--set", "data.name=cifar10", "-o", "run")
     assert not Path("run").exists()
+
+
+def test_an_output_is_never_an_input_nor_another_output(work, tmp_path, refuse, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = (work / "joint" / "model.safetensors").read_bytes()
+    Path("m.safetensors").write_bytes(whole)
+    for line in [
+        ("evaluate", "m.safetensors", "--save-predictions", "m.safetensors", "--overwrite"),
+        ("calibrate-thresholds", "m.safetensors", "-o", "m.safetensors", "--overwrite"),
+        ("attach-heads", "m.safetensors", "--after", "1", "-o", "./m.safetensors", "--overwrite"),
+    ]:
+        assert "is read by this command" in refuse(*line)
+    line = ("calibrate-thresholds", "m.safetensors", "-o", "x", "--save-predictions", "x")
+    assert "named for two outputs" in refuse(*line)
+    assert Path("m.safetensors").read_bytes() == whole
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b'"eectl":"{', b'"eectl":"[', "header is damaged"),
+        (b'\\"recipe\\"', b'\\"recipx\\"', "header is damaged, or of another eectl ('recipe')"),
+        (b'\\"num_outputs\\"', b'\\"num_outputz\\"', "header is damaged, or of another eectl"),
+    ],
+)
+def test_a_damaged_header_is_one_line(old, new, words, work, tmp_path, refuse):
+    path = tmp_path / "m.safetensors"
+    whole = (work / "joint" / "model.safetensors").read_bytes()
+    assert whole.count(old) >= 1
+    path.write_bytes(whole.replace(old, new, 1))
+    for verb in ("info", "evaluate"):
+        assert words in refuse(verb, path)
+
+
+def test_a_recipe_of_another_version_stops_no_measuring(work, tmp_path, refuse):
+    """A key that this version does not take: measuring goes on, training from it names the key."""
+    whole = (work / "joint" / "model.safetensors").read_bytes()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(whole.replace(b'\\"precision\\"', b'\\"precisioN\\"', 1))
+    assert "unlimited" in eectl("evaluate", path)[0]
+    assert "precisioN: no such key (did you mean 'precision'?)" in refuse("train", "--from", path, "-o", tmp_path / "run")
+
+
+def test_set_is_for_recipes(work, refuse):
+    assert "--set changes a recipe, and this is a checkpoint" in refuse(
+        "flops", work / "joint" / "model.safetensors", "--set", "a=1"
+    )
+
+
+def test_signals_before_and_outside_of_training(work):
+    root = str(Path(__file__).parents[1])
+    env = os.environ | {"PYTHONPATH": root}
+    line = [sys.executable, "-m", "eectl", "evaluate", "joint/model.safetensors"]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(line, cwd=work, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        time.sleep(1.0)  # torch is being imported
+        process.send_signal(number)
+        assert process.wait(20) == code
+        assert f"eectl: stopped by {signal.Signals(number).name}; nothing is left half-written" in process.stderr.read()
+        process.stderr.close()
 
 
 def test_usage_mistakes_exit_with_2(refuse):

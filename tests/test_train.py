@@ -201,6 +201,72 @@ def test_a_folder_that_holds_a_run_is_not_touched(small, joint_run):
     assert (joint_run / "model.safetensors").read_bytes() == before
 
 
+def test_resume_never_removes_what_no_run_here_made(small, tmp_path, joint_run):
+    """A folder with checkpoints and no recipe.yaml is not a run: --resume refuses, whatever --from says."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("model.safetensors", "phase-2.safetensors", "phase-final.safetensors"):
+        (folder / name).write_bytes((joint_run / "model.safetensors").read_bytes())
+    recipe = small("phase=3", f"init='{folder / 'phase-2.safetensors'}'")
+    with pytest.raises(EectlError, match=r"but no recipe\.yaml, so no run to resume"):
+        train(recipe, out=folder, device="cpu", resume=True, quiet=True)
+    with pytest.raises(EectlError, match="lies in the folder whose run would be replaced"):
+        train(recipe, out=folder, device="cpu", overwrite=True, quiet=True)
+    assert len(list(folder.glob("*.safetensors"))) == 3
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_has_ended(small, tmp_path):
+    folder = tmp_path / "run"
+    train(small("epochs=1"), out=folder, device="cpu", quiet=True)
+    old = (folder / "model.safetensors").read_bytes()
+    for _ in range(2):
+        with pytest.raises(EectlError, match="not finite"):
+            train(small("optimizer.lr=1e30"), out=folder, device="cpu", overwrite=True, quiet=True)
+        assert (folder / "replaced" / "model.safetensors").read_bytes() == old
+    train(small("epochs=1", "seed=5"), out=folder, device="cpu", overwrite=True, quiet=True)
+    assert not (folder / "replaced").exists()
+    assert (folder / "model.safetensors").read_bytes() != old
+
+
+def test_a_run_that_was_refused_leaves_no_folder_to_trip_over(small, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(EectlError, match="2 numbers for 3 exits"):
+        train(small("loss_weights=[1, 2]", "regime=mixed"), out=folder, device="cpu", quiet=True)
+    with pytest.raises(EectlError, match=r"phases\.7: regime mixed with 3 exits takes phases 1–3"):
+        train(small("phases={7: {epochs: 1}}", "regime=mixed"), out=folder, device="cpu", quiet=True)
+    assert not folder.exists()
+    train(small("loss_weights=[1, 2, 3]", "regime=mixed", "epochs=1"), out=folder, device="cpu", quiet=True)
+
+
+def test_resume_on_other_data_is_refused(small, tmp_path, joint_run):
+    other = small("epochs=20", "patience=20").model_copy(update={"data": small().data.model_copy(update={"split_seed": 1})})
+    recipe = (joint_run / "recipe.yaml").read_text()
+    (joint_run / "recipe.yaml").write_text(recipe.replace("split_seed: 42", "split_seed: 1"))
+    try:
+        with pytest.raises(EectlError, match="--resume with other data"):
+            train(other, out=joint_run, device="cpu", resume=True, quiet=True)
+    finally:
+        (joint_run / "recipe.yaml").write_text(recipe)
+
+
+def test_one_image_per_step_and_batchnorm(small, tmp_path):
+    with pytest.raises(EectlError, match="BatchNorm takes no statistics; raise batch_size"):
+        train(small("backbone.name=resnet18", "batch_size=1", "exits.after=[1]"), out=tmp_path / "run", device="cpu", quiet=True)
+
+
+def test_what_a_user_should_know_is_said(small, tmp_path, joint_run, capsys):
+    train(small("phase=3", "exits.after=[8]", "epochs=1"), out=tmp_path / "run", device="cpu")
+    said = capsys.readouterr().err
+    assert "the exit after the last block, 8, saves nothing" in said
+    assert "frozen at random weights" in said
+    start = joint_run / "model.safetensors"
+    recipe = small("epochs=1", f"init='{start}'", "exits.after=[2]", "backbone.name=resnet18")
+    train(recipe, out=tmp_path / "again", device="cpu")
+    said = capsys.readouterr().err
+    assert f"the exits are those of {start}, after blocks 1, 4, not the recipe's" in said
+    assert f"the backbone is that of {start}, resnet20, not the recipe's resnet18" in said
+
+
 def test_overwrite_leaves_other_peoples_files(small, tmp_path):
     folder = tmp_path / "run"
     train(small("regime=mixed", "epochs=1"), out=folder, device="cpu", quiet=True)
@@ -302,12 +368,12 @@ def test_two_processes_with_batchnorm_cycling_losses_and_odd_validation(small, t
     path = tmp_path / "two" / "model.safetensors"
     entry = read_about(path).history[-1]
     model = load_checkpoint(path)
-    data = load_data(model.about.recipe.data, device=CPU)
+    data = load_data(model.about.data_spec, device=CPU)
     split = data.splits["validation"]
     assert len(split) % 2 == 1
     from eectl.data import Augmenter
 
-    inputs = Augmenter(data.info, model.about.recipe.data.augment, 10).eval(split.rows(torch.arange(len(split))))
+    inputs = Augmenter(data.info, model.about.data_spec.augment, 10).eval(split.rows(torch.arange(len(split))))
     with torch.no_grad():
         outputs = model.model(inputs)
     losses = [torch.nn.functional.cross_entropy(output.logits, split.labels).item() for output in outputs]

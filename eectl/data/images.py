@@ -67,7 +67,7 @@ class FileImages(Dataset[Tensor | str]):
             self,
             sampler=batches,  # a "sample" is a batch of rows
             batch_size=None,
-            num_workers=min(self.workers, len(batches)),
+            num_workers=min(self.workers, len(batches), os.cpu_count() or 1),
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the global one
         )

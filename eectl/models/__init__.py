@@ -65,7 +65,7 @@ def attach_exits(
     for position, block in enumerate(after):
         if not 0 <= block < backbone.depth:
             allowed = f"{backbone.name} takes exits after blocks 0–{backbone.depth - 1}"
-            raise EectlError(f"exits.after[{position}] is {block}; {allowed}")
+            raise EectlError(f"exits.after[{position}] is {block}; {allowed}; list others, or take a placement such as every-2")
         if block in after[:position]:
             raise EectlError(f"exits.after[{position}] is {block}, which is listed before; each block takes one exit")
     kinds = [heads] * len(after) if isinstance(heads, str) else list(heads)

@@ -6,6 +6,7 @@ in between are exits like any other network's: this module builds none.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -27,8 +28,9 @@ class Config:
     or, the i-th after the first, `step`·i + 1 (`lin_grow`). `channels` [nChannels] and `growth` [growthRate] are multiplied by
     `growth_factors` [grFactor] at each scale, finest first; a 1×1 convolution before each 3×3 one leaves at most
     `bottleneck_factors` [bnFactor] times its outputs. With `prune` `max` a scale is dropped, finest first, after each
-    1/scales of the layers, and then all channels shrink to the share `reduction`; with `min` each of the last layers drops one,
-    and the channels shrink after one and two thirds. `stem` `small` [CIFAR] keeps the resolution, `standard` [ImageNet] quarters it.
+    1/scales of the layers, and then all channels shrink to the share `reduction` (0: they stay); with `min` each of the last
+    layers drops one, and the channels shrink after one and two thirds. The stem `small` [CIFAR] keeps the resolution, `standard`
+    [ImageNet] quarters it.
     """
 
     blocks: int = 7
@@ -91,7 +93,7 @@ class FirstLayer(nn.Module):
         self.stem = convolution(inputs, widths[0])
         if config.stem == "standard":
             self.stem = convolution(inputs, widths[0], kernel=7, stride=2).append(nn.MaxPool2d(3, 2, padding=1))
-        self.coarser = nn.ModuleList(convolution(*pair, stride=2) for pair in zip(widths, widths[1:], strict=False))
+        self.coarser = nn.ModuleList(convolution(*pair, stride=2) for pair in pairwise(widths))
 
     def forward(self, images: Tensor) -> Scales:
         """[row, channel, height, width] → one map per scale, each half of the one before."""
@@ -242,12 +244,16 @@ def build(
 def _read_config(name: str, args: Mapping[str, Any]) -> Config:
     default = Config()
     check_names(name, args, vars(default))
-    lists = {key: _read_factors(key, args.get(key, getattr(default, key))) for key in ("growth_factors", "bottleneck_factors")}
     bottleneck = args.get("bottleneck", default.bottleneck)
     if not isinstance(bottleneck, bool):
         raise EectlError(f"backbone.args.bottleneck is {bottleneck!r}; it must be true or false")
     simple = {key: value for key, value in args.items() if key in OPTIONS}
-    config = Config(**read_args(name, simple, OPTIONS), bottleneck=bottleneck, **lists)
+    config = Config(
+        **read_args(name, simple, OPTIONS),
+        growth_factors=_read_factors("growth_factors", args.get("growth_factors", default.growth_factors)),
+        bottleneck=bottleneck,
+        bottleneck_factors=_read_factors("bottleneck_factors", args.get("bottleneck_factors", default.bottleneck_factors)),
+    )
     if len(config.bottleneck_factors) != config.scales:
         raise EectlError(
             f"backbone.args: {config.scales} growth_factors and {len(config.bottleneck_factors)} bottleneck_factors; "
@@ -266,7 +272,7 @@ def _read_factors(key: str, value: Any) -> tuple[int, ...]:
 def _check_layers(name: str, config: Config) -> None:
     """Raise EectlError where the layers are too few to drop scales one at a time, or a transition leaves no channel."""
     left = [config.scales_after(layer) for layer in range(config.dense_layers + 1)]
-    if left[-1] != 1 or any(before - after > 1 for before, after in zip(left, left[1:], strict=False)):
+    if left[-1] != 1 or any(before - after > 1 for before, after in pairwise(left)):
         raise EectlError(
             f"backbone.args: with {config.dense_layers} layers and prune {config.prune}, {name} cannot drop its {config.scales} "
             f"scales one by one until the coarsest is left; set more base layers, another prune, or fewer growth_factors"
