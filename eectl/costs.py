@@ -191,7 +191,8 @@ COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::_scaled_dot_product_cudnn_attention": _attention,
 }
 
-_ELEMENTWISE = """abs add add_ sub sub_ rsub mul mul_ div div_ pow sqrt rsqrt exp log neg reciprocal clamp clamp_ clamp_min where
+_ELEMENTWISE = """abs addcmul add add_ sub sub_ rsub mul mul_ div div_ pow sqrt rsqrt exp log neg reciprocal clamp clamp_
+    clamp_min where
     ge gt le lt eq ne isinf isnan logical_and logical_or logical_not bitwise_not bitwise_and __and__ __or__ masked_fill
     masked_fill_ relu relu_ relu6 leaky_relu elu gelu silu silu_ mish sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardsigmoid
     hardswish hardswish_ softplus softmax log_softmax dropout dropout_ feature_dropout floor_divide remainder floor ceil"""

@@ -195,7 +195,8 @@ def _wrap(job: Job, model: MultiExitModel, phase: Phase) -> Callable[..., list[E
     runner: nn.Module = model
     if job.world.size > 1:
         devices = [job.world.device] if job.world.device.type == "cuda" else None
-        runner = nn.parallel.DistributedDataParallel(runner, devices, find_unused_parameters=len(phase.losses) > 1)
+        unused = len(phase.losses) > 1 or model.backbone.blocks_serve_later_exits
+        runner = nn.parallel.DistributedDataParallel(runner, devices, find_unused_parameters=unused)
     return torch.compile(runner) if job.recipe.compile else runner
 
 

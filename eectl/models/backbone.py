@@ -90,6 +90,8 @@ class Backbone(nn.Module, ABC):
 
     default_head: ClassVar[str] = "linear"
     prefers_channels_last: ClassVar[bool] = False
+    blocks_serve_later_exits: ClassVar[bool] = False
+    """Whether a block computes what only later blocks read (MSDNet's finer scales), so an exit on it leaves weights unused."""
 
     def __init__(
         self, net: nn.Module, *, block_names: Sequence[Sequence[str]], head_names: Sequence[str], classifiers: Sequence[str]

@@ -210,6 +210,7 @@ class MSDNetBackbone(Backbone):
     """
 
     net: MSDNet
+    blocks_serve_later_exits = True
     default_head = "sdn"
     prefers_channels_last = True
 

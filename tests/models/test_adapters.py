@@ -1,13 +1,15 @@
 """The contract of every adapter: a bitwise view of the library's network, whose every tensor belongs to the part that uses it."""
 
 import copy
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from eectl.costs import measure_costs
 from eectl.models import attach_exits, build_backbone, build_model, model_spec
 from eectl.models.backbone import Backbone, Hidden, dry_run
 from eectl.models.multi_exit import MultiExitModel
@@ -39,9 +41,16 @@ RANDOM_TIMM = SMALL_TIMM | {
 ONE_EACH = {"layers": [1, 1, 1, 1], "drop_rate": 0.2, "drop_path_rate": 0.2}
 CNN_STEM = {"conv1", "bn1"}
 VIT_STEM = {"patch_embed", "pos_embed", "cls_token"}
+DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.2}
+WINDOWS = {"depths": [2, 1], "num_heads": [2, 2], "embed_dim": 8, "window_size": 4, "patch_size": 2} | DROPS
+SMALL_MSDNET = {"blocks": 3, "base": 2, "step": 2, "channels": 4, "growth": 2}  # 2 scales in, 6 layers, 2 transitions
 
 CASES = {
     "cifar": Case("resnet20", {}, (3, 8, 8), 9, CNN_STEM, {"fc"}),
+    "msdnet": Case("msdnet", SMALL_MSDNET, (3, 12, 8), 9, set(), {"classifier"}),
+    "msdnet-standard": Case(
+        "msdnet", SMALL_MSDNET | {"stem": "standard", "prune": "min", "bottleneck": False}, (1, 32, 32), 9, set(), {"classifier"}
+    ),
     "resnet": Case("resnet18", {}, (3, 32, 32), 8, CNN_STEM, {"fc"}),
     "resnet-small-grey": Case("resnet18", {"stem": "small"}, (1, 9, 8), 8, CNN_STEM, {"fc"}),
     "vit": Case(
@@ -80,6 +89,40 @@ CASES = {
         "timm/vit_base_patch16_siglip_224", SMALL_TIMM, (3, 8, 8), 3, {"patch_embed", "pos_embed"}, {"norm", "attn_pool", "head"}
     ),
     "timm-hybrid": Case("timm/vit_tiny_r_s16_p8_224", {"depth": 2, "embed_dim": 24}, (3, 64, 64), 2, VIT_STEM, {"norm", "head"}),
+    "timm-convnext": Case(
+        "timm/convnext_atto", {"depths": [2, 1, 1, 1], "dims": [8, 12, 16, 24]} | DROPS, (3, 64, 64), 5, {"stem"}, {"head"}
+    ),
+    "timm-convnext-norm-first": Case(
+        "timm/convnext_atto",
+        {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "head_norm_first": True},
+        (1, 64, 32),
+        4,
+        {"stem"},
+        {"norm_pre", "head"},
+    ),
+    "timm-swin": Case("timm/swin_tiny_patch4_window7_224", WINDOWS, (3, 16, 32), 3, {"patch_embed"}, {"norm", "head"}),
+    "timm-swin2": Case("timm/swinv2_tiny_window8_256", WINDOWS, (1, 16, 16), 3, {"patch_embed"}, {"norm", "head"}),
+    "timm-efficientnet": Case(
+        "timm/test_efficientnet", DROPS, (3, 64, 32), 5, {"conv_stem", "bn1"}, {"conv_head", "bn2", "classifier"}
+    ),
+    "timm-mobilenetv3": Case(
+        "timm/mobilenetv3_small_050", DROPS, (3, 64, 32), 12, {"conv_stem", "bn1"}, {"conv_head", "classifier"}
+    ),
+    "timm-mobilenetv4": Case(
+        "timm/mobilenetv4_conv_small_035", DROPS, (1, 32, 32), 17, {"conv_stem", "bn1"}, {"conv_head", "norm_head", "classifier"}
+    ),
+    "timm-regnet": Case("timm/regnety_002", DROPS, (3, 32, 32), 13, {"stem"}, {"head"}),
+    "timm-mixer": Case(
+        "timm/mixer_s32_224",
+        {"mlp_ratio": [0.1, 0.1], "proj_drop_rate": 0.1} | DROPS,
+        (3, 32, 64),
+        8,
+        {"stem"},
+        {"norm", "head"},
+    ),
+    "timm-byob": Case("timm/test_byobnet", DROPS, (3, 32, 32), 4, {"stem"}, {"head"}),
+    "timm-nfnet": Case("timm/test_nfnet", DROPS, (3, 32, 32), 4, {"stem"}, {"final_conv", "head"}),
+    "timm-resnetv2": Case("timm/resnetv2_18", ONE_EACH, (3, 32, 32), 4, {"stem"}, {"norm", "head"}),
 }
 
 
@@ -88,11 +131,10 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-@pytest.fixture(scope="module")
-def shared(case: Case) -> Backbone:
-    """Built once; every tensor gets noise, so that zero-initialised classifiers and residual branches hide nothing."""
+def build_noisy(name: str, args: dict[str, object], shape: tuple[int, int, int]) -> Backbone:
+    """Every tensor gets noise, so that zero-initialised classifiers and residual branches hide nothing."""
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneSpec(name=case.name, args=case.args), input_shape=case.shape, num_outputs=NUM_OUTPUTS)
+    backbone = build_backbone(BackboneSpec(name=name, args=args), input_shape=shape, num_outputs=NUM_OUTPUTS)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -100,6 +142,12 @@ def shared(case: Case) -> Backbone:
             if name.endswith("running_mean"):
                 buffer.copy_(0.1 * torch.randn_like(buffer))
     return backbone
+
+
+@pytest.fixture(scope="module")
+def shared(case: Case) -> Backbone:
+    """Built once for all tests of a case."""
+    return build_noisy(case.name, case.args, case.shape)
 
 
 @pytest.fixture
@@ -118,19 +166,28 @@ def model(case: Case, backbone: Backbone) -> MultiExitModel:
     return attach_exits(backbone, after=[0, case.depth - 1], heads="auto", num_outputs=NUM_OUTPUTS, input_shape=case.shape)
 
 
-def trace(backbone: Backbone, images: Tensor) -> Iterator[Tensor]:
-    """What the stem, each block and the head give."""
-    hidden = backbone.stem(images)
-    yield tensor_of(hidden)
-    for index in range(backbone.depth):
-        hidden = backbone.block(index, hidden)
-        yield tensor_of(hidden)
-    yield backbone.head(hidden)
+def run(backbone: Backbone, part: int, given: Hidden) -> Hidden:
+    """Part -1 is the stem, which is given images; part `depth` the head, which gives logits."""
+    if part == -1:
+        return backbone.stem(given.x)
+    return Hidden(backbone.head(given)) if part == backbone.depth else backbone.block(part, given)
 
 
-def tensor_of(hidden: Hidden) -> Tensor:
-    assert isinstance(hidden.x, Tensor)
-    return hidden.x
+def trace(backbone: Backbone, images: Tensor) -> list[Hidden]:
+    """The images, and what the stem, each block and the head make of them."""
+    passed = [Hidden(images)]
+    for part in range(-1, backbone.depth + 1):
+        passed.append(run(backbone, part, passed[-1]))
+    return passed
+
+
+def same(one: Hidden, other: Hidden) -> bool:
+    flat = [(hidden.x,) if isinstance(hidden.x, Tensor) else hidden.x for hidden in (one, other)]
+    return len(flat[0]) == len(flat[1]) and all(map(torch.equal, *flat))
+
+
+def copied(hidden: Hidden) -> Hidden:
+    return Hidden(hidden.x.clone() if isinstance(hidden.x, Tensor) else tuple(x.clone() for x in hidden.x))
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -157,19 +214,64 @@ def test_depth_and_owners_of_the_ends(case: Case, backbone: Backbone) -> None:
 
 
 def test_locate_names_the_part_that_uses_each_tensor(backbone: Backbone, images: Tensor) -> None:
-    """Changing a tensor changes its part's output and nothing before it."""
+    """Changing a tensor changes what its part makes of the same input; changing all tensors of later parts does not."""
     backbone.eval()
     tensors = {**dict(backbone.net.named_parameters()), **dict(backbone.net.named_buffers())}
+    owned: dict[int, list[str]] = {part: [] for part in range(-1, backbone.depth + 1)}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            owned[backbone.locate(name)].append(name)
     with torch.no_grad():
-        before = list(trace(backbone, images))
-        for name, tensor in tensors.items():
-            if not tensor.is_floating_point():
-                continue
-            kept = tensor.clone()
-            tensor.add_(1 + torch.rand_like(tensor))
-            changed = [not torch.equal(a, b) for a, b in zip(before, trace(backbone, images), strict=True)]
-            tensor.copy_(kept)
-            assert changed.index(True) - 1 == backbone.locate(name), name
+        passed = trace(backbone, images)
+        for part in range(backbone.depth, -2, -1):
+            given, made = passed[part + 1 : part + 3]
+            assert same(run(backbone, part, given), made), part
+            for name in owned[part]:
+                kept = tensors[name].clone()
+                tensors[name].add_(1 + torch.rand_like(kept))
+                assert not same(run(backbone, part, given), made), name
+                tensors[name].copy_(kept)
+            for name in owned[part]:
+                tensors[name].add_(1)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_a_part_leaves_its_input_as_it_was(backbone: Backbone, images: Tensor, training: bool) -> None:
+    """Exits read what the next block is given; an operation in place there would change what their gradients need."""
+    backbone.train(training)
+    given = Hidden(images)
+    for part in range(-1, backbone.depth + 1):
+        before = copied(given)
+        made = run(backbone, part, given)
+        assert same(given, before), part
+        given = made
+
+
+def test_rows_can_leave_after_any_block(case: Case, backbone: Backbone, images: Tensor) -> None:
+    backbone.eval()
+    with torch.no_grad():
+        passed = trace(backbone, images)
+        for start in {0, case.depth // 2, case.depth - 1}:
+            hidden = passed[start + 2].take(torch.tensor([2, 0]))
+            for part in range(start + 1, case.depth + 1):
+                hidden = run(backbone, part, hidden)
+            torch.testing.assert_close(hidden.x, passed[-1].x[[2, 0]], rtol=1e-3, atol=1e-4)
+
+
+def test_pytorchs_counter_agrees_on_costs(case: Case, model: MultiExitModel) -> None:
+    """It counts 2 per multiply-add; with every fused attention off, as it does not see them."""
+    costs = measure_costs(model, case.shape)
+    model.eval().requires_grad_(False)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for exits, expected in (({1}, costs.exits[0]), ({1, 2, 3}, costs.exits[2]), (None, costs.plain)):
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                images = torch.zeros(1, *case.shape)
+                model.backbone.net(images) if exits is None else model(images, exits=exits)
+            assert counter.get_total_flops() == 2 * expected
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def test_modules_of_a_block_are_the_blocks(backbone: Backbone) -> None:
@@ -204,9 +306,18 @@ def test_features_have_the_widths_that_heads_learn(case: Case, backbone: Backbon
             assert torch.allclose(feature.pooled(), feature.map().mean(dim=(2, 3)), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "timm/resnet18", "resnet20"])
-def test_maps_are_height_by_width(name: str) -> None:
-    args = {"patch_size": 8, "embed_dim": 12, "depth": 1} if "vit" in name else {}
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("timm/vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 12, "depth": 1}),
+        ("timm/swin_tiny_patch4_window7_224", WINDOWS),
+        ("timm/test_efficientnet", {}),
+        ("timm/resnet18", {}),
+        ("resnet20", {}),
+        ("msdnet", SMALL_MSDNET),
+    ],
+)
+def test_maps_are_height_by_width(name: str, args: dict[str, object]) -> None:
     backbone = build_backbone(BackboneSpec(name=name, args=args), input_shape=(3, 16, 32), num_outputs=2)
     height, width = backbone.feature(dry_run(backbone, (3, 16, 32))[0]).map().shape[2:]
     assert width == 2 * height
@@ -282,6 +393,8 @@ def test_parameter_names_are_the_librarys() -> None:
             "vit_b_32": torchvision.models.vit_b_32(image_size=64),
             "timm/resnet18d": timm.create_model("resnet18d"),
             "timm/deit_tiny_distilled_patch16_224": timm.create_model("deit_tiny_distilled_patch16_224", img_size=64),
+            "timm/swin_tiny_patch4_window7_224": timm.create_model("swin_tiny_patch4_window7_224", img_size=64),
+            "timm/mobilenetv3_small_050": timm.create_model("mobilenetv3_small_050"),
         }.items():
             ours = build_backbone(BackboneSpec(name=name), input_shape=(3, 64, 64), num_outputs=1000)
             expected = {key: tensor.shape for key, tensor in library.state_dict().items()}
@@ -294,12 +407,43 @@ def test_parameter_names_are_the_librarys() -> None:
         **{"resnet20": 9, "resnet32": 15, "resnet44": 21, "resnet56": 27},
         **{"resnet18": 8, "resnet34": 16, "resnet50": 16, "resnet101": 33, "resnet152": 50},
         **{"vit": 7, "vit_b_16": 12, "vit_b_32": 12, "vit_l_16": 24, "vit_l_32": 24},
-        **{"timm/resnet26": 8, "timm/vit_tiny_patch16_224": 12},
+        **{"msdnet": 19, "timm/resnet26": 8, "timm/vit_tiny_patch16_224": 12},
+        **{"timm/convnext_tiny": 18, "timm/convnextv2_atto": 12, "timm/swin_tiny_patch4_window7_224": 12},
+        **{"timm/swinv2_tiny_window8_256": 12, "timm/efficientnet_b0": 16, "timm/mobilenetv2_100": 17},
+        **{"timm/mobilenetv3_large_100": 16, "timm/hardcorenas_a": 12, "timm/regnety_002": 13, "timm/regnetz_005": 21},
+        **{"timm/mixer_s32_224": 8, "timm/gmlp_s16_224": 30, "timm/resmlp_12_224": 12, "timm/repvgg_a0": 21},
+        **{"timm/resnetv2_50": 16, "timm/nfnet_f0": 12, "timm/resnest14d": 4, "timm/skresnet18": 8, "timm/res2net50_26w_4s": 16},
     }.items(),
 )
 def test_block_numbers_are_pinned(name: str, depth: int) -> None:
     with torch.device("meta"):
         assert build_backbone(BackboneSpec(name=name), input_shape=(3, 64, 64), num_outputs=10).depth == depth
+
+
+def test_a_downsampling_layer_belongs_to_the_block_after_it() -> None:
+    spec = BackboneSpec(name="timm/swin_tiny_patch4_window7_224", args=WINDOWS)
+    backbone = build_backbone(spec, input_shape=(3, 16, 16), num_outputs=2)
+    assert [backbone.locate(name) for name in ("layers.0.blocks.1", "layers.1.downsample.norm", "layers.1.blocks.0")] == [1, 2, 2]
+
+
+def test_a_stage_without_blocks_is_its_downsampling_layer() -> None:
+    backbone = build_noisy("timm/convnext_atto", {"depths": [1, 0, 2, 1], "dims": [8, 8, 8, 8]}, (3, 32, 32)).eval()
+    assert backbone.block_names[1] == ("stages.1.downsample",)
+    assert backbone.depth == 5
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(backbone(images), backbone.net(images))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    "name", ["resnest14d", "skresnet18", "hardcorenas_a", "mobilenetv2_035", "convnextv2_atto", "resmlp_12_224", "gmlp_s16_224"]
+)
+def test_networks_of_the_same_modules_need_no_adapter(name: str, training: bool) -> None:
+    backbone = build_noisy(f"timm/{name}", {}, (3, 32, 32)).train(training)
+    library, images = copy.deepcopy(backbone.net), torch.randn(2, 3, 32, 32)
+    expected = library(images)
+    assert expected.std() > 0
+    assert torch.equal(backbone(images), expected)
 
 
 def test_resnet20_is_he_et_als_with_projections() -> None:
@@ -309,12 +453,13 @@ def test_resnet20_is_he_et_als_with_projections() -> None:
     assert sum(p.numel() for p in backbone.parameters()) == 269_722 + projections
 
 
-def test_timms_head_dropout_follows_the_head_and_not_the_stem() -> None:
-    spec = BackboneSpec(name="timm/resnet18", args={"layers": [1, 1, 1, 1], "drop_rate": 0.5})
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("test_efficientnet", 64), ("mobilenetv3_small_050", 288)])
+def test_timms_head_dropout_follows_the_head_and_not_the_stem(name: str, width: int) -> None:
+    spec = BackboneSpec(name=f"timm/{name}", args={"drop_rate": 0.5})
     backbone = build_backbone(spec, input_shape=(3, 32, 32), num_outputs=NUM_OUTPUTS)
     model = attach_exits(backbone, after=[0], heads="auto", num_outputs=NUM_OUTPUTS, input_shape=(3, 32, 32))
+    hidden = Hidden(torch.randn(4, width, 1, 1))
     model.train_parts(segments={1}, heads={1})
-    hidden = Hidden(torch.ones(4, 512, 1, 1))
     assert torch.equal(backbone.head(hidden), backbone.head(hidden))
     model.train_parts(segments={2}, heads=())
     assert not torch.equal(backbone.head(hidden), backbone.head(hidden))

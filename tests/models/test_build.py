@@ -44,7 +44,7 @@ def test_every_known_backbone_builds(name: str) -> None:
     with torch.device("meta"):
         backbone = build(name, (3, 64, 64))
     assert backbone.name == name
-    assert backbone.prefers_channels_last == (backbone.default_head == "sdn") == name.startswith("resnet")
+    assert backbone.prefers_channels_last == (backbone.default_head == "sdn") == name.startswith(("resnet", "msdnet"))
 
 
 def test_building_draws_from_the_global_generator() -> None:
@@ -76,10 +76,10 @@ def test_building_draws_from_the_global_generator() -> None:
         ("vit", (3, 8, 12), {}, "square images, these are 8×12"),
         ("timm/resnet81", (3, 8, 8), {}, r"timm has no 'resnet81' \(nearest: resnet18"),
         (
-            "timm/efficientnet_b0",
+            "timm/densenet121",
             (3, 8, 8),
             {},
-            "family efficientnet; eectl takes timm's vision_transformer.* stem, blocks, head and feature",
+            "family densenet; eectl takes timm's vision_transformer.*, convnext.* stem, blocks, head and feature; a row",
         ),
         ("timm/vit_tiny_patch16_224", (3, 8, 8), {}, "8×8 is too small for one; set data.image_size"),
         ("timm/vit_tiny_patch16_224", (3, 16, 16), {"depht": 1}, "backbone.args.depht: no such option .did you mean 'depth'"),
@@ -89,6 +89,14 @@ def test_building_draws_from_the_global_generator() -> None:
         ("timm/vit_tiny_patch16_224", (3, 16, 16), {"norm_layer": "x"}, "cannot be built"),
         ("timm/vit_tiny_r_s16_p8_224", (3, 16, 16), {}, "cannot be built for images of 16×16"),
         ("timm/resnetblur18", (3, 8, 8), {}, "does not run on images of 8×8; set data.image_size, 64 is enough"),
+        (
+            "timm/regnety_002",
+            (3, 8, 8),
+            {"cfg": 1},
+            "backbone.args.cfg: no such option.*takes output_stride, global_pool, drop_rate",
+        ),
+        ("timm/mixer_s32_224", (3, 64, 64), {"num_blocks": 2}, "cannot be built with {'num_blocks': 2} .*'num_blocks'"),
+        ("timm/swin_tiny_patch4_window7_224", (3, 2, 2), {}, "does not run on images of 2×2; set data.image_size"),
         ("timm/resnet18.bogus", (3, 8, 8), {}, "Invalid pretrained tag"),
     ],
 )
@@ -97,7 +105,7 @@ def test_mistakes_in_the_recipe(name: str, shape: tuple[int, int, int], args: di
         build(name, shape, args=args)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "timm/resnet18"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "msdnet", "timm/resnet18", "timm/test_efficientnet"])
 def test_cnns_take_images_down_to_one_pixel(name: str) -> None:
     backbone = build(name, (1, 1, 1)).eval()
     assert backbone(torch.zeros(2, 1, 1, 1)).shape == (2, 4)
