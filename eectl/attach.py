@@ -31,7 +31,7 @@ def attach_heads(
     about = loaded.about
     bare = Network(
         MultiExitModel(loaded.model.backbone),
-        about.spec.model_copy(update={"after": (), "heads": ()}),
+        about.spec.model_copy(update={"after": (), "heads": (), "combine": None}),
         tuple(dict(entry) for entry in about.history),
         loaded.digest,
     )

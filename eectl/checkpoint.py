@@ -26,8 +26,8 @@ class About:
 
     `recipe` is the one it was last trained with, as plain data: measuring reads `data_spec` and `eval_batch_size` alone, so a
     recipe that this version no longer takes stops nobody. `data` describes the data set (name, classes, normalisation), `splits`
-    holds size and fingerprint by split name, `history` one entry per step that made the network (a phase, or attached heads),
-    `parent` the digest it came from.
+    holds size and fingerprint by split name, `history` one entry per step that made the network (a phase, attached heads, or
+    ensembles), `parent` the digest it came from.
     """
 
     spec: ModelSpec
@@ -52,7 +52,7 @@ class About:
         """The attached exits (numbers from 1) that no phase has trained since they were attached."""
         trained: set[int] = set()
         for entry in self.history:
-            trained = set() if "attached" in entry else trained | set(entry["heads"])
+            trained = set() if "attached" in entry else trained | set(entry.get("heads", ()))
         return [number for number in range(1, len(self.spec.after) + 1) if number not in trained]
 
     def to_json(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 CRITERIA = ("max-softmax", "entropy", "margin", "patience")  # exiting.CRITERIA, which needs torch to read
-HEADS = ("linear", "mlp-1024", "mlp-2048", "sdn")
+HEADS = ("linear", "mlp-1024", "mlp-2048", "sdn", "ztw", "ztw-arithmetic", "gpf", "gpf-lancopku")
 PLACEMENTS = ("every-1", "every-2", "every-3", "dense-sparse", "sparse-dense")
 BUDGETS = "25,50,75,100"
 
@@ -217,7 +217,8 @@ def attach_heads(
                                               show_default=False)] = None,
     placement: Annotated[str | None, typer.Option(help="every-N, dense-sparse or sparse-dense", show_default=False,
                                                   autocompletion=_among(*PLACEMENTS))] = None,
-    head: Annotated[str, typer.Option(help="linear, mlp-WIDTH, sdn; auto: sdn on CNNs, linear on transformers",
+    head: Annotated[str, typer.Option(help="linear, mlp-WIDTH, sdn, ztw, ztw-arithmetic, gpf, gpf-WIDTH, gpf-lancopku, "
+                                           "gpf-lancopku-WIDTH; auto: sdn on CNNs, linear on transformers",
                                       autocompletion=_among("auto", *HEADS))] = "auto",
     seed: Annotated[int | None, typer.Option(help="seed of the heads' weights; none: the recipe's", show_default=False)] = None,
     overwrite: Overwrite = False,

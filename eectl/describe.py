@@ -6,7 +6,7 @@ from typing import Any
 
 from eectl.checkpoint import About
 from eectl.losses import TASKS
-from eectl.recipe import PhaseChange, Recipe, dump_recipe
+from eectl.recipe import Recipe, dump_recipe, phase_change
 from eectl.regimes import Phase
 from eectl.report import make_console, make_table, print_table
 
@@ -26,14 +26,15 @@ def show_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
     count = f"{len(phases)} phase{'s' if len(phases) > 1 else ''}"
     console.print(f"{recipe.regime}: {count}, {num_exits} exits, the last is the network's own head", style="bold", markup=False)
     for phase in phases:
-        change = recipe.phases.get(phase.number, PhaseChange())
+        change = phase_change(recipe, phase)
         rate, optimizer = change.lr or recipe.optimizer.lr, recipe.optimizer
         decay = optimizer.weight_decay if change.weight_decay is None else change.weight_decay
         lines = {
-            "trains": _parts(phase.segments, phase.heads, num_exits),
+            "trains": "ensembles" if phase.combine else _parts(phase.segments, phase.heads, num_exits),
             "frozen": _parts(everything - phase.segments, everything - phase.heads - {num_exits}, num_exits),
             "losses": ", then ".join("exit " + spans(exits) for exits in phase.losses),
-            "with": f"{optimizer.name}, lr {rate:g}, weight decay {decay:g}, {recipe.schedule.name}",
+            "with": f"{optimizer.name}, lr {rate:g}, weight decay {decay:g}, {recipe.schedule.name}"
+            + (f", batch size {change.batch_size}" if change.batch_size else ""),
             "for": f"at most {change.epochs or recipe.epochs} epochs, patience {change.patience or recipe.patience}",
         }
         console.print(f"phase {phase.number}: {phase.title}", markup=False)
@@ -78,6 +79,10 @@ def show_training(path: Path, about: About) -> None:
     console.print(str(path), markup=False, soft_wrap=True)
 
 
+def _ensembles(kind: str | None) -> str:
+    return "" if kind is None else f", in {kind} ensembles"
+
+
 def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
     """A checkpoint's network, data and history."""
     console = make_console()
@@ -86,7 +91,9 @@ def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
     args = f" {dict(spec.backbone.args)}" if spec.backbone.args else ""
     lines = {
         "network": f"{spec.backbone.name}{args}, {shape} inputs, {spec.num_outputs} classes",
-        "exits": f"{spec.heads[0]} after blocks {', '.join(map(str, spec.after))}" if spec.after else "none attached",
+        "exits": f"{spec.heads[0]} after blocks {', '.join(map(str, spec.after))}{_ensembles(spec.combine)}"
+        if spec.after
+        else "none attached",
         "data": f"{data['name']}, " + ", ".join(f"{name} {split['size']:,}" for name, split in about.splits.items()),
         "weights": metadata["weights"],
         "parent": about.parent or "none",
@@ -100,6 +107,9 @@ def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
     for entry in about.history:
         if "attached" in entry:
             table.add_row(f"{entry['head']} exits after {', '.join(map(str, entry['attached']))}", "", "", "", "", "")
+            continue
+        if "combined" in entry:
+            table.add_row(f"{entry['combined'] or 'no'} ensembles", "", "", "", "", "")
             continue
         scores = " ".join(f"{100 * score:.2f}" for score in entry["validation"]["score"])
         epochs = f"{entry['restored_epoch']} of {entry['epochs']}"

@@ -18,11 +18,11 @@ from eectl.data import Augmenter, Batch, Dataset, Split, eval_batches, num_batch
 from eectl.display import Display
 from eectl.distributed import World, share_buffers, total
 from eectl.errors import EectlError, Interrupted
-from eectl.losses import TASKS, Task, exit_weights
+from eectl.losses import TASKS, Task, exit_weights, with_auxiliary
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
 from eectl.optim import EarlyStopper, learning_rate, make_optimizer
-from eectl.recipe import Optimizer, Recipe
+from eectl.recipe import Optimizer, Recipe, phase_change
 from eectl.regimes import Phase
 from eectl.run_folder import RunFolder, State, optimizer_tensors, restore_optimizer, under_prefix, with_prefix
 from eectl.seeds import derive_seed
@@ -148,8 +148,7 @@ def run_phase(job: Job, model: MultiExitModel, phase: Phase, *, place: Place, re
 def _begin(job: Job, model: MultiExitModel, phase: Phase, place: Place) -> PhaseRun:
     """Freeze, then optimizer and wrapping: the order that keeps frozen parts out of both."""
     recipe, device = job.recipe, job.world.device
-    change = recipe.phases.get(phase.number)
-    own = change.model_dump(exclude_none=True) if change else {}
+    own = phase_change(recipe, phase).model_dump(exclude_none=True)
     settings = recipe.optimizer.model_copy(update={key: own[key] for key in ("lr", "weight_decay") if key in own})
     batch_size = own.get("batch_size", recipe.batch_size)
     if batch_size < job.world.size:
@@ -157,7 +156,7 @@ def _begin(job: Job, model: MultiExitModel, phase: Phase, place: Place) -> Phase
     model.to(device)
     if job.channels_last(model):
         model.to(memory_format=torch.channels_last)
-    model.set_trainable(phase.segments, phase.heads)
+    model.set_trainable(phase.segments, phase.heads, combine=phase.combine)
     patience = own.get("patience", recipe.patience)
     better = job.task.higher_is_better if recipe.metric == "score" else False
     return PhaseRun(
@@ -202,7 +201,7 @@ def _wrap(job: Job, model: MultiExitModel, phase: Phase) -> Callable[..., list[E
 
 def _train_epoch(job: Job, run: PhaseRun) -> None:
     """The rest of an epoch from batch `run.batch` on."""
-    run.model.train_parts(run.phase.segments, run.phase.heads)
+    run.model.train_parts(run.phase.segments, run.phase.heads, combine=run.phase.combine)
     seed = derive_seed(job.recipe.seed, "order", run.phase.number)
     batches = train_batches(
         job.data.splits["train"],
@@ -251,8 +250,9 @@ def step(job: Job, run: PhaseRun, batch: Batch) -> None:
     losses = torch.stack([job.task.loss(outputs[k - 1].logits, targets, job.recipe.label_smoothing) for k in wanted.exits])
     rows = len(batch.rows)
     global_rows = min(run.batch_size, len(job.data.splits["train"]))
+    loss = with_auxiliary(run.model.auxiliary, (losses * wanted.weights).sum(), outputs)
     # DDP averages over processes whose row counts differ by one: this makes it the mean over rows
-    ((losses * wanted.weights).sum() * (rows * job.world.size / global_rows)).backward()  # type: ignore[no-untyped-call]
+    (loss * (rows * job.world.size / global_rows)).backward()  # type: ignore[no-untyped-call]
     if run.optimizer_settings.clip_norm is not None:
         nn.utils.clip_grad_norm_((p for p in run.model.parameters() if p.grad is not None), run.optimizer_settings.clip_norm)
     run.optimizer.step()

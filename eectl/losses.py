@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eectl.errors import EectlError
+from eectl.errors import EectlError, lookup
+from eectl.models.heads import ExitOutput
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,39 @@ def exit_weights(weights: Literal["uniform"] | Sequence[float], *, num_exits: in
     return [weight / sum(chosen) for weight in chosen]
 
 
+def imitation(outputs: Sequence[ExitOutput | None]) -> Tensor | None:
+    """How badly exits foresee the states of later ones (GPF): 1 − cosine to the actual states, which are detached.
+
+    The mean over rows and later exits, then over the exits that foresee; exits that were skipped (None) are left out, and None
+    is returned where nothing is left.
+    """
+    terms = []
+    for number, output in enumerate(outputs, 1):
+        if output is None or output.guesses is None:
+            continue
+        later = zip(output.guesses.unbind(dim=1), outputs[number:], strict=False)
+        pairs = [
+            (guess.float(), real.state.detach().float()) for guess, real in later if real is not None and real.state is not None
+        ]
+        if pairs:
+            guesses, states = (torch.cat(side) for side in zip(*pairs, strict=True))
+            terms.append(F.cosine_embedding_loss(states, guesses, states.new_ones(len(states))))
+    return torch.stack(terms).mean() if terms else None
+
+
+def with_auxiliary(name: str | None, loss: Tensor, outputs: Sequence[ExitOutput | None]) -> Tensor:
+    """The loss to minimise: the exits' weighted `loss`, and what heads with the auxiliary term `name` add to it (none: none)."""
+    if name is None:
+        return loss
+    term, share = lookup(AUXILIARY, name, what="auxiliary loss")
+    value = term(outputs)
+    return loss if value is None else share * (loss + value)
+
+
+AUXILIARY: dict[str, tuple[Callable[[Sequence[ExitOutput | None]], Tensor | None], float]] = {  # the term; a factor for the sum
+    "imitation": (imitation, 1.0),
+    "imitation-halved": (imitation, 0.5),
+}
 TASKS: dict[str, Task] = {
     "classification": Task(_cross_entropy, _correct, True, "accuracy"),
     "regression": Task(_mean_squared_error, _squared_error, False, "MSE"),

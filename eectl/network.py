@@ -9,7 +9,8 @@ from eectl.checkpoint import load_checkpoint
 from eectl.data import DataInfo
 from eectl.errors import EectlError
 from eectl.losses import exit_weights
-from eectl.models import attach_exits, build_backbone, model_spec
+from eectl.models import attach_ensembles, attach_exits, build_backbone, model_spec
+from eectl.models.heads import head_class
 from eectl.models.multi_exit import MultiExitModel, place
 from eectl.recipe import Exits, ModelSpec, Recipe
 from eectl.regimes import Phase, phase_numbered, regime_phases
@@ -77,17 +78,39 @@ def with_exits(network: Network, exits: Exits, *, seed: int) -> Network:
     )
 
 
+def with_combine(network: Network, *, seed: int) -> Network:
+    """The network with the ensembles that its heads are made for, drawn from the seed; those it has already stay as they are."""
+    kind = head_class(network.spec.heads[0])[0].ensemble
+    if network.model.combine is not None:
+        return network
+    assert kind is not None, "a phase of ensembles is only planned for heads that have them"
+    torch.manual_seed(derive_seed(seed, "combine"))
+    model = attach_ensembles(network.model, kind, num_outputs=network.spec.num_outputs)
+    spec = network.spec.model_copy(update={"combine": kind})
+    return replace(network, model=model, spec=spec, history=(*network.history, {"combined": kind}))
+
+
+def without_combine(network: Network) -> Network:
+    """The network whose exits say what their own heads say: what every phase but the ensembles' trains."""
+    if network.model.combine is None:
+        return network
+    model = MultiExitModel(network.model.backbone, network.model.heads, after=network.model.after)
+    spec = network.spec.model_copy(update={"combine": None})
+    return replace(network, model=model, spec=spec, history=(*network.history, {"combined": None}))
+
+
 def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:
     """The phases that a resolved recipe runs, in the numbering of the whole network's exits.
 
     Raises EectlError for a phase that is not there, in `phase` or `phases`, and for loss weights that fit no exits.
     """
     num_exits = len(recipe.exits.after or ()) + 1
+    combine = num_exits > 1 and head_class(recipe.exits.head)[0].ensemble is not None
     for number in recipe.phases:
-        phase_numbered(recipe.regime, num_exits, number, place=f"phases.{number}")
-    phases = regime_phases(recipe.regime, num_exits)
+        phase_numbered(recipe.regime, num_exits, number, place=f"phases.{number}", combine=combine)
+    phases = regime_phases(recipe.regime, num_exits, combine=combine)
     if recipe.phase is not None:
-        phases = (phase_numbered(recipe.regime, num_exits, recipe.phase),)
+        phases = (phase_numbered(recipe.regime, num_exits, recipe.phase, combine=combine),)
     for exits in (exits for phase in phases for exits in phase.losses):
         exit_weights(recipe.loss_weights, num_exits=num_exits, taking_part=sorted(exits))
     return phases

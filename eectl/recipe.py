@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from eectl.errors import EectlError, closest, lookup
-from eectl.regimes import REGIMES
+from eectl.regimes import REGIMES, Phase
 
 Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
@@ -100,7 +100,11 @@ class Exits(Section):
 
     after: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, description="blocks that an exit follows, from 0")
     placement: str | None = Field(None, description="every-N, dense-sparse or sparse-dense, instead of a list")
-    head: str = Field("auto", description="linear, mlp-WIDTH, sdn; auto: sdn on CNNs, linear on transformers")
+    head: str = Field(
+        "auto",
+        description="linear, mlp-WIDTH, sdn, ztw, ztw-arithmetic, gpf, gpf-WIDTH, gpf-lancopku, gpf-lancopku-WIDTH; "
+        "auto: sdn on CNNs, linear on transformers",
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> "Exits":
@@ -167,6 +171,16 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
+ENSEMBLES = PhaseChange(epochs=2, lr=5e-3, weight_decay=0.0, batch_size=64)
+"""How ensembles train where the recipe says nothing else: the ViT script of gmum/Zero-Time-Waste."""
+
+
+def phase_change(recipe: Recipe, phase: Phase) -> PhaseChange:
+    """What `phase` does differently from the recipe's own settings: `phases` over what the phase itself brings."""
+    own = recipe.phases.get(phase.number, PhaseChange())
+    return ENSEMBLES.model_copy(update=own.model_dump(exclude_none=True)) if phase.combine else own
+
+
 class ModelSpec(Section):
     """What rebuilds a network without a recipe: stored in every checkpoint."""
 
@@ -175,6 +189,7 @@ class ModelSpec(Section):
     num_outputs: Count = Field(description="classes, or 1 for regression")
     after: tuple[int, ...] = ()
     heads: tuple[str, ...] = Field((), description="the kind of each attached exit, resolved")
+    combine: str | None = Field(None, description="the ensembles at the attached exits: geometric or arithmetic; none: none")
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------

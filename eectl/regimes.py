@@ -7,7 +7,7 @@ trains the segment (not the whole prefix), `mixed-gradual` counts the network's 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eectl.errors import EectlError, lookup
 
@@ -17,7 +17,8 @@ class Phase:
     """One stage of training.
 
     `number` is what `--phase` takes; `segments` and `heads` are what trains, everything else is frozen, BatchNorm statistics
-    included; `losses` holds the exits of each loss set, and step s uses set s mod len(losses).
+    included; `losses` holds the exits of each loss set, and step s uses set s mod len(losses). `combine` says that the ensembles
+    train, and they alone.
     """
 
     number: int
@@ -25,6 +26,7 @@ class Phase:
     segments: frozenset[int]
     heads: frozenset[int]
     losses: tuple[frozenset[int], ...]
+    combine: bool = False
 
     @property
     def scored(self) -> frozenset[int]:
@@ -99,22 +101,33 @@ REGIMES: dict[str, Callable[[int], tuple[Phase, ...]]] = {
 STAGED = ("branch-wise", "separate", "mixed-gradual")
 
 
-def regime_phases(regime: str, num_exits: int) -> tuple[Phase, ...]:
-    """The phases of a regime for a network with `num_exits` exits, its own head included."""
-    return lookup(REGIMES, regime, what="regime")(num_exits)
+def _ensembles(regime: str, k: int) -> Phase:
+    """The phase after all others: number 4, or the stage after a staged regime's last."""
+    number = k + 1 if regime in STAGED else 4
+    return replace(_phase(number, "ensembles on frozen heads", (), (), _span(1, k - 1)), combine=True)
 
 
-def phase_numbered(regime: str, num_exits: int, number: int, *, place: str = "") -> Phase:
+def regime_phases(regime: str, num_exits: int, *, combine: bool = False) -> tuple[Phase, ...]:
+    """The phases of a regime for a network with `num_exits` exits, its own head included.
+
+    With `combine`, for heads whose logits are combined (ZTW), the ensembles have a phase of their own at the end.
+    """
+    phases = lookup(REGIMES, regime, what="regime")(num_exits)
+    return (*phases, _ensembles(regime, num_exits)) if combine else phases
+
+
+def phase_numbered(regime: str, num_exits: int, number: int, *, place: str = "", combine: bool = False) -> Phase:
     """The phase that `--phase number` means.
 
     The regime's own phases come first; beside them the paper's 1 (backbone), 2 (everything) and 3 (heads only) are always
     there, so phases can be chained by hand. Staged regimes count their stages and have no others. `place` is named by errors.
     """
-    own = {phase.number: phase for phase in regime_phases(regime, num_exits)}
+    own = {phase.number: phase for phase in regime_phases(regime, num_exits, combine=combine)}
     if regime not in STAGED:
         own = {1: _backbone(num_exits), 2: _everything(num_exits), 3: _heads_only(num_exits)} | own
     if number not in own:
+        only = f"; phase {number} trains the ensembles of ztw exits" if number == _ensembles(regime, num_exits).number else ""
         raise EectlError(
-            f"{place or f'--phase {number}'}: regime {regime} with {num_exits} exits takes phases {min(own)}–{max(own)}"
+            f"{place or f'--phase {number}'}: regime {regime} with {num_exits} exits takes phases {min(own)}–{max(own)}{only}"
         )
     return own[number]

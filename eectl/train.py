@@ -18,7 +18,7 @@ from eectl.distributed import join, leave, main_first
 from eectl.errors import EectlError
 from eectl.loop import Job, Place, run_phase
 from eectl.models import build_model
-from eectl.network import Network, first_network, planned_phases, resolve, with_exits
+from eectl.network import Network, first_network, planned_phases, resolve, with_combine, with_exits, without_combine
 from eectl.recipe import ModelSpec, Recipe
 from eectl.regimes import phase_numbered
 from eectl.run_folder import RunFolder, State, under_prefix, with_prefix
@@ -101,6 +101,8 @@ def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
             notes.append(f"the exits are those of {recipe.init}, after blocks {_list(network.model.after)}, not the recipe's")
     else:
         with_exits(network, recipe.exits, seed=recipe.seed)
+    if network.model.combine is not None and not phases[0].combine:
+        notes.append(f"the ensembles of {recipe.init} are left out: phase {phases[0].number} trains what they stand on")
     if recipe.init is not None and (asked.backbone.name, asked.backbone.args) != (recipe.backbone.name, recipe.backbone.args):
         notes.append(f"the backbone is that of {recipe.init}, {recipe.backbone.name}, not the recipe's {asked.backbone.name}")
     if network.model.backbone.depth - 1 in (recipe.exits.after or ()):
@@ -158,6 +160,7 @@ def _run(job: Job, network: Network, state: State | None) -> None:
             job.display.say(f"attaching {recipe.exits.head} exits after blocks {_list(network.model.after)}")
         if not network.model.after:
             phase = phase_numbered(recipe.regime, 1, phase.number)
+        network = with_combine(network, seed=recipe.seed) if phase.combine else without_combine(network)
         where = Place(_values(job, network, position, fresh=False), start, partial(_keep, job, network))
         entry = run_phase(job, network.model, phase, place=where, resumed=resumed)
         network, resumed = replace(network, history=(*network.history, entry)), None

@@ -89,6 +89,7 @@ def model_spec(model: "MultiExitModel", backbone: BackboneSpec, *, input_shape: 
         num_outputs=num_outputs,
         after=model.after,
         heads=tuple(str(head.kind) for head in model.exits),
+        combine=None if model.combine is None else model.combine.kind,
     )
 
 
@@ -96,7 +97,20 @@ def build_model(spec: ModelSpec) -> "MultiExitModel":
     """The network of a checkpoint, freshly initialised: its weights come from the checkpoint, never from a download."""
     plain = spec.backbone.model_copy(update={"pretrained": False, "weights": None})
     backbone = build_backbone(plain, input_shape=spec.input_shape, num_outputs=spec.num_outputs)
-    return attach_exits(backbone, after=spec.after, heads=spec.heads, num_outputs=spec.num_outputs, input_shape=spec.input_shape)
+    model = attach_exits(backbone, after=spec.after, heads=spec.heads, num_outputs=spec.num_outputs, input_shape=spec.input_shape)
+    return model if spec.combine is None else attach_ensembles(model, spec.combine, num_outputs=spec.num_outputs)
+
+
+def attach_ensembles(model: "MultiExitModel", kind: str, *, num_outputs: int) -> "MultiExitModel":
+    """`model`, its weights shared, with fresh ensembles of `kind` at its attached exits, whose states are their own logits.
+
+    Draws from torch's global generator. Raises EectlError for an unknown kind.
+    """
+    from eectl.models.ensembles import Ensembles
+    from eectl.models.multi_exit import MultiExitModel
+
+    combine = Ensembles(kind, num_heads=len(model.exits), num_outputs=num_outputs)
+    return MultiExitModel(model.backbone, model.heads, after=model.after, combine=combine)
 
 
 def _nets() -> "Callable[..., Backbone]":

@@ -29,6 +29,9 @@ class Hidden:
 class Feature(ABC):
     """A block's output as an exit head sees it; no head knows NCHW, NLC or NHWC."""
 
+    is_map: ClassVar[bool] = False
+    """Whether it is a convolutional map, which a head that serves both pools over a grid instead of reading a token."""
+
     @abstractmethod
     def pooled(self) -> Tensor:
         """[row, channel]: the mean over space or tokens."""
@@ -45,6 +48,8 @@ class Feature(ABC):
 @dataclass(frozen=True)
 class MapFeature(Feature):
     """A convolutional feature map, NCHW."""
+
+    is_map = True
 
     x: Tensor
 

@@ -1,11 +1,13 @@
 """A backbone with exits, its one forward pass, and which of its parts train. Knows no library and no loop."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from eectl.errors import EectlError
 from eectl.models.backbone import Backbone, Hidden
+from eectl.models.ensembles import Ensembles
 from eectl.models.heads import ExitHead, ExitOutput
 
 PLACEMENTS_16 = {  # paper §4.6, for the 16 blocks of a ResNet-50; other depths take the same relative positions
@@ -35,19 +37,36 @@ class MultiExitModel(nn.Module):
     """A backbone and exit heads after some of its blocks.
 
     `after[k-1]` is the block that exit k follows, for the attached exits k = 1..K-1; exit K is the network's own head.
+    `combine`, where there is one, turns the own logits (`state`) of heads 1..k into what attached exit k says.
+    Raises EectlError for heads that do not go together.
     """
 
-    def __init__(self, backbone: Backbone, exits: Sequence[ExitHead] = (), *, after: Sequence[int] = ()) -> None:
+    def __init__(
+        self, backbone: Backbone, exits: Sequence[ExitHead] = (), *, after: Sequence[int] = (), combine: Ensembles | None = None
+    ) -> None:
         super().__init__()
         assert len(exits) == len(after) and list(after) == sorted(set(after))
         self.backbone = backbone
         self.exits = nn.ModuleList(exits)
         self.after = tuple(after)
+        self.combine = combine
+        for number, head in enumerate(exits, 1):
+            head.join(exits, number)
 
     @property
     def num_exits(self) -> int:
         """K: the attached exits and the network's own head."""
         return len(self.after) + 1
+
+    @property
+    def heads(self) -> tuple[ExitHead, ...]:
+        """The attached exits' heads, 1..K-1."""
+        return tuple(self.exits)  # type: ignore[arg-type]
+
+    @property
+    def auxiliary(self) -> str | None:
+        """The auxiliary loss that the attached heads bring, if any."""
+        return self.heads[0].auxiliary if self.heads else None
 
     def advance(self, hidden: Hidden | Tensor, exit_number: int) -> Hidden:
         """Run segment `exit_number` (1..K) from what the segment before it gave; segment 1 takes the inputs."""
@@ -64,7 +83,11 @@ class MultiExitModel(nn.Module):
         if exit_number == self.num_exits:
             return ExitOutput(self.backbone.head(hidden))
         output: ExitOutput = self.exits[exit_number - 1](self.backbone.feature(hidden), earlier)
-        return output
+        if self.combine is None:
+            return output
+        own = [each.state for each in (*earlier, output) if each is not None and each.state is not None]
+        assert len(own) == exit_number
+        return replace(output, logits=self.combine(own))
 
     def forward(self, inputs: Tensor, exits: Collection[int] | None = None) -> list[ExitOutput | None]:
         """Every exit's output, the network's own head last; logits are [row, class].
@@ -87,26 +110,28 @@ class MultiExitModel(nn.Module):
         return any(getattr(self.exits[k - 1], "uses_earlier", False) for k in later)
 
     def part(self, name: str) -> tuple[str, int]:
-        """Who owns a parameter, buffer or module: ("segment", 1..K) or ("head", 1..K-1)."""
+        """Who owns a parameter, buffer or module: ("segment", 1..K), ("head", 1..K-1) or, of all ensembles, ("combine", 1)."""
         owner, _, rest = name.partition(".")
         if owner == "exits":
             return "head", int(rest.split(".")[0]) + 1 if rest else 1
+        if owner == "combine":
+            return "combine", 1
         block = self.backbone.locate(rest.removeprefix("net.")) if rest else -1
         if block == self.backbone.depth:
             return "segment", self.num_exits
         return "segment", next((k for k, last in enumerate(self.after, 1) if block <= last), self.num_exits)
 
-    def set_trainable(self, segments: Collection[int], heads: Collection[int]) -> None:
+    def set_trainable(self, segments: Collection[int], heads: Collection[int], *, combine: bool = False) -> None:
         """Exactly these parts require gradients from now on."""
-        trains = {"segment": segments, "head": heads}
+        trains = {"segment": segments, "head": heads, "combine": {1} if combine else ()}
         for name, parameter in self.named_parameters():
             kind, number = self.part(name)
             parameter.requires_grad_(number in trains[kind])
             parameter.grad = None
 
-    def train_parts(self, segments: Collection[int], heads: Collection[int]) -> None:
+    def train_parts(self, segments: Collection[int], heads: Collection[int], *, combine: bool = False) -> None:
         """These parts go to train mode, all others to eval mode, so frozen BatchNorm statistics and dropout stay still."""
-        trains = {"segment": segments, "head": heads}
+        trains = {"segment": segments, "head": heads, "combine": {1} if combine else ()}
         for name, module in self.named_modules():
             kind, number = self.part(name)
             module.training = bool(name) and number in trains[kind]

@@ -1,0 +1,53 @@
+"""Zero Time Waste's ensembles: what an exit says once the heads before it have their say. Trained alone, on frozen heads.
+
+Each attached exit has its own weights over the heads up to it; the network's own head has none. Source: Wołczyk et al., 2021,
+as in gmum/Zero-Time-Waste and kamadforge/early-exit-benchmark (weights start in N(0, 0.01), 0.01 the deviation, biases at 0).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from eectl.errors import lookup
+
+
+class GeometricEnsemble(nn.Module):
+    """log p̄ = mean over heads j of exp(w_j) · log p_j, plus b: logits, not normalised."""
+
+    def __init__(self, num_heads: int, num_outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.01 * torch.randn(num_heads))
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, log_probabilities: Tensor) -> Tensor:
+        """Logits [row, class] from [head, row, class]."""
+        return (self.weight.exp()[:, None, None] * log_probabilities).mean(dim=0) + self.bias
+
+
+class ArithmeticEnsemble(GeometricEnsemble):
+    """log p̄ of p̄ ∝ Σ over heads j of exp(w_j) · p_j, plus exp(b), computed from logarithms (the source adds 1e-40 instead)."""
+
+    def forward(self, log_probabilities: Tensor) -> Tensor:
+        terms = self.weight[:, None, None] + log_probabilities
+        bias = self.bias.expand_as(terms[:1])
+        return torch.cat((terms, bias)).logsumexp(dim=0).log_softmax(dim=1)
+
+
+class Ensembles(nn.Module):
+    """One ensemble of `kind` (see ENSEMBLES) at each of `num_heads` attached exits."""
+
+    def __init__(self, kind: str, *, num_heads: int, num_outputs: int) -> None:
+        super().__init__()
+        self.kind = kind
+        make = lookup(ENSEMBLES, kind, what="ensemble")
+        self.exits = nn.ModuleList(make(number, num_outputs) for number in range(1, num_heads + 1))
+
+    def forward(self, logits: Sequence[Tensor]) -> Tensor:
+        """Exit k's logits [row, class] in float32 from the own logits of heads 1..k, first head first."""
+        log_probabilities = torch.stack([each.float().log_softmax(dim=1) for each in logits])
+        result: Tensor = self.exits[len(logits) - 1](log_probabilities)
+        return result
+
+
+ENSEMBLES: dict[str, type[GeometricEnsemble]] = {"geometric": GeometricEnsemble, "arithmetic": ArithmeticEnsemble}
