@@ -171,7 +171,12 @@ def train(
 
         planned = plan(full)
         show_recipe(planned.recipe)
-        show_phases(planned.recipe, planned.phases)
+        show_phases(
+            planned.recipe,
+            planned.phases,
+            default_weights=planned.default_weights,
+            shares=planned.priced.costs.backbone_shares,
+        )
         show_costs(planned.priced.costs, after=planned.priced.spec.after)
         return
     part = "" if full.phase is None else f"-phase-{full.phase}"

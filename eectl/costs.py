@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -45,6 +46,12 @@ class Costs:
     def shares(self) -> tuple[float, ...]:
         """`exits` as shares of `plain`; the last is above 1 by the attached heads."""
         return tuple(cost / self.plain for cost in self.exits)
+
+    @property
+    def backbone_shares(self) -> tuple[float, ...]:
+        """The backbone's blocks up to each attached exit, heads left out, as shares of `plain`."""
+        passed = accumulate(self.heads)
+        return tuple((cost - heads) / self.plain for cost, heads in zip(self.exits[:-1], passed, strict=True))
 
 
 def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:

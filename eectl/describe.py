@@ -1,6 +1,6 @@
 """What a plan, a finished run and a checkpoint look like: tables on stdout. Results of measuring are `report`'s."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from eectl.losses import TASKS
 from eectl.recipe import Recipe, dump_recipe, phase_change
 from eectl.regimes import Phase
 from eectl.report import make_console, make_table, print_table
+from eectl.weighting import exit_weights
 
 TASK = TASKS["classification"]
 
@@ -18,8 +19,14 @@ def show_recipe(recipe: Recipe) -> None:
     print(dump_recipe(recipe), end="")
 
 
-def show_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
-    """What each phase trains, what it leaves frozen, on which losses and with which optimizer."""
+def show_phases(
+    recipe: Recipe, phases: tuple[Phase, ...], *, default_weights: str = "uniform", shares: Sequence[float] = ()
+) -> None:
+    """What each phase trains, what it leaves frozen, on which losses and with which optimizer.
+
+    `default_weights` is what the heads take for `loss_weights: auto`, `shares` the attached exits' shares of the backbone's cost.
+    """
+    weighting = default_weights if recipe.loss_weights == "auto" else recipe.loss_weights
     num_exits = len(recipe.exits.after or ()) + 1
     everything = set(range(1, num_exits + 1))
     console = make_console()
@@ -33,6 +40,7 @@ def show_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
             "trains": "ensembles" if phase.combine else _parts(phase.segments, phase.heads, num_exits),
             "frozen": _parts(everything - phase.segments, everything - phase.heads - {num_exits}, num_exits),
             "losses": ", then ".join("exit " + spans(exits) for exits in phase.losses),
+            "weights": ", then ".join(_weights(recipe, weighting, sorted(exits), num_exits, shares) for exits in phase.losses),
             "with": f"{optimizer.name}, lr {rate:g}, weight decay {decay:g}, {recipe.schedule.name}"
             + (f", batch size {change.batch_size}" if change.batch_size else ""),
             "for": f"at most {change.epochs or recipe.epochs} epochs, patience {change.patience or recipe.patience}",
@@ -40,6 +48,24 @@ def show_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
         console.print(f"phase {phase.number}: {phase.title}", markup=False)
         for name, text in lines.items():
             console.print(f"  {name:8}{text}", markup=False, soft_wrap=True)
+
+
+def _weights(
+    recipe: Recipe, weighting: str | Sequence[float], exits: Sequence[int], num_exits: int, shares: Sequence[float]
+) -> str:
+    """How the exits of a loss are weighted, in words."""
+    if exits == [num_exits]:
+        return "1"
+    numbers = exit_weights(weighting, num_exits=num_exits, taking_part=exits, slope=recipe.weight_slope, shares=shares)
+    name = weighting if isinstance(weighting, str) else "as listed"
+    ending = ""
+    if weighting == "sdn-ramp" and num_exits in exits:
+        ending = f" after {recipe.ramp_epochs} epochs" if recipe.ramp_epochs else " at the last epoch"
+    elif weighting == "l2w":
+        ending = f" times what is learned for each row, within ±{2 * recipe.l2w.epsilon:g} of 1"
+    teacher = recipe.distillation.teacher
+    lesson = f"; distillation from {teacher} × {recipe.distillation.weight:g}" if teacher != "none" and len(exits) > 1 else ""
+    return f"{name}: {' '.join(f'{number:.3g}' for number in numbers)}{ending}{lesson}"
 
 
 def _parts(segments: "set[int] | frozenset[int]", heads: "set[int] | frozenset[int]", num_exits: int) -> str:

@@ -1,14 +1,16 @@
-"""What is minimised and what is reported: losses and scores per task, and how exits are weighted. Knows no model."""
+"""What is minimised and what is reported: losses and scores per task, and what exits learn from each other. Knows no model.
+
+How exits are weighted is `weighting`'s.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eectl.errors import EectlError, lookup
+from eectl.errors import lookup
 from eectl.models.heads import ExitOutput
 
 
@@ -17,13 +19,16 @@ class Task:
     """A kind of problem.
 
     `loss(outputs [row, …], targets, label_smoothing)` → the mean over rows. `points(outputs, targets)` → [row], whose mean is
-    the score. `higher_is_better` is the score's direction; `score_name` its name in tables.
+    the score. `higher_is_better` is the score's direction; `score_name` its name in tables. `losses` is `loss` before the mean:
+    [row]. `distil(student, teachers, temperature)` → how far a student's outputs are from its teachers', mean over rows.
     """
 
     loss: Callable[[Tensor, Tensor, float], Tensor]
     points: Callable[[Tensor, Tensor], Tensor]
     higher_is_better: bool
     score_name: str
+    losses: Callable[[Tensor, Tensor, float], Tensor]
+    distil: Callable[[Tensor, Sequence[Tensor], float], Tensor]
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
@@ -43,22 +48,39 @@ def _mean_squared_error(outputs: Tensor, targets: Tensor, label_smoothing: float
     return _squared_error(outputs, targets).mean()
 
 
-def exit_weights(weights: Literal["uniform"] | Sequence[float], *, num_exits: int, taking_part: Sequence[int]) -> list[float]:
-    """The weight of each exit in `taking_part` (numbers from 1), summing to 1.
+def _cross_entropies(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="none")
 
-    `uniform` is the mean over the exits that take part (methods: the default everywhere except GPF); a list has one number
-    per exit of the network. Raises EectlError for a list of another length or with nothing left.
+
+def _squared_errors(outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    assert label_smoothing == 0
+    return _squared_error(outputs, targets)
+
+
+def _divergence(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:
+    """T² · KL(teacher ‖ student) at temperature T (Hinton et al., 2015), for the mean of the teachers' probabilities."""
+    mean = torch.stack([F.log_softmax(logits.detach().float() / temperature, dim=1) for logits in teachers]).exp().mean(dim=0)
+    own = F.log_softmax(student.float() / temperature, dim=1)
+    return F.kl_div(own, mean, reduction="batchmean") * temperature**2
+
+
+def _distance(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:  # noqa: ARG001
+    """The squared error against the mean of the teachers' outputs; a temperature means nothing here."""
+    return (student.float() - torch.stack([output.detach().float() for output in teachers]).mean(dim=0)).square().mean()
+
+
+def distil(outputs: Sequence[Tensor], *, teacher: str, temperature: float, task: Task) -> Tensor:
+    """What exits learn from later exits: the mean over the students of their distance from their teachers, which get no gradient.
+
+    `outputs` ([row, …] each) are those of the exits that take part, in order, so exits that do not run teach nobody. `last`: the
+    last of them teaches all others (Phuong & Lampert, 2019); `next`: each teaches the one before it; `later`: the mean of all
+    later ones teaches each. One exit alone has no teacher: 0.
     """
-    if weights == "uniform":
-        return [1 / len(taking_part)] * len(taking_part)
-    if len(weights) != num_exits:
-        raise EectlError(
-            f"loss_weights: {len(weights)} numbers for {num_exits} exits; give one per exit, the last one's included"
-        )
-    chosen = [float(weights[k - 1]) for k in taking_part]
-    if sum(chosen) <= 0:
-        raise EectlError(f"loss_weights: the exits {list(taking_part)} that train in this phase all have weight 0")
-    return [weight / sum(chosen) for weight in chosen]
+    choose = lookup(TEACHERS, teacher, what="distillation.teacher")
+    if len(outputs) == 1:
+        return outputs[0].new_zeros((), dtype=torch.float32)
+    distances = [task.distil(own, choose(outputs[k + 1 :]), temperature) for k, own in enumerate(outputs[:-1])]
+    return torch.stack(distances).mean()
 
 
 def imitation(outputs: Sequence[ExitOutput | None]) -> Tensor | None:
@@ -95,6 +117,11 @@ AUXILIARY: dict[str, tuple[Callable[[Sequence[ExitOutput | None]], Tensor | None
     "imitation-halved": (imitation, 0.5),
 }
 TASKS: dict[str, Task] = {
-    "classification": Task(_cross_entropy, _correct, True, "accuracy"),
-    "regression": Task(_mean_squared_error, _squared_error, False, "MSE"),
+    "classification": Task(_cross_entropy, _correct, True, "accuracy", _cross_entropies, _divergence),
+    "regression": Task(_mean_squared_error, _squared_error, False, "MSE", _squared_errors, _distance),
+}
+TEACHERS: dict[str, Callable[[Sequence[Tensor]], Sequence[Tensor]]] = {
+    "last": lambda later: later[-1:],
+    "later": lambda later: later,
+    "next": lambda later: later[:1],
 }

@@ -8,13 +8,14 @@ import torch
 from eectl.checkpoint import load_checkpoint
 from eectl.data import DataInfo
 from eectl.errors import EectlError
-from eectl.losses import exit_weights
+from eectl.l2w import check_phases
 from eectl.models import attach_ensembles, attach_exits, build_backbone, model_spec
 from eectl.models.heads import head_class
 from eectl.models.multi_exit import MultiExitModel, place
 from eectl.recipe import Exits, ModelSpec, Recipe
 from eectl.regimes import Phase, phase_numbered, regime_phases
 from eectl.seeds import derive_seed
+from eectl.weighting import exit_weights
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def without_combine(network: Network) -> Network:
 def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:
     """The phases that a resolved recipe runs, in the numbering of the whole network's exits.
 
-    Raises EectlError for a phase that is not there, in `phase` or `phases`, and for loss weights that fit no exits.
+    Raises EectlError for a phase that is not there, in `phase` or `phases`, and for loss weights that do not fit the exits.
     """
     num_exits = len(recipe.exits.after or ()) + 1
     combine = num_exits > 1 and head_class(recipe.exits.head)[0].ensemble is not None
@@ -113,4 +114,6 @@ def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:
         phases = (phase_numbered(recipe.regime, num_exits, recipe.phase, combine=combine),)
     for exits in (exits for phase in phases for exits in phase.losses):
         exit_weights(recipe.loss_weights, num_exits=num_exits, taking_part=sorted(exits))
+    if recipe.loss_weights == "l2w":
+        check_phases(phases, num_exits)
     return phases

@@ -26,11 +26,12 @@ class Priced:
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved recipe, its phases, and what its exits cost."""
+    """A resolved recipe, its phases, what its exits cost, and what its heads take for `loss_weights: auto`."""
 
     recipe: Recipe
     phases: tuple[Phase, ...]
     priced: Priced
+    default_weights: str
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -39,7 +40,7 @@ def plan(recipe: Recipe) -> Plan:
     recipe = resolve(recipe, network)
     if not network.model.after:
         network = with_exits(network, recipe.exits, seed=recipe.seed)
-    return Plan(recipe, planned_phases(recipe), _price(network.model, network.spec))
+    return Plan(recipe, planned_phases(recipe), _price(network.model, network.spec), network.model.default_weights)
 
 
 def costs_of(source: str, *, changes: Sequence[str] = (), data_root: Path | None = None) -> Priced:

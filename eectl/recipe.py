@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from eectl.errors import EectlError, closest, lookup
 from eectl.regimes import REGIMES, Phase
+from eectl.weighting import WEIGHTINGS
 
 Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
@@ -27,6 +28,13 @@ def _known_regime(name: str) -> str:
     if name not in REGIMES:
         raise ValueError(f"no such regime{closest(name, REGIMES)}; known: {', '.join(REGIMES)}")
     return name
+
+
+def _known_weights(weights: str | tuple[float, ...]) -> str | tuple[float, ...]:
+    if isinstance(weights, str) and weights not in WEIGHTINGS:
+        known = f"{', '.join(WEIGHTINGS)}, or one number per exit"
+        raise ValueError(f"no such weighting{closest(weights, WEIGHTINGS)}; known: {known}")
+    return weights
 
 
 class Section(BaseModel):
@@ -136,6 +144,28 @@ class Schedule(Section):
     warmup: NonNegative = Field(0.0, description="epochs of linear warm-up from 0, before the rest")
 
 
+class Distillation(Section):
+    """What exits learn from later ones: loss + weight · mean over students of T² · KL(teacher ‖ student) at temperature T."""
+
+    teacher: Literal["none", "last", "later", "next"] = Field(
+        "none", description="last: the last exit teaches all; next: each the one before; later: the mean of all later ones"
+    )
+    weight: Positive = 0.5
+    temperature: Positive = 3.0
+
+
+class LearnedWeighting(Section):
+    """`loss_weights: l2w`. Its authors' values: for ImageNet as here but interval 100; for CIFAR epsilon 0.8 and centre row."""
+
+    epsilon: Positive = Field(0.3, description="how far a weight may go from 1, before centring")
+    hidden: Count = Field(500, description="width of the weight-prediction network")
+    centre: Literal["matrix", "row"] = Field("matrix", description="what has mean weight 1: all rows and exits, or each row")
+    interval: Count = Field(1, description="steps from one meta step to the next")
+    p: Annotated[int, Field(ge=1, le=39, strict=True)] = Field(15, description="exit k answers for (p/20)^k of the rows")
+    lr: Positive = Field(1e-4, description="of the weight-prediction network; follows the schedule")
+    weight_decay: NonNegative = 1e-4
+
+
 class PhaseChange(Section):
     """What one phase does differently; none: as the recipe says."""
 
@@ -155,7 +185,13 @@ class Recipe(Section):
     exits: Exits = Exits(placement="every-2")
     regime: Annotated[str, AfterValidator(_known_regime)] = "mixed"
     phase: Count | None = Field(None, description="run only this phase, as --phase")
-    loss_weights: Literal["uniform"] | tuple[NonNegative, ...] = Field("uniform", description="or one number per exit")
+    loss_weights: Annotated[str | tuple[NonNegative, ...], AfterValidator(_known_weights)] = Field(
+        "auto", description="a scheme, or one number per exit; auto: what the heads' authors use (linear for GPF), else uniform"
+    )
+    weight_slope: Fraction = Field(0.4, description="increasing, decreasing: from 1 - slope to 1 + slope; assumed")
+    ramp_epochs: Count | None = Field(None, description="sdn-ramp: epochs until the weights are constant; none: the phase's")
+    distillation: Distillation = Distillation()
+    l2w: LearnedWeighting = LearnedWeighting()
     label_smoothing: Fraction = 0.0
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
@@ -169,6 +205,12 @@ class Recipe(Section):
     channels_last: bool | Literal["auto"] = Field("auto", description="auto: on for convolutional networks")
     compile: bool = Field(False, description="torch.compile: minutes at first, then faster steps; pays in long runs")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> "Recipe":
+        if self.loss_weights == "l2w" and self.distillation.teacher != "none":
+            raise ValueError("loss_weights l2w and distillation exclude each other; set distillation.teacher=none")
+        return self
 
 
 ENSEMBLES = PhaseChange(epochs=2, lr=5e-3, weight_decay=0.0, batch_size=64)

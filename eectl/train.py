@@ -16,9 +16,11 @@ from eectl.data import Augmenter, Dataset, load_data
 from eectl.display import Display
 from eectl.distributed import join, leave, main_first
 from eectl.errors import EectlError
-from eectl.loop import Job, Place, run_phase
+from eectl.l2w import check_run
+from eectl.loop import run_phase
 from eectl.models import build_model
 from eectl.network import Network, first_network, planned_phases, resolve, with_combine, with_exits, without_combine
+from eectl.phase_state import Job, Place
 from eectl.recipe import ModelSpec, Recipe
 from eectl.regimes import phase_numbered
 from eectl.run_folder import RunFolder, State, under_prefix, with_prefix
@@ -61,6 +63,9 @@ def train(
         asked, recipe = recipe, resolve(recipe, network)
         for note in _check(asked, recipe, network):
             display.say(note)
+        if recipe.loss_weights == "l2w":
+            sizes = [recipe.batch_size, *(change.batch_size or recipe.batch_size for change in recipe.phases.values())]
+            check_run("classification", processes=world.size, batch_sizes=sizes)
         with folder.locked() if world.is_main else nullcontext():
             main_first(world, lambda: _prepare(folder, recipe, data, resume=resume))
             if resume and folder.finished():

@@ -10,17 +10,17 @@ import pytest
 ROOT = Path(__file__).parents[1] / "eectl"
 LAYERS = [  # from the bottom; a module may import from its own layer (verbs excepted) and from below
     {"errors", "seeds"},
-    {"files", "regimes", "recipe"},
+    {"files", "regimes", "weighting", "recipe"},
     {"models", "distributed", "optim", "losses"},
-    {"exiting", "sweep", "results", "data", "costs"},
+    {"exiting", "sweep", "results", "data", "costs", "l2w"},
     {"predict", "checkpoint", "run_folder", "report", "plots", "display"},
-    {"network", "session", "loop", "thresholds", "scoring", "describe"},
+    {"network", "session", "loop", "steps", "phase_state", "thresholds", "scoring", "describe"},
     {"train", "attach", "calibrate", "evaluate", "plan"},
     {"cli"},
     {"__main__"},
 ]
 VERBS = LAYERS[6]
-NO_TORCH = ["errors", "files", "regimes", "recipe", "cli", "models"]
+NO_TORCH = ["errors", "files", "regimes", "weighting", "recipe", "cli", "models"]
 
 
 def modules():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from eectl.errors import EectlError
 from eectl.models.backbone import Backbone, Hidden
 from eectl.models.ensembles import Ensembles
+from eectl.models.equilibrium import rescale
 from eectl.models.heads import ExitHead, ExitOutput
 
 PLACEMENTS_16 = {  # paper §4.6, for the 16 blocks of a ResNet-50; other depths take the same relative positions
@@ -68,6 +69,11 @@ class MultiExitModel(nn.Module):
         """The auxiliary loss that the attached heads bring, if any."""
         return self.heads[0].auxiliary if self.heads else None
 
+    @property
+    def default_weights(self) -> str:
+        """What `loss_weights: auto` means for its heads."""
+        return self.heads[0].default_weights if self.heads else "uniform"
+
     def advance(self, hidden: Hidden | Tensor, exit_number: int) -> Hidden:
         """Run segment `exit_number` (1..K) from what the segment before it gave; segment 1 takes the inputs."""
         first = 0 if exit_number == 1 else self.after[exit_number - 2] + 1
@@ -89,19 +95,27 @@ class MultiExitModel(nn.Module):
         assert len(own) == exit_number
         return replace(output, logits=self.combine(own))
 
-    def forward(self, inputs: Tensor, exits: Collection[int] | None = None) -> list[ExitOutput | None]:
+    def forward(
+        self, inputs: Tensor, exits: Collection[int] | None = None, *, equilibrium: bool = False
+    ) -> list[ExitOutput | None]:
         """Every exit's output, the network's own head last; logits are [row, class].
 
         With `exits` (numbers from 1) the others are None, neither they nor blocks past the last of them run. A list and not
         a stacked tensor: a skipped exit's parameters then keep a gradient of None, and AdamW leaves them alone.
+        `equilibrium` changes no value, only what a later backward pass gives: see `models.equilibrium`.
         """
         wanted = set(range(1, self.num_exits + 1)) if exits is None else set(exits)
         outputs: list[ExitOutput | None] = []
         hidden: Hidden | Tensor = inputs
         for number in range(1, max(wanted) + 1):
             hidden = self.advance(hidden, number)
+            rest = sum(k >= number for k in wanted)
+            if equilibrium and number in wanted:
+                hidden = rescale(hidden, 1 / rest)
             heard = number in wanted or (number < self.num_exits and self._heard_later(number, wanted))
             outputs.append(self.leave(hidden, number, outputs) if heard else None)
+            if equilibrium and number in wanted and rest > 1:
+                hidden = rescale(hidden, rest - 1)
         return outputs + [None] * (self.num_exits - len(outputs))
 
     def _heard_later(self, number: int, wanted: Collection[int]) -> bool:
