@@ -55,16 +55,15 @@ class Costs:
 
 
 def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
-    """The costs of `model` for one input of `input_shape` (channels, height, width), counted piece by piece in eval mode.
+    """The costs of `model` for one row of `input_shape` (an image or a text), counted piece by piece in eval mode.
 
     The model's parameters, buffers and training flags stay as they are, and PyTorch's fused attention comes back on after.
     Raises EectlError for an operation that is neither counted nor known to be negligible.
     """
     backbone = model.backbone
-    parameter = next(model.parameters())
     with _counting(model):
-        inputs = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
-        spent, hidden = _count_hidden("the stem", backbone, lambda h: backbone.stem(_tensor(h)), Hidden(inputs))
+        inputs = Hidden(backbone.example(input_shape))
+        spent, hidden = _count_hidden("the stem", backbone, lambda h: backbone.stem(_tensor(h)), inputs)
         exits: list[int] = []
         heads: list[int] = []
         outputs: list[ExitOutput | None] = []
@@ -198,7 +197,7 @@ COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::_scaled_dot_product_cudnn_attention": _attention,
 }
 
-_ELEMENTWISE = """abs addcmul add add_ sub sub_ rsub mul mul_ div div_ pow sqrt rsqrt exp log neg reciprocal clamp clamp_
+_ELEMENTWISE = """abs sign addcmul add add_ sub sub_ rsub mul mul_ div div_ pow sqrt rsqrt exp log neg reciprocal clamp clamp_
     clamp_min where
     ge gt le lt eq ne isinf isnan logical_and logical_or logical_not bitwise_not bitwise_and __and__ __or__ masked_fill
     masked_fill_ relu relu_ relu6 leaky_relu elu gelu silu silu_ mish sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardsigmoid

@@ -89,7 +89,7 @@ class Data(Section):
 
 
 class Backbone(Section):
-    """Which network: `resnet18` (torchvision), `timm/NAME`, `resnet20` or `vit` (any size by `args`)."""
+    """Which network: `resnet18` (torchvision), `timm/NAME`, `hf/NAME` (text), `resnet20` or `vit` (any size by `args`)."""
 
     name: str = "resnet20"
     args: dict[str, Any] = Field({}, description="the network's own options, such as {stem: small}")
@@ -227,7 +227,7 @@ class ModelSpec(Section):
     """What rebuilds a network without a recipe: stored in every checkpoint."""
 
     backbone: Backbone
-    input_shape: tuple[Count, Count, Count] = Field(description="channels, height, width")
+    input_shape: tuple[Count, ...] = Field(min_length=2, max_length=3, description="channels, height, width; text: 3, max_length")
     num_outputs: Count = Field(description="classes, or 1 for regression")
     after: tuple[int, ...] = ()
     heads: tuple[str, ...] = Field((), description="the kind of each attached exit, resolved")

@@ -15,28 +15,36 @@ if TYPE_CHECKING:
     from eectl.models.multi_exit import MultiExitModel
 
 TIMM = "timm/"
+TRANSFORMERS = "hf/"
 
 
 def known_backbones() -> list[str]:
-    """The names in BACKBONES; `timm/NAME` reaches timm's besides."""
+    """The names in BACKBONES; `timm/NAME` and `hf/NAME` reach those libraries' besides."""
     return sorted(BACKBONES)
 
 
 def build_backbone(spec: BackboneSpec, *, input_shape: Sequence[int], num_outputs: int) -> "Backbone":
-    """The network that `spec` names, for images of `input_shape` (channels, height, width), with `num_outputs` logits.
+    """The network that `spec` names, with `num_outputs` logits, for images of `input_shape` (channels, height, width) or texts of
+    (3, tokens at most).
 
     Weights come from the library (`pretrained`) or a file (`weights`); what they leave freshly initialised is in
-    `backbone.fresh`. Draws from torch's global generator. Raises EectlError for an unknown name, options or images that the
+    `backbone.fresh`. Draws from torch's global generator. Raises EectlError for an unknown name, options or inputs that the
     network does not take, weights that do not fit and downloads that fail.
     """
-    if spec.name.startswith(TIMM):
+    reads, given = (spec.name.startswith(TRANSFORMERS), len(input_shape) == 2)
+    if reads != given:
+        what = ("images", "text")
+        raise EectlError(f"backbone.name: {spec.name} reads {what[reads]}, the data are {what[given]}; hf/NAME is a text encoder")
+    if spec.name.startswith(TRANSFORMERS):
+        name, build = spec.name.removeprefix(TRANSFORMERS), _transformers()
+    elif spec.name.startswith(TIMM):
         name, build = spec.name.removeprefix(TIMM), _timm()
     elif spec.name in BACKBONES:
         name, build = spec.name, BACKBONES[spec.name]()
     else:
         raise EectlError(
             f"unknown backbone '{spec.name}'{closest(spec.name, BACKBONES)}; known: {', '.join(BACKBONES)}; "
-            "timm/NAME reaches timm's, such as timm/vit_tiny_patch16_224"
+            "timm/NAME reaches timm's, such as timm/vit_tiny_patch16_224, hf/NAME transformers' text encoders, such as hf/bert"
         )
     backbone = build(name, spec.args, input_shape=tuple(input_shape), num_outputs=num_outputs, pretrained=spec.pretrained)
     backbone.name = spec.name
@@ -81,11 +89,11 @@ def attach_exits(
 
 
 def model_spec(model: "MultiExitModel", backbone: BackboneSpec, *, input_shape: Sequence[int], num_outputs: int) -> ModelSpec:
-    """What rebuilds `model`, whose backbone was built from the section `backbone`: no download, no weights, resolved heads."""
-    channels, height, width = input_shape
+    """What rebuilds `model`, whose backbone was built from the section `backbone`: no folder, no download, resolved heads."""
+    name, args = model.backbone.rebuilds_as or (backbone.name, backbone.args)
     return ModelSpec(
-        backbone=backbone.model_copy(update={"pretrained": False, "weights": None}),
-        input_shape=(channels, height, width),
+        backbone=backbone.model_copy(update={"name": name, "args": args, "pretrained": False, "weights": None}),
+        input_shape=tuple(input_shape),
         num_outputs=num_outputs,
         after=model.after,
         heads=tuple(str(head.kind) for head in model.exits),
@@ -135,6 +143,12 @@ def _timm() -> "Callable[..., Backbone]":
     from eectl.models import from_timm
 
     return from_timm.build
+
+
+def _transformers() -> "Callable[..., Backbone]":
+    from eectl.models import from_transformers
+
+    return from_transformers.build
 
 
 BACKBONES: "dict[str, Callable[[], Callable[..., Backbone]]]" = {

@@ -5,9 +5,9 @@ composition equals the library's own forward bitwise. Parameters keep the librar
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +89,10 @@ class Backbone(nn.Module, ABC):
     `depth` is the number of blocks; block numbers 0..depth-1 are public (recipes and checkpoints store them).
     `block_names[i]` and `head_names` are the names (relative to `net`) of the submodules and parameters that block i and the
     head own; everything else belongs to the stem. Every parameter and buffer of `net` is used by exactly the part that owns it.
-    `classifiers` are the linear layers whose size is the number of outputs: weights for other classes leave them out.
+    `classifiers` are what weights may leave out or have in another size: the layers whose size is the number of outputs, and
+    with them the rest of a text classifier's head.
     `name` is what a recipe calls the network; `fresh` names the parameters that loaded weights left freshly initialised.
+    `rebuilds_as` is the (name, args) of a recipe that builds it anywhere, where that is not the recipe's own.
     """
 
     default_head: ClassVar[str] = "linear"
@@ -108,6 +110,7 @@ class Backbone(nn.Module, ABC):
         self.classifiers = tuple(classifiers)
         self.name = type(net).__name__
         self.fresh: tuple[str, ...] = ()
+        self.rebuilds_as: tuple[str, dict[str, Any]] | None = None
 
     @property
     def depth(self) -> int:
@@ -116,7 +119,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def stem(self, inputs: Tensor) -> Hidden:
-        """Everything before block 0; `inputs` is [row, channel, height, width], normalised."""
+        """Everything before block 0.
+
+        `inputs` are images [row, channel, height, width], normalised, or text [row, 3, token] in int64: ids, mask (1 = a real
+        token) and token types.
+        """
 
     @abstractmethod
     def block(self, index: int, hidden: Hidden) -> Hidden:
@@ -129,6 +136,15 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def feature(self, hidden: Hidden) -> Feature:
         """A block's output as heads see it."""
+
+    def example(self, input_shape: Sequence[int]) -> Tensor:
+        """[1, *input_shape]: one row that the network takes, for dry runs and counting; zeros."""
+        parameter = next(self.parameters())
+        return torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+
+    def own_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Loaded weights under this network's names; they may come from the same encoder with another head."""
+        return dict(weights)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """stem → blocks → head; equals the library's own forward bitwise."""
@@ -171,16 +187,15 @@ class StagedBackbone(Backbone):
 
 
 def dry_run(backbone: Backbone, input_shape: Sequence[int]) -> list[Hidden]:
-    """Every block's output for one all-zero row, in eval mode and without a graph: where heads learn their widths.
+    """Every block's output for one example row, in eval mode and without a graph: where heads learn their widths.
 
     Restores the training flags; BatchNorm statistics are not touched.
     """
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
-    parameter = next(backbone.parameters())
     try:
         with torch.no_grad():
-            hidden = backbone.stem(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+            hidden = backbone.stem(backbone.example(input_shape))
             outputs = []
             for index in range(backbone.depth):
                 hidden = backbone.block(index, hidden)

@@ -56,7 +56,8 @@ def load_weights(backbone: Backbone, weights: Mapping[str, Tensor], *, where: st
     A classifier for another number of outputs, or none at all, is left freshly initialised and listed in `backbone.fresh`.
     Raises EectlError that names the first few tensors that are missing, unexpected or of another shape.
     """
-    given = {key.removeprefix(PREFIX): tensor for key, tensor in weights.items() if key.startswith(PREFIX)} or dict(weights)
+    given = {key.removeprefix(PREFIX): tensor for key, tensor in weights.items() if key.startswith(PREFIX)} or weights
+    given = backbone.own_names(given)
     own = backbone.net.state_dict()
     fresh = []
     for classifier in backbone.classifiers:

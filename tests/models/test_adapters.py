@@ -10,6 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from eectl.costs import measure_costs
+from eectl.errors import EectlError
+from eectl.exiting import CRITERIA, Policy, choose, early_exit
 from eectl.models import attach_exits, build_backbone, build_model, model_spec
 from eectl.models.backbone import Backbone, Hidden, dry_run
 from eectl.models.multi_exit import MultiExitModel
@@ -24,7 +26,7 @@ class Case(NamedTuple):
 
     name: str
     args: dict[str, object]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     depth: int
     stem: set[str]
     head: set[str]
@@ -43,6 +45,13 @@ CNN_STEM = {"conv1", "bn1"}
 VIT_STEM = {"patch_embed", "pos_embed", "cls_token"}
 DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.2}
 WINDOWS = {"depths": [2, 1], "num_heads": [2, 2], "embed_dim": 8, "window_size": 4, "patch_size": 2} | DROPS
+TEXT = {
+    **{"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48},
+    "max_position_embeddings": 16,
+}
+NARROW = {"embedding_size": 16, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+DISTIL = {"vocab_size": 40, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 9}
 SMALL_MSDNET = {"blocks": 3, "base": 2, "step": 2, "channels": 4, "growth": 2}  # 2 scales in, 6 layers, 2 transitions
 
 CASES = {
@@ -123,6 +132,40 @@ CASES = {
     "timm-byob": Case("timm/test_byobnet", DROPS, (3, 32, 32), 4, {"stem"}, {"head"}),
     "timm-nfnet": Case("timm/test_nfnet", DROPS, (3, 32, 32), 4, {"stem"}, {"final_conv", "head"}),
     "timm-resnetv2": Case("timm/resnetv2_18", ONE_EACH, (3, 32, 32), 4, {"stem"}, {"norm", "head"}),
+    "bert": Case("hf/bert", TEXT, (3, 9), 6, {"bert.embeddings"}, {"bert.pooler", "classifier"}),
+    "roberta": Case("hf/roberta", TEXT | {"type_vocab_size": 1}, (3, 9), 6, {"roberta.embeddings"}, {"classifier"}),
+    "xlm-roberta": Case("hf/xlm-roberta", TEXT, (3, 9), 6, {"roberta.embeddings"}, {"classifier"}),
+    "camembert": Case("hf/camembert", TEXT, (3, 9), 6, {"roberta.embeddings"}, {"classifier"}),
+    "distilbert": Case("hf/distilbert", DISTIL, (3, 9), 4, {"distilbert.embeddings"}, {"pre_classifier", "classifier"}),
+    "electra": Case("hf/electra", TEXT | NARROW, (3, 9), 6, {"electra.embeddings", "electra.embeddings_project"}, {"classifier"}),
+    "albert": Case(
+        "hf/albert",
+        TEXT | NARROW,
+        (3, 9),
+        6,
+        {"albert.embeddings", "albert.encoder.embedding_hidden_mapping_in"},
+        {"albert.pooler", "classifier"},
+    ),
+    "albert-groups": Case(
+        "hf/albert",
+        TEXT | NARROW | {"num_hidden_groups": 2, "inner_group_num": 2},
+        (3, 9),
+        12,
+        {"albert.embeddings", "albert.encoder.embedding_hidden_mapping_in"},
+        {"albert.pooler", "classifier"},
+    ),
+    "deberta": Case("hf/deberta", TEXT | RELATIVE, (3, 9), 6, {"deberta.embeddings"}, {"pooler", "classifier"}),
+    "deberta-v2": Case(
+        "hf/deberta-v2", TEXT | {"type_vocab_size": 2}, (3, 9), 6, {"deberta.embeddings"}, {"pooler", "classifier"}
+    ),
+    "deberta-v3": Case(
+        "hf/deberta-v2",
+        TEXT | RELATIVE | {"position_buckets": 4, "norm_rel_ebd": "layer_norm", "share_att_key": True},
+        (3, 9),
+        6,
+        {"deberta.embeddings"},
+        {"pooler", "classifier"},
+    ),
 }
 
 
@@ -131,7 +174,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def build_noisy(name: str, args: dict[str, object], shape: tuple[int, int, int]) -> Backbone:
+def build_noisy(name: str, args: dict[str, object], shape: tuple[int, ...]) -> Backbone:
     """Every tensor gets noise, so that zero-initialised classifiers and residual branches hide nothing."""
     torch.manual_seed(0)
     backbone = build_backbone(BackboneSpec(name=name, args=args), input_shape=shape, num_outputs=NUM_OUTPUTS)
@@ -157,7 +200,31 @@ def backbone(shared: Backbone) -> Backbone:
 
 @pytest.fixture
 def images(case: Case) -> Tensor:
-    return torch.randn(4, *case.shape, generator=torch.Generator().manual_seed(1))
+    """Four rows of `case.shape`; of text, three are padded, with the network's padding id."""
+    generator = torch.Generator().manual_seed(1)
+    if len(case.shape) == 3:
+        return torch.randn(4, *case.shape, generator=generator)
+    return texts(case.shape[1], padding=1 if "roberta" in case.name or "camembert" in case.name else 0)
+
+
+def texts(length: int, *, padding: int = 0) -> Tensor:
+    """Rows of `length`, 2, 5 and `length` − 1 real tokens, the second half of each of type 1 where the network has types."""
+    rows = torch.zeros(4, 3, length, dtype=torch.int64)
+    rows[:, 0] = torch.randint(2, 40, (4, length), generator=torch.Generator().manual_seed(1))
+    for row, real in zip(rows, (length, 2, 5, length - 1), strict=True):
+        row[1, :real] = 1
+        row[0, real:] = padding
+    return rows
+
+
+def library(net: nn.Module, inputs: Tensor) -> Tensor:
+    """The library's own forward pass."""
+    if inputs.ndim == 4:
+        return net(inputs)
+    ids, mask, types = inputs.unbind(1)
+    return net(
+        input_ids=ids, attention_mask=mask, **({} if "DistilBert" in type(net).__name__ else {"token_type_ids": types})
+    ).logits
 
 
 @pytest.fixture
@@ -193,16 +260,16 @@ def copied(hidden: Hidden) -> Hidden:
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_pieces_equal_the_librarys_forward_bitwise(backbone: Backbone, images: Tensor, training: bool) -> None:
     backbone.train(training)
-    library = copy.deepcopy(backbone.net)
+    twin = copy.deepcopy(backbone.net)
     torch.manual_seed(3)
-    expected = library(images)
+    expected = library(twin, images)
     torch.manual_seed(3)
     found = backbone(images)
     assert expected.shape == (4, NUM_OUTPUTS)
     assert expected.std() > 0
     assert torch.equal(found, expected)
     after = backbone.net.state_dict()
-    assert all(torch.equal(tensor, after[key]) for key, tensor in library.state_dict().items())
+    assert all(torch.equal(tensor, after[key]) for key, tensor in twin.state_dict().items())
 
 
 def test_depth_and_owners_of_the_ends(case: Case, backbone: Backbone) -> None:
@@ -267,8 +334,8 @@ def test_pytorchs_counter_agrees_on_costs(case: Case, model: MultiExitModel) -> 
     try:
         for exits, expected in (({1}, costs.exits[0]), ({1, 2, 3}, costs.exits[2]), (None, costs.plain)):
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                images = torch.zeros(1, *case.shape)
-                model.backbone.net(images) if exits is None else model(images, exits=exits)
+                images = model.backbone.example(case.shape)
+                library(model.backbone.net, images) if exits is None else model(images, exits=exits)
             assert counter.get_total_flops() == 2 * expected
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -301,9 +368,10 @@ def test_features_have_the_widths_that_heads_learn(case: Case, backbone: Backbon
         for index, example in enumerate(examples):
             hidden = backbone.block(index, hidden)
             feature = backbone.feature(hidden)
-            for view in ("pooled", "cls", "map"):
+            for view in ("pooled", "cls", "map")[: len(case.shape)]:
                 assert getattr(feature, view)().shape[1:] == getattr(example, view)().shape[1:]
-            assert torch.allclose(feature.pooled(), feature.map().mean(dim=(2, 3)), atol=1e-5)
+            if len(case.shape) == 3:
+                assert torch.allclose(feature.pooled(), feature.map().mean(dim=(2, 3)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +393,12 @@ def test_maps_are_height_by_width(name: str, args: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("kind", ["linear", "mlp-7", "sdn"])
 def test_every_kind_of_head_fits(case: Case, backbone: Backbone, images: Tensor, kind: str) -> None:
+    if kind == "sdn" and len(case.shape) == 2:
+        with pytest.raises(
+            EectlError, match=r"^exits\.head: this kind pools over height and width, which text does not have; .*$"
+        ):
+            attach_exits(backbone, after=[0], heads=kind, num_outputs=NUM_OUTPUTS, input_shape=case.shape)
+        return
     model = attach_exits(backbone, after=[0], heads=kind, num_outputs=NUM_OUTPUTS, input_shape=case.shape)
     first, last = model(images)
     assert first.logits.shape == last.logits.shape == (4, NUM_OUTPUTS)
@@ -341,15 +415,29 @@ def test_exit_gradients_stop_at_its_block(model: MultiExitModel, images: Tensor)
 def test_unwanted_exits_and_later_blocks_do_not_run(model: MultiExitModel, images: Tensor) -> None:
     model.eval()
     every = model(images)
-    last_block = model.backbone.net.get_submodule(model.backbone.block_names[-1][0])
+    in_one = [names[0] for names in model.backbone.block_names[1:] if names]  # shared parts run in several blocks
     calls: list[int] = []
-    last_block.register_forward_hook(lambda *_: calls.append(1))
+    for name in in_one:
+        model.backbone.net.get_submodule(name).register_forward_hook(lambda *_: calls.append(1))
     first = model(images, exits={1})
     assert first[1:] == [None, None]
-    assert not calls
+    assert in_one and not calls
     assert torch.equal(first[0].logits, every[0].logits)
     assert torch.equal(model(images, exits={3})[2].logits, every[2].logits)
-    assert torch.equal(every[2].logits, model.backbone.net(images))
+    assert torch.equal(every[2].logits, library(model.backbone.net, images))
+
+
+def test_rows_leave_where_the_offline_choice_says(model: MultiExitModel, images: Tensor) -> None:
+    """Thresholds midway between two rows' scores, so that some leave at each exit that is passed."""
+    model.eval()
+    with torch.inference_mode():
+        logits = torch.stack([output.logits for output in model(images)])
+        scores = CRITERIA["max-softmax"].scores(logits)
+        thresholds = [float(row.sort().values[2:].mean()) for row in scores[:-1]]
+        taken = choose(scores, thresholds)
+        found, exits = early_exit(model, images, Policy("max-softmax", tuple(thresholds)))
+    assert exits.tolist() == taken.tolist() and len(set(taken.tolist())) > 1
+    torch.testing.assert_close(found, logits[taken, torch.arange(len(images))], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("segments", "heads"), [((), (1, 2)), ((1,), ()), ((2,), (2,)), ((3,), ()), ((1, 2, 3), ())])
@@ -382,6 +470,13 @@ def test_a_spec_rebuilds_the_network(case: Case, model: MultiExitModel, images: 
         assert torch.equal(expected.logits, found.logits)
 
 
+def saved_encoder(model_type: str) -> nn.Module:
+    import transformers
+
+    config = transformers.AutoConfig.for_model(model_type, num_labels=1000)
+    return transformers.AutoModelForSequenceClassification.from_config(config)
+
+
 def test_parameter_names_are_the_librarys() -> None:
     """The keys that the libraries' own published weights have."""
     import timm
@@ -395,8 +490,10 @@ def test_parameter_names_are_the_librarys() -> None:
             "timm/deit_tiny_distilled_patch16_224": timm.create_model("deit_tiny_distilled_patch16_224", img_size=64),
             "timm/swin_tiny_patch4_window7_224": timm.create_model("swin_tiny_patch4_window7_224", img_size=64),
             "timm/mobilenetv3_small_050": timm.create_model("mobilenetv3_small_050"),
+            **{f"hf/{name}": saved_encoder(name) for name in ("bert", "distilbert", "electra")},
         }.items():
-            ours = build_backbone(BackboneSpec(name=name), input_shape=(3, 64, 64), num_outputs=1000)
+            shape = (3, 64) if name.startswith("hf/") else (3, 64, 64)
+            ours = build_backbone(BackboneSpec(name=name), input_shape=shape, num_outputs=1000)
             expected = {key: tensor.shape for key, tensor in library.state_dict().items()}
             assert {key: tensor.shape for key, tensor in ours.net.state_dict().items()} == expected
 
@@ -412,12 +509,14 @@ def test_parameter_names_are_the_librarys() -> None:
         **{"timm/swinv2_tiny_window8_256": 12, "timm/efficientnet_b0": 16, "timm/mobilenetv2_100": 17},
         **{"timm/mobilenetv3_large_100": 16, "timm/hardcorenas_a": 12, "timm/regnety_002": 13, "timm/regnetz_005": 21},
         **{"timm/mixer_s32_224": 8, "timm/gmlp_s16_224": 30, "timm/resmlp_12_224": 12, "timm/repvgg_a0": 21},
+        **{"hf/bert": 24, "hf/roberta": 24, "hf/distilbert": 12, "hf/albert": 24, "hf/electra": 24, "hf/deberta-v2": 48},
         **{"timm/resnetv2_50": 16, "timm/nfnet_f0": 12, "timm/resnest14d": 4, "timm/skresnet18": 8, "timm/res2net50_26w_4s": 16},
     }.items(),
 )
 def test_block_numbers_are_pinned(name: str, depth: int) -> None:
     with torch.device("meta"):
-        assert build_backbone(BackboneSpec(name=name), input_shape=(3, 64, 64), num_outputs=10).depth == depth
+        shape = (3, 64) if name.startswith("hf/") else (3, 64, 64)
+        assert build_backbone(BackboneSpec(name=name), input_shape=shape, num_outputs=10).depth == depth
 
 
 def test_a_downsampling_layer_belongs_to_the_block_after_it() -> None:
@@ -440,8 +539,8 @@ def test_a_stage_without_blocks_is_its_downsampling_layer() -> None:
 )
 def test_networks_of_the_same_modules_need_no_adapter(name: str, training: bool) -> None:
     backbone = build_noisy(f"timm/{name}", {}, (3, 32, 32)).train(training)
-    library, images = copy.deepcopy(backbone.net), torch.randn(2, 3, 32, 32)
-    expected = library(images)
+    twin, images = copy.deepcopy(backbone.net), torch.randn(2, 3, 32, 32)
+    expected = twin(images)
     assert expected.std() > 0
     assert torch.equal(backbone(images), expected)
 
