@@ -48,15 +48,14 @@ class Costs:
 
 
 def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
-    """The costs of `model` for one input of `input_shape` (channels, height, width), counted piece by piece in eval mode.
+    """The costs of `model` for one input of `input_shape`, texts at their full length, counted piece by piece in eval mode.
 
     The model's parameters, buffers and training flags stay as they are, and PyTorch's fused attention comes back on after.
     Raises EectlError for an operation that is neither counted nor known to be negligible.
     """
     backbone = model.backbone
-    parameter = next(model.parameters())
     with _counting(model):
-        inputs = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+        inputs = backbone.example(input_shape)
         spent, hidden = _count_hidden("the stem", backbone, lambda h: backbone.stem(_tensor(h)), Hidden(inputs))
         exits: list[int] = []
         heads: list[int] = []

@@ -18,7 +18,7 @@ from eectl.data import Augmenter, Batch, Dataset, Split, eval_batches, num_batch
 from eectl.display import Display
 from eectl.distributed import World, share_buffers, total
 from eectl.errors import EectlError, Interrupted
-from eectl.losses import TASKS, Task, exit_weights
+from eectl.losses import Task, exit_weights
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
 from eectl.optim import EarlyStopper, learning_rate, make_optimizer
@@ -42,7 +42,7 @@ class Job:
     data: Dataset
     augmenter: Augmenter
     display: Display
-    task: Task = TASKS["classification"]
+    task: Task
     caught: list[int] = field(default_factory=list)
 
     @property

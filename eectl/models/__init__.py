@@ -50,6 +50,13 @@ def build_backbone(spec: BackboneSpec, *, input_shape: Sequence[int], num_output
     return backbone
 
 
+def takes_images(name: str) -> bool | None:
+    """Whether the backbone called `name` takes images (and not texts); None where that is not known by its name."""
+    if name.startswith("hf/"):
+        return False
+    return True if name.startswith(TIMM) or BACKBONES.get(name) in (_nets, _msdnet, _torchvision) else None
+
+
 def attach_exits(
     backbone: "Backbone", *, after: Sequence[int], heads: str | Sequence[str], num_outputs: int, input_shape: Sequence[int]
 ) -> "MultiExitModel":
@@ -82,10 +89,9 @@ def attach_exits(
 
 def model_spec(model: "MultiExitModel", backbone: BackboneSpec, *, input_shape: Sequence[int], num_outputs: int) -> ModelSpec:
     """What rebuilds `model`, whose backbone was built from the section `backbone`: no download, no weights, resolved heads."""
-    channels, height, width = input_shape
     return ModelSpec(
         backbone=backbone.model_copy(update={"pretrained": False, "weights": None}),
-        input_shape=(channels, height, width),
+        input_shape=tuple(input_shape),
         num_outputs=num_outputs,
         after=model.after,
         heads=tuple(str(head.kind) for head in model.exits),

@@ -103,6 +103,8 @@ class Backbone(nn.Module, ABC):
         self.classifiers = tuple(classifiers)
         self.name = type(net).__name__
         self.fresh: tuple[str, ...] = ()
+        self.vocabulary: int | None = None
+        """How many token ids it takes; None for images."""
 
     @property
     def depth(self) -> int:
@@ -131,6 +133,11 @@ class Backbone(nn.Module, ABC):
         for index in range(self.depth):
             hidden = self.block(index, hidden)
         return self.head(hidden)
+
+    def example(self, input_shape: Sequence[int]) -> Tensor:
+        """One valid input row of `input_shape`, on the parameters' device: zeros, in their dtype."""
+        parameter = next(self.parameters())
+        return torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
 
     def locate(self, name: str) -> int:
         """Which part owns a parameter, buffer or module of `net`: -1 the stem, i block i, `depth` the head."""
@@ -166,16 +173,15 @@ class StagedBackbone(Backbone):
 
 
 def dry_run(backbone: Backbone, input_shape: Sequence[int]) -> list[Hidden]:
-    """Every block's output for one all-zero row, in eval mode and without a graph: where heads learn their widths.
+    """Every block's output for the example row, in eval mode and without a graph: where heads learn their widths.
 
     Restores the training flags; BatchNorm statistics are not touched.
     """
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
-    parameter = next(backbone.parameters())
     try:
         with torch.no_grad():
-            hidden = backbone.stem(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+            hidden = backbone.stem(backbone.example(input_shape))
             outputs = []
             for index in range(backbone.depth):
                 hidden = backbone.block(index, hidden)
