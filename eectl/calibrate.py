@@ -7,7 +7,7 @@ from eectl.distributed import join, leave
 from eectl.files import check_outputs
 from eectl.predict import save_predictions
 from eectl.results import Policies, parse_budgets, write_policies
-from eectl.session import TASK, open_session, split_predictions
+from eectl.session import open_session, split_predictions
 from eectl.thresholds import calibrate, check_request
 
 
@@ -34,7 +34,7 @@ def calibrate_checkpoint(
     world = join(device)
     try:
         session = open_session(path, world=world, data_root=data_root, needs=("calibration",))
-        check_request(criterion, task=TASK, num_exits=session.checkpoint.model.num_exits)
+        check_request(criterion, task=session.checkpoint.about.task, num_exits=session.checkpoint.model.num_exits)
         found = split_predictions(session, "calibration", file=predictions, batch_size=batch_size)
         if not world.is_main:
             return None

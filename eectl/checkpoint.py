@@ -48,6 +48,11 @@ class About:
         return int(self.recipe["eval_batch_size"])
 
     @property
+    def task(self) -> str:
+        """What the network does, an entry of losses.TASKS."""
+        return str(self.data.get("task", "classification"))  # older files know no other
+
+    @property
     def untrained(self) -> list[int]:
         """The attached exits (numbers from 1) that no phase has trained since they were attached."""
         trained: set[int] = set()

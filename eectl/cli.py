@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CRITERIA = ("max-softmax", "entropy", "margin", "patience")  # exiting.CRITERIA, which needs torch to read
+CRITERIA = ("max-softmax", "entropy", "margin", "patience", "difference", "difference-2")  # exiting.CRITERIA, which needs torch
 HEADS = ("linear", "mlp-1024", "mlp-2048", "sdn", "ztw", "ztw-arithmetic", "gpf", "gpf-lancopku")
 PLACEMENTS = ("every-1", "every-2", "every-3", "dense-sparse", "sparse-dense")
 BUDGETS = "25,50,75,100"
@@ -76,12 +76,12 @@ Budgets = Annotated[str, typer.Option(help="percentages of the plain backbone's 
 Criterion = Annotated[
     str | None,
     typer.Option(
-        help=f"{', '.join(CRITERIA)}; none: max-softmax",
+        help=f"{', '.join(CRITERIA)} (any difference-N); none: max-softmax, for regression difference",
         autocompletion=_among(*CRITERIA),
         show_default=False,
     ),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="images at once; none: the recipe's", show_default=False)]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="rows at once; none: the recipe's", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
 
 
@@ -291,7 +291,7 @@ def evaluate(
     criterion: Criterion = None,
     protocol: Annotated[str, typer.Option(help="calibrated, or paper: the authors' rule, thresholds chosen on the test split",
                                           autocompletion=_among("calibrated", "paper"))] = "calibrated",
-    plot: Annotated[Path | None, typer.Option(help="draw accuracy against cost into this .png, .pdf or .svg",
+    plot: Annotated[Path | None, typer.Option(help="draw accuracy (or MSE) against cost into this .png, .pdf or .svg",
                                               show_default=False)] = None,
     predictions: Annotated[Path | None, typer.Option(help="predictions of the test split, instead of a pass over it",
                                                      show_default=False)] = None,
@@ -303,7 +303,7 @@ def evaluate(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Report accuracy at cost budgets on the test split.
+    """Report accuracy (or MSE) at cost budgets on the test split.
 
     Example: eectl evaluate model.safetensors --budgets 25,50,75,100 --plot curve.png
     """

@@ -55,15 +55,15 @@ class Costs:
 
 
 def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
-    """The costs of `model` for one row of `input_shape` (an image or a text), counted piece by piece in eval mode.
+    """The costs of `model` for one input of `input_shape`, texts at their full length, counted piece by piece in eval mode.
 
     The model's parameters, buffers and training flags stay as they are, and PyTorch's fused attention comes back on after.
     Raises EectlError for an operation that is neither counted nor known to be negligible.
     """
     backbone = model.backbone
     with _counting(model):
-        inputs = Hidden(backbone.example(input_shape))
-        spent, hidden = _count_hidden("the stem", backbone, lambda h: backbone.stem(_tensor(h)), inputs)
+        inputs = backbone.example(input_shape)
+        spent, hidden = _count_hidden("the stem", backbone, lambda h: backbone.stem(_tensor(h)), Hidden(inputs))
         exits: list[int] = []
         heads: list[int] = []
         outputs: list[ExitOutput | None] = []

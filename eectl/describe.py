@@ -8,10 +8,8 @@ from eectl.checkpoint import About
 from eectl.losses import TASKS
 from eectl.recipe import Recipe, dump_recipe, phase_change
 from eectl.regimes import Phase
-from eectl.report import make_console, make_table, print_table
+from eectl.report import make_console, make_table, print_table, score_text
 from eectl.weighting import exit_weights
-
-TASK = TASKS["classification"]
 
 
 def show_recipe(recipe: Recipe) -> None:
@@ -94,12 +92,12 @@ def show_training(path: Path, about: About) -> None:
     entry = [entry for entry in about.history if "phase" in entry][-1]
     why = "patience ran out" if entry["stopped_by"] == "patience" else "the cap was reached"
     title = f"phase {entry['phase']} ({entry['title']}): epoch {entry['restored_epoch']} of {entry['epochs']} kept, {why}"
-    table = make_table("exit", "after block", f"validation {TASK.score_name}", "validation loss")
+    table = make_table("exit", "after block", f"validation {TASKS[about.task].score_name}", "validation loss")
     blocks = [str(block) for block in about.spec.after] + ["own head"]
     for number, (block, score, loss) in enumerate(
         zip(blocks, entry["validation"]["score"], entry["validation"]["loss"], strict=True), 1
     ):
-        table.add_row(str(number), block, f"{100 * score:.2f}", f"{loss:.4f}")
+        table.add_row(str(number), block, score_text(score, None, about.task), f"{loss:.4f}")
     console = make_console()
     print_table(console, title, table)
     console.print(str(path), markup=False, soft_wrap=True)
@@ -115,8 +113,9 @@ def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
     spec, data = about.spec, about.data
     shape = "×".join(map(str, spec.input_shape))
     args = f" {dict(spec.backbone.args)}" if spec.backbone.args else ""
+    outputs = "a number out (regression)" if about.task == "regression" else f"{spec.num_outputs} classes"
     lines = {
-        "network": f"{spec.backbone.name}{args}, {shape} inputs, {spec.num_outputs} classes",
+        "network": f"{spec.backbone.name}{args}, {shape} inputs, {outputs}",
         "exits": f"{spec.heads[0]} after blocks {', '.join(map(str, spec.after))}{_ensembles(spec.combine)}"
         if spec.after
         else "none attached",
@@ -129,7 +128,7 @@ def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
         console.print(f"{name:>9}  {text}", markup=False, soft_wrap=True)
     if about.untrained:
         console.print(f"{'untrained':>9}  exits {', '.join(map(str, about.untrained))}", markup=False)
-    table = make_table("step", "epochs", "stopped by", "exits", f"validation {TASK.score_name}", "seed")
+    table = make_table("step", "epochs", "stopped by", "exits", f"validation {TASKS[about.task].score_name}", "seed")
     for entry in about.history:
         if "attached" in entry:
             table.add_row(f"{entry['head']} exits after {', '.join(map(str, entry['attached']))}", "", "", "", "", "")
@@ -137,7 +136,7 @@ def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
         if "combined" in entry:
             table.add_row(f"{entry['combined'] or 'no'} ensembles", "", "", "", "", "")
             continue
-        scores = " ".join(f"{100 * score:.2f}" for score in entry["validation"]["score"])
+        scores = " ".join(score_text(score, None, about.task) for score in entry["validation"]["score"])
         epochs = f"{entry['restored_epoch']} of {entry['epochs']}"
         step = f"phase {entry['phase']}: {entry['title']} ({entry['regime']})"
         table.add_row(step, epochs, entry["stopped_by"], spans(set(entry["exits"])), scores, str(entry["seed"]))

@@ -10,7 +10,8 @@ from eectl.plots import check_plot_path, plot_curve
 from eectl.predict import Predictions, save_predictions
 from eectl.results import Evaluation, Policies, parse_budgets, read_policies
 from eectl.scoring import evaluate, evaluate_as_paper, every_point
-from eectl.session import TASK, Session, open_session, split_predictions
+from eectl.session import Session, open_session, split_predictions
+from eectl.sweep import check_paper
 from eectl.thresholds import calibrate, check_request
 
 BUDGETS = "25,50,75,100"
@@ -48,9 +49,11 @@ def evaluate_checkpoint(
     world = join(device)
     try:
         session = open_session(path, world=world, data_root=data_root, needs=("test",))
-        num_exits = session.checkpoint.model.num_exits
+        num_exits, task = session.checkpoint.model.num_exits, session.checkpoint.about.task
+        if protocol == "paper":
+            check_paper(task)
         if num_exits > 1:
-            check_request(criterion if given is None else given.criterion, task=TASK, num_exits=num_exits)
+            check_request(criterion if given is None else given.criterion, task=task, num_exits=num_exits)
         if given is not None and policy is not None:
             given.check(session.checkpoint.digest, path=policy)
         found = split_predictions(session, "test", file=predictions, batch_size=batch_size)

@@ -7,6 +7,7 @@ budget and reads no file: which thresholds to use is the sweep's business.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,13 +27,15 @@ class Criterion:
     """How ready an exit is, row by row.
 
     `score(logits, earlier)` takes this exit's logits [row, class] and those of all exits before it, first exit first, and
-    gives [row] in float32. `task` is the task it is made for; `compares` says that it reads `earlier`.
+    gives [row] in float32. `task` is the task it is made for; `compares` says that it reads `earlier`; with fewer attached
+    exits than `attached` no row could leave at one, or all would at the first.
     """
 
     score: Callable[[Tensor, Sequence[Tensor]], Tensor]
     task: str
     compares: bool
     about: str
+    attached: int = 1
 
     def scores(self, logits: Tensor) -> Tensor:
         """The scores [exit, row] of logits [exit, row, class], on their device."""
@@ -70,9 +73,22 @@ def _patience(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
     return run
 
 
-def _difference(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-    value = logits.float()[:, 0]
-    return -(value - earlier[-1].float()[:, 0]).abs() if earlier else torch.full_like(value, -torch.inf)
+def _difference(num_changes: int, logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+    """Minus the largest of the last `num_changes` changes, −inf before there are so many: over −δ means that so many exits in
+    a row changed the value by less than δ, which is PABEE's counter (Zhou et al., 2020, §3.3)."""
+    if len(earlier) < num_changes:
+        return torch.full((len(logits),), -torch.inf, device=logits.device)
+    values = torch.stack([each.float()[:, 0] for each in (*earlier[len(earlier) - num_changes :], logits)])
+    return -values.diff(dim=0).abs().amax(dim=0)
+
+
+def criterion_named(name: str) -> Criterion:
+    """The criterion called `name`: an entry of CRITERIA, or `difference-N` for any N; raises EectlError for another name."""
+    family, _, count = name.partition("-")
+    if family == "difference" and count.isascii() and count.isdecimal() and int(count) > 0:
+        about = f"minus the largest of the last {count} changes between exits; never before there are so many"
+        return Criterion(partial(_difference, int(count)), "regression", True, about, attached=int(count) + 1)
+    return lookup(CRITERIA, name, what="criterion")
 
 
 def find_criterion(name: str | None, *, task: str, num_exits: int) -> Criterion:
@@ -81,15 +97,20 @@ def find_criterion(name: str | None, *, task: str, num_exits: int) -> Criterion:
     Raises EectlError for an unknown name, another task's criterion, or one that compares exits where one is attached.
     """
     fitting = {known: each for known, each in CRITERIA.items() if each.task == task}
-    criterion = CRITERIA.get(name or "") or lookup(fitting, name or DEFAULT_CRITERION[task], what="criterion")
+    name = name or DEFAULT_CRITERION[task]
+    if name.partition("-")[0] != "difference":
+        lookup(CRITERIA if name in CRITERIA else fitting, name, what="criterion")
+    criterion = criterion_named(name)
     if criterion.task != task:
         raise EectlError(
             f"criterion {name} is for {criterion.task}, this network does {task}; for that there is: {', '.join(fitting)}"
         )
-    if criterion.compares and num_exits == 2:
+    if 1 < num_exits <= criterion.attached:
+        needed, there = ("one" if n == 1 else "two" if n == 2 else str(n) for n in (criterion.attached, num_exits - 1))
+        instead = ", or use max-softmax" if task == "classification" else ", or use difference" * (num_exits > 2)
         raise EectlError(
-            f"criterion {name or DEFAULT_CRITERION[task]} compares exits and needs two attached ones, this network has one; "
-            "attach more with eectl attach-heads" + (", or use max-softmax" if task == "classification" else "")
+            f"criterion {name} compares exits and needs {needed} attached ones, this network has {there}; "
+            f"attach more with eectl attach-heads{instead}"
         )
     return criterion
 
@@ -126,7 +147,7 @@ def early_exit(model: MultiExitModel, inputs: Tensor, policy: Policy) -> tuple[T
     """
     assert not any(module.training for module in model.modules())
     assert len(inputs) and len(policy.thresholds) == model.num_exits - 1
-    criterion = CRITERIA[policy.criterion]
+    criterion = criterion_named(policy.criterion)
     remembers = criterion.compares or any(getattr(head, "uses_earlier", False) for head in model.exits)
     hidden: Hidden | Tensor = inputs
     earlier: list[ExitOutput | None] = []
@@ -169,7 +190,9 @@ CRITERIA: dict[str, Criterion] = {
     "max-softmax": Criterion(_max_softmax, "classification", False, "the largest class probability"),
     "entropy": Criterion(_entropy, "classification", False, "1 − entropy / log(classes)"),
     "margin": Criterion(_margin, "classification", False, "the largest class probability minus the second"),
-    "patience": Criterion(_patience, "classification", True, "how many exits in a row predict the same class"),
-    "difference": Criterion(_difference, "regression", True, "minus the change since the exit before; never at the first"),
+    "patience": Criterion(_patience, "classification", True, "how many exits in a row predict the same class", 2),
+    "difference": Criterion(
+        partial(_difference, 1), "regression", True, "minus the change since the exit before; never at the first", 2
+    ),
 }
 DEFAULT_CRITERION = {"classification": "max-softmax", "regression": "difference"}

@@ -9,7 +9,8 @@ from eectl.checkpoint import load_checkpoint
 from eectl.data import DataInfo
 from eectl.errors import EectlError
 from eectl.l2w import check_phases
-from eectl.models import attach_ensembles, attach_exits, build_backbone, model_spec
+from eectl.models import attach_ensembles, attach_exits, build_backbone, model_spec, takes_images
+from eectl.models.backbone import Backbone
 from eectl.models.heads import head_class
 from eectl.models.multi_exit import MultiExitModel, place
 from eectl.recipe import Exits, ModelSpec, Recipe
@@ -29,23 +30,51 @@ class Network:
 
 
 def first_network(recipe: Recipe, info: DataInfo) -> Network:
-    """What the first phase starts from: `init`, the library's weights, or fresh ones drawn from the seed."""
-    classes = len(info.classes)
+    """What the first phase starts from: `init`, the library's weights, or fresh ones drawn from the seed.
+
+    Raises EectlError for a network that takes other inputs, or gives other outputs, than the data has.
+    """
+    outputs = info.num_outputs
     if recipe.init is None:
+        _check_kind(recipe.backbone.name, info)
         torch.manual_seed(derive_seed(recipe.seed, "backbone"))
-        backbone = build_backbone(recipe.backbone, input_shape=info.input_shape, num_outputs=classes)
+        backbone = build_backbone(recipe.backbone, input_shape=info.input_shape, num_outputs=outputs)
+        _check_tokens(recipe, info, backbone)
         model = MultiExitModel(backbone)
-        return Network(model, model_spec(model, recipe.backbone, input_shape=info.input_shape, num_outputs=classes))
+        return Network(model, model_spec(model, recipe.backbone, input_shape=info.input_shape, num_outputs=outputs))
     loaded = load_checkpoint(recipe.init)
     spec = loaded.about.spec
-    if spec.num_outputs != classes:
-        raise EectlError(f"{recipe.init}: a network for {spec.num_outputs} classes, but {info.name} has {classes}")
+    _check_kind(spec.backbone.name, info)
+    if (spec.num_outputs, loaded.about.task) != (outputs, info.task):
+        made, has = (_amount(*each) for each in ((loaded.about.task, spec.num_outputs), (info.task, outputs)))
+        raise EectlError(f"{recipe.init}: a network for {made}, but {info.name} has {has}")
     if spec.input_shape != info.input_shape:
         wanted, found = ("×".join(map(str, shape)) for shape in (spec.input_shape, info.input_shape))
-        raise EectlError(
-            f"{recipe.init}: a network for {wanted} inputs, but {info.name} gives {found}; set data.image_size or data.channels"
-        )
+        keys = f"data.max_length={spec.input_shape[-1]}" if info.kind == "text" else "data.image_size or data.channels"
+        raise EectlError(f"{recipe.init}: a network for {wanted} inputs, but {info.name} gives {found}; set {keys}")
+    _check_tokens(recipe, info, loaded.model.backbone)
     return Network(loaded.model, spec, tuple(dict(entry) for entry in loaded.about.history), loaded.digest)
+
+
+def _amount(task: str, outputs: int) -> str:
+    return "a number (regression)" if task == "regression" else f"{outputs} classes"
+
+
+def _check_kind(backbone: str, info: DataInfo) -> None:
+    images = takes_images(backbone)
+    if images is not None and images != (info.kind == "image"):
+        takes, advice = ("images", "texts need hf/NAME") if images else ("texts", "images need another, such as resnet20")
+        holds = "images" if info.kind == "image" else "texts"
+        raise EectlError(f"backbone.name: {backbone} takes {takes}, and {info.name} holds {holds}; {advice}")
+
+
+def _check_tokens(recipe: Recipe, info: DataInfo, backbone: Backbone) -> None:
+    """Raise EectlError where the data has token ids that the network has no embedding for."""
+    if info.largest_token is not None and backbone.vocabulary is not None and info.largest_token >= backbone.vocabulary:
+        raise EectlError(
+            f"data.tokenizer: '{recipe.data.tokenizer}' gives token ids up to {info.largest_token}, and {backbone.name} takes "
+            f"those below {backbone.vocabulary}; name the tokenizer that belongs to the backbone"
+        )
 
 
 def resolve(recipe: Recipe, network: Network) -> Recipe:

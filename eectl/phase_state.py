@@ -13,7 +13,7 @@ from eectl.data import Augmenter, Dataset
 from eectl.display import Display
 from eectl.distributed import World, total
 from eectl.l2w import LearnedWeights
-from eectl.losses import TASKS, Task
+from eectl.losses import Task
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
 from eectl.optim import EarlyStopper
@@ -32,7 +32,7 @@ class Job:
     data: Dataset
     augmenter: Augmenter
     display: Display
-    task: Task = TASKS["classification"]
+    task: Task
     caught: list[int] = field(default_factory=list)
 
     @property

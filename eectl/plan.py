@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Resolve a recipe without training; reads no images where the data set's facts are known. Raises EectlError."""
+    """Resolve a recipe without training; reads no images or texts where the data set's facts are known. Raises EectlError."""
     network = first_network(recipe, data_info(recipe.data))
     recipe = resolve(recipe, network)
     if not network.model.after:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from eectl.errors import EectlError, closest, lookup
 from eectl.regimes import REGIMES, Phase
+from eectl.text_sets import TEXT_SETS, is_text
 from eectl.weighting import WEIGHTINGS
 
 Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
@@ -73,19 +74,66 @@ class Data(Section):
     normalize: Literal["auto", "imagenet"] | tuple[tuple[float, ...], tuple[Positive, ...]] = Field(
         "auto", description="auto: the data set's own constants; imagenet; or [means, standard deviations]"
     )
-    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the training images for early stopping")
-    calibration: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the training images for thresholds")
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the training rows for early stopping")
+    calibration: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the training rows for thresholds")
     split_seed: int = 42
-    limit: Count | None = Field(None, description="use at most this many training images, drawn by class")
+    limit: Count | None = Field(None, description="use at most this many training rows, drawn by class")
     in_memory: bool | Literal["auto"] = Field("auto", description="keep all images on the device; auto: where they fit")
     workers: Annotated[int, Field(ge=0)] = Field(4, description="processes that read images when they are not in memory")
     augment: Augment = Augment()
+    text: tuple[str, ...] = Field(("text",), min_length=1, max_length=2, description="column of the text, or two of pairs")
+    target: str = Field("label", description="text: the column to predict")
+    task: Literal["classification", "regression"] = Field("classification", description="text: what the target is")
+    tokenizer: str | None = Field(None, description="text: a folder or a hub id; none: that of backbone hf/NAME")
+    max_length: Annotated[int, Field(ge=3, strict=True)] = Field(128, description="text: longer ones are cut to these tokens")
+    strip: tuple[Literal["headers", "footers", "quotes"], ...] = Field(
+        (), description="20newsgroups: what scikit-learn's rules take out; none: whole posts, as the paper names no stripping"
+    )
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the data set holds texts, and not images."""
+        return is_text(self.name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_columns(cls, value: Any) -> Any:
+        """Published data sets bring their columns and their task; one column may stand without a list around it."""
+        if not isinstance(value, Mapping):
+            return value
+        known = TEXT_SETS.get(str(value.get("name")))
+        own = {} if known is None else {"text": known.text, "target": known.target, "task": known.task}
+        given = {**value, "text": [value["text"]]} if isinstance(value.get("text"), str) else dict(value)
+        return own | given
 
     @model_validator(mode="after")
     def _something_left(self) -> "Data":
         if self.validation + self.calibration >= 1:
-            raise ValueError(f"validation + calibration is {self.validation + self.calibration:g}; it must leave training images")
+            raise ValueError(f"validation + calibration is {self.validation + self.calibration:g}; it must leave training rows")
         return self
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> "Data":
+        foreign, other = (_IMAGE_KEYS, "images") if self.is_text else (_TEXT_KEYS, "text")
+        changed = [key for key in foreign if getattr(self, key) != type(self).model_fields[key].get_default()]
+        if changed:
+            verb = "is" if len(changed) == 1 else "are"
+            kind = "text" if self.is_text else "images"
+            raise ValueError(f"{', '.join(changed)} {verb} for {other}, and {self.name} holds {kind}; leave {_it(changed)} out")
+        known = TEXT_SETS.get(self.name)
+        if known is not None and (self.text, self.target, self.task) != (known.text, known.target, known.task):
+            raise ValueError(f"{self.name} has its own columns and task ({known.task}); leave out text, target and task")
+        if self.strip and self.name != "20newsgroups":
+            raise ValueError(f"strip is for 20newsgroups, and this is {self.name}; leave it out")
+        return self
+
+
+_IMAGE_KEYS = ("image_size", "channels", "normalize", "in_memory", "workers", "augment")
+_TEXT_KEYS = ("text", "target", "task", "tokenizer", "max_length", "strip")
+
+
+def _it(names: list[str]) -> str:
+    return "it" if len(names) == 1 else "them"
 
 
 class Backbone(Section):
@@ -206,10 +254,34 @@ class Recipe(Section):
     compile: bool = Field(False, description="torch.compile: minutes at first, then faster steps; pays in long runs")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tokenizer_of_the_backbone(cls, value: Any) -> Any:
+        """Texts are read with the tokenizer that belongs to `hf/NAME`, unless the recipe names another."""
+        if not isinstance(value, Mapping):
+            return value
+        data, backbone = value.get("data"), value.get("backbone")
+        if not (isinstance(data, Mapping) and isinstance(backbone, Mapping) and is_text(str(data.get("name")))):
+            return value
+        name = str(backbone.get("name"))
+        if data.get("tokenizer") is not None or not name.startswith("hf/"):
+            return value
+        return {**value, "data": {**data, "tokenizer": name.removeprefix("hf/")}}
+
     @model_validator(mode="after")
     def _one_objective(self) -> "Recipe":
         if self.loss_weights == "l2w" and self.distillation.teacher != "none":
             raise ValueError("loss_weights l2w and distillation exclude each other; set distillation.teacher=none")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_data(self) -> "Recipe":
+        if self.data.task == "regression" and self.label_smoothing:
+            raise ValueError("label_smoothing is for classes, and data.task is regression; set it to 0")
+        if self.data.is_text and self.data.tokenizer is None:
+            raise ValueError("data.tokenizer: texts need one; name a folder or a hub id, or take a backbone hf/NAME")
+        if self.data.is_text and self.channels_last is True:
+            raise ValueError(f"channels_last is for images, and {self.data.name} holds text; leave it out")
         return self
 
 

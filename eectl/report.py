@@ -15,7 +15,7 @@ from rich.table import Table
 from eectl.exiting import ALWAYS, NEVER
 from eectl.files import clean_json
 from eectl.losses import TASKS
-from eectl.results import BudgetResult, Evaluation, Policies
+from eectl.results import BudgetResult, Evaluation, ExitResult, Policies
 
 if TYPE_CHECKING:
     from eectl.costs import Costs
@@ -61,24 +61,33 @@ def evaluation_notes(result: Evaluation) -> list[str]:
 
 
 def _budget_table(result: Evaluation) -> Table:
-    table = make_table("budget", f"{TASKS[result.task].score_name} ± s.e.", "mean MACs", "% of plain", "", "threshold")
+    more = ("Pearson", "Spearman") if result.task == "regression" else ()
+    table = make_table("budget", f"{TASKS[result.task].score_name} ± s.e.", *more, "mean MACs", "% of plain", "", "threshold")
     for entry in result.budgets:
         if entry.value is None or entry.error is None or entry.mean_cost is None:
-            table.add_row(budget_name(entry.budget), "-", "-", "-", "", "-")
+            table.add_row(budget_name(entry.budget), "-", *("-" for _ in more), "-", "-", "", "-")
             continue
-        value, share = _score(entry.value, entry.error, result.task), entry.mean_cost / result.plain_cost
+        value, share = score_text(entry.value, entry.error, result.task), entry.mean_cost / result.plain_cost
         mark = "!" if entry.is_over else ""
         thresholds = threshold_text(entry.thresholds or ())
-        table.add_row(budget_name(entry.budget), value, human(entry.mean_cost), f"{100 * share:.1f}", mark, thresholds)
+        cells = human(entry.mean_cost), f"{100 * share:.1f}", mark, thresholds
+        table.add_row(budget_name(entry.budget), value, *_correlations(entry), *cells)
     return table
 
 
 def _exit_table(result: Evaluation) -> Table:
-    table = make_table("exit", f"{TASKS[result.task].score_name} ± s.e.", "MACs", "% of plain")
+    more = ("Pearson", "Spearman") if result.task == "regression" else ()
+    table = make_table("exit", f"{TASKS[result.task].score_name} ± s.e.", *more, "MACs", "% of plain")
     for entry in result.exits:
         share = f"{100 * entry.cost / result.plain_cost:.1f}"
-        table.add_row(str(entry.number), _score(entry.value, entry.error, result.task), human(entry.cost), share)
+        value = score_text(entry.value, entry.error, result.task)
+        table.add_row(str(entry.number), value, *_correlations(entry), human(entry.cost), share)
     return table
+
+
+def _correlations(entry: BudgetResult | ExitResult) -> list[str]:
+    """Pearson's and Spearman's coefficients where there are any, `-` where an exit gives one value for all rows."""
+    return [f"{each:.4f}" if each == each else "-" for each in (entry.pearson, entry.spearman) if each is not None]
 
 
 def _leave_table(num_exits: int, budgets: Sequence[BudgetResult]) -> Table:
@@ -98,7 +107,7 @@ def show_calibration(policies: Policies) -> None:
             table.add_row(budget_name(entry.budget), "-", "-", "-", "-")
             continue
         share = f"{100 * entry.mean_cost / policies.plain_cost:.1f}"
-        value = _score(entry.value, None, policies.task)
+        value = score_text(entry.value, None, policies.task)
         table.add_row(budget_name(entry.budget), threshold_text(entry.thresholds), value, human(entry.mean_cost), share)
     title = f"thresholds of {policies.criterion}, chosen on {policies.num_rows:,} rows ({policies.split} split)"
     print_table(console, title, table)
@@ -166,7 +175,7 @@ def threshold_text(thresholds: Sequence[float]) -> str:
     return ", ".join(dict.fromkeys(words) if len(set(thresholds)) == 1 else words) or "none"
 
 
-def _score(value: float, error: float | None, task: str) -> str:
+def score_text(value: float, error: float | None, task: str) -> str:
     """Accuracies as percentages with two decimals, errors of a regression as they are."""
     scale, form, error_form = (100, ".2f", ".2f") if task == "classification" else (1, ".4g", ".2g")
     return f"{scale * value:{form}}" + ("" if error is None else f" ± {scale * error:{error_form}}")

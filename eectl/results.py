@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from eectl.errors import EectlError, lookup
-from eectl.exiting import CRITERIA, Policy
+from eectl.exiting import Policy, criterion_named
 from eectl.files import read_json, write_json
 from eectl.losses import TASKS
 from eectl.sweep import Point
@@ -108,7 +108,7 @@ def read_policies(path: Path) -> Policies:
         raise EectlError(f"{path}: {place}: {first['msg']}; write it again with eectl calibrate-thresholds") from error
     try:
         lookup(TASKS, policies.task, what="task")
-        lookup(CRITERIA, policies.criterion, what="criterion")
+        criterion_named(policies.criterion)
         for entry in policies.budgets:
             if entry.thresholds is not None:
                 Policy(policies.criterion, entry.thresholds)
@@ -125,12 +125,17 @@ def read_policies(path: Path) -> Policies:
 
 @dataclass(frozen=True)
 class ExitResult:
-    """One exit on all rows; `number` counts from 1, `error` is the value's standard error, `cost` its MACs."""
+    """One exit on all rows; `number` counts from 1, `error` is the value's standard error, `cost` its MACs.
+
+    `pearson` and `spearman` are its correlations with the labels: None for classification, NaN where an exit gives one value.
+    """
 
     number: int
     value: float
     error: float
     cost: int
+    pearson: float | None = None
+    spearman: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,8 @@ class BudgetResult:
     """What a budget gave on the split; a budget of None is unlimited: every row takes the last exit.
 
     `left[k]` counts the rows that leave at exit k+1. `is_over` says that the mean cost exceeds the budget, which thresholds
-    chosen on another split can do. All but the budget is None (and `is_over` False) where the budget is out of reach.
+    chosen on another split can do. All but the budget is None (and `is_over` False) where the budget is out of reach. The
+    correlations are ExitResult's.
     """
 
     budget: float | None
@@ -148,6 +154,8 @@ class BudgetResult:
     mean_cost: float | None = None
     left: tuple[int, ...] | None = None
     is_over: bool = False
+    pearson: float | None = None
+    spearman: float | None = None
 
 
 @dataclass(frozen=True)

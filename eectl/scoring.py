@@ -6,6 +6,7 @@ The exception is the authors' protocol, which picks and scores its thresholds on
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,7 +73,7 @@ def _evaluate(
     scores = find_criterion(criterion, task=predictions.task, num_exits=num_exits).scores(predictions.logits)
     costs = torch.tensor(list(exit_costs))
     unlimited = BudgetPolicy(math.inf, (NEVER,) * (num_exits - 1), None, None)
-    budgets = [_budget(entry, scores, outcome, costs, plain_cost) for entry in (*entries, unlimited)]
+    budgets = [_budget(entry, scores, outcome, costs, plain_cost, predictions) for entry in (*entries, unlimited)]
     reached = [result.left for result in budgets[:-1] if result.left is not None]
     used = {index for left in reached for index, count in enumerate(left) if count}
     return Evaluation(
@@ -83,13 +84,20 @@ def _evaluate(
         split=predictions.split,
         num_rows=len(predictions.labels),
         plain_cost=plain_cost,
-        exits=tuple(ExitResult(k + 1, *_mean(outcome[k]), int(costs[k])) for k in range(num_exits)),
+        exits=tuple(
+            ExitResult(
+                k + 1, *_mean(outcome[k]), int(costs[k]), *_correlations(predictions, torch.full_like(predictions.labels, k))
+            )
+            for k in range(num_exits)
+        ),
         budgets=tuple(budgets),
         dead=tuple(index + 1 for index in range(num_exits - 1) if reached and index not in used),
     )
 
 
-def _budget(entry: BudgetPolicy, scores: Tensor, outcome: Tensor, costs: Tensor, plain_cost: int) -> BudgetResult:
+def _budget(
+    entry: BudgetPolicy, scores: Tensor, outcome: Tensor, costs: Tensor, plain_cost: int, predictions: Predictions
+) -> BudgetResult:
     budget = None if math.isinf(entry.budget) else entry.budget
     if entry.thresholds is None:
         return BudgetResult(budget)
@@ -98,7 +106,24 @@ def _budget(entry: BudgetPolicy, scores: Tensor, outcome: Tensor, costs: Tensor,
     left = torch.bincount(exits, minlength=len(scores))
     mean_cost = int((left * costs).sum()) / len(exits)
     is_over = mean_cost > limit(entry.budget, plain_cost)
-    return BudgetResult(budget, entry.thresholds, value, error, mean_cost, tuple(left.tolist()), is_over)
+    correlations = _correlations(predictions, exits)
+    return BudgetResult(budget, entry.thresholds, value, error, mean_cost, tuple(left.tolist()), is_over, *correlations)
+
+
+def _correlations(predictions: Predictions, exits: Tensor) -> tuple[float | None, float | None]:
+    """Pearson's and Spearman's correlation with the labels where each row takes the exit in `exits`, from 0.
+
+    None for classification, NaN where the values or the labels do not differ.
+    """
+    if predictions.task != "regression":
+        return None, None
+    from scipy import stats
+
+    values = predictions.logits[:, :, 0].gather(0, exits[None].long())[0].double().numpy()
+    labels = predictions.labels.double().numpy()
+    if min(np.ptp(values), np.ptp(labels)) == 0:
+        return math.nan, math.nan
+    return float(stats.pearsonr(values, labels)[0]), float(stats.spearmanr(values, labels)[0])
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

@@ -8,12 +8,10 @@ import torch
 
 from eectl.checkpoint import Checkpoint, load_checkpoint
 from eectl.costs import Costs, measure_costs
-from eectl.data import Augmenter, Dataset, check_disjoint, eval_batches, load_data
+from eectl.data import Augmenter, Dataset, Split, check_disjoint, eval_batches, eval_order, load_data
 from eectl.distributed import World, gather_rows
 from eectl.errors import EectlError
 from eectl.predict import Predictions, check_belongs, load_predictions, make_predictions, predict_rows
-
-TASK = "classification"
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class Session:
 def open_session(path: Path, *, world: World, data_root: Path | None = None, needs: Sequence[str] = ()) -> Session:
     """Load a checkpoint and its data, elsewhere than recorded where `data_root` says so.
 
-    Raises EectlError where the classes or the calibration and training images are not those the checkpoint was made with, or
-    where calibration and test images overlap, or a split that the caller `needs` is not there. A test split that differs from
+    Raises EectlError where the classes or the calibration and training rows are not those the checkpoint was made with, or
+    where calibration and test rows overlap, or a split that the caller `needs` is not there. A test split that differs from
     the recorded one is allowed and noted.
     """
     checkpoint = load_checkpoint(path)
@@ -39,8 +37,9 @@ def open_session(path: Path, *, world: World, data_root: Path | None = None, nee
     data = load_data(spec if data_root is None else spec.model_copy(update={"root": data_root}), device=world.device)
     for name in needs:
         if name not in data.splits:
-            raise EectlError(f"{spec.name}: there is no {name} split; add a folder {name}/<class>/ beside train/")
-    notes = _check_splits(checkpoint, data)
+            what = f"a {name} file beside train" if data.info.kind == "text" else f"a folder {name}/<class>/ beside train/"
+            raise EectlError(f"{spec.name}: there is no {name} split; add {what}")
+    notes = [*data.notes, *_check_splits(checkpoint, data)]
     if checkpoint.about.untrained:
         notes.append(
             f"exits {', '.join(map(str, checkpoint.about.untrained))} were never trained; run eectl train --phase 3 --from {path}"
@@ -65,15 +64,22 @@ def _check_splits(checkpoint: Checkpoint, data: Dataset) -> list[str]:
         if name != "test":
             raise EectlError(
                 f"{path}: the {name} split is not the one recorded when it was trained ({split.fingerprint[:12]}… for "
-                f"{str(recorded)[:12]}…), so rows may have moved between splits; point --data-root at the same images"
+                f"{str(recorded)[:12]}…), so rows may have moved between splits; point --data-root at the same {_as_read(split)}"
             )
         notes.append("the test split is not the one recorded when the checkpoint was trained")
     if "test" in data.splits:
         check_disjoint(data.splits["calibration"], data.splits["test"])
         shared = check_disjoint(data.splits["train"], data.splits["test"])
         if shared:
-            notes.append(f"{shared} of {len(data.splits['test'])} test images are also in the training split (exact copies)")
+            notes.append(
+                f"{shared} of {len(data.splits['test'])} test {data.splits['test'].noun} are also in the training "
+                "split (exact copies)"
+            )
     return notes
+
+
+def _as_read(split: Split) -> str:
+    return split.noun if split.lengths is None else "texts, and take the same tokenizer"
 
 
 def split_predictions(session: Session, name: str, *, file: Path | None = None, batch_size: int | None = None) -> Predictions:
@@ -90,20 +96,24 @@ def split_predictions(session: Session, name: str, *, file: Path | None = None, 
         return read
     if len(split) < world.size:
         raise EectlError(f"{name} has {len(split)} rows for {world.size} processes; start at most one process per row")
+    task = checkpoint.about.task
     augmenter = Augmenter(session.data.info, checkpoint.about.data_spec.augment, len(session.data.info.classes))
     size = batch_size or checkpoint.about.eval_batch_size
-    rows = range(world.rank, len(split), world.size)
+    order = eval_order(split, rank=world.rank, world=world.size)
     try:
         logits, labels = predict_rows(
             checkpoint.model,
             eval_batches(split, batch_size=size, rank=world.rank, world=world.size),
-            num_rows=len(rows),
+            num_rows=len(order),
             prepare=augmenter.eval,
         )
     except torch.OutOfMemoryError as error:
         raise EectlError(f"out of memory on {world.device}; try --batch-size {max(size // 2, 1)} (it is {size})") from error
+    if split.lengths is not None:  # texts come by length
+        back = order.argsort()
+        logits, labels = logits[:, back], labels[back]
     if world.size > 1:
         by_row = gather_rows(logits.transpose(0, 1).contiguous().to(world.device), num_rows=len(split))
         logits = by_row.cpu().transpose(0, 1).contiguous()
         labels = gather_rows(labels.to(world.device), num_rows=len(split)).cpu()
-    return make_predictions(logits, labels, split=name, fingerprint=split.fingerprint, checkpoint=checkpoint.digest, task=TASK)
+    return make_predictions(logits, labels, split=name, fingerprint=split.fingerprint, checkpoint=checkpoint.digest, task=task)

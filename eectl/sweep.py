@@ -114,6 +114,12 @@ def pick(points: OperatingPoints, budgets: Sequence[float], plain_cost: int) -> 
     return chosen
 
 
+def check_paper(task: str) -> None:
+    """Raise EectlError for a task that the authors' choice is not defined for."""
+    if task == "regression":
+        raise EectlError("the paper names no exit criterion for regression; use --protocol calibrated")
+
+
 def pick_as_paper(
     points: OperatingPoints, budgets: Sequence[float], plain_cost: int, *, criterion: str, num_exits: int
 ) -> list[Point | None]:
@@ -123,8 +129,7 @@ def pick_as_paper(
     visualize/cost_vs_table.py). It takes the dearest entry within the budget, not the best. Raises EectlError for
     regression, where the paper names no criterion.
     """
-    if points.task == "regression":
-        raise EectlError("the paper names no exit criterion for regression; use --protocol calibrated")
+    check_paper(points.task)
     grid = torch.arange(float(num_exits)) if criterion == "patience" else torch.linspace(0, 1, 100)
     walk = [points.point(points.at(threshold), threshold) for threshold in grid.tolist()]
     within = [[entry for entry in walk if entry.mean_cost <= limit(budget, plain_cost)] for budget in budgets]

@@ -18,6 +18,7 @@ from eectl.distributed import join, leave, main_first
 from eectl.errors import EectlError
 from eectl.l2w import check_run
 from eectl.loop import run_phase
+from eectl.losses import TASKS
 from eectl.models import build_model
 from eectl.network import Network, first_network, planned_phases, resolve, with_combine, with_exits, without_combine
 from eectl.phase_state import Job, Place
@@ -61,7 +62,7 @@ def train(
         data = load_data(recipe.data, device=world.device)
         network = first_network(recipe, data.info)
         asked, recipe = recipe, resolve(recipe, network)
-        for note in _check(asked, recipe, network):
+        for note in (*data.notes, *_check(asked, recipe, network)):
             display.say(note)
         if recipe.loss_weights == "l2w":
             sizes = [recipe.batch_size, *(change.batch_size or recipe.batch_size for change in recipe.phases.values())]
@@ -72,7 +73,7 @@ def train(
                 display.say(f"{folder.model} is there: this run has come to its end")
                 return _trained(folder) if world.is_main else None
             augmenter = Augmenter(data.info, recipe.data.augment, len(data.info.classes))
-            job = Job(recipe, world, folder, data, augmenter, display)
+            job = Job(recipe, world, folder, data, augmenter, display, TASKS[data.info.task])
             with _signals(job.caught):
                 _run(job, network, folder.load_state())
             return _trained(folder) if world.is_main else None
@@ -131,8 +132,9 @@ def _prepare(folder: RunFolder, recipe: Recipe, data: Dataset, *, resume: bool) 
         state = folder.load_state()
         recorded = read_about(folder.model).splits if folder.finished() else state and state.values["splits"]
         if recorded and recorded != _splits(data):
+            noun = data.splits["train"].noun
             raise EectlError(
-                f"{folder.path}: --resume with other data: images were added, taken away or changed; give another -o"
+                f"{folder.path}: --resume with other data: {noun} were added, taken away or changed; give another -o"
             )
         folder.rewind()
     else:

@@ -46,6 +46,39 @@ def test_difference():
     assert choose(CRITERIA["difference"].scores(logits), (ALWAYS, ALWAYS)).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("patience", [1, 2, 3])
+@pytest.mark.parametrize("delta", [0.3, 0.9, 2.0])
+def test_difference_n_is_pabees_counter(patience, delta):
+    """Zhou et al. 2020: count agreements (a change below δ), start again where one is missing, stop when it equals patience."""
+    torch.manual_seed(patience)
+    values = torch.randn(6, 400)
+    expected = []
+    for row in range(400):
+        counter, left = 0, 5
+        for exit_index in range(1, 5):
+            counter = counter + 1 if abs(values[exit_index, row] - values[exit_index - 1, row]) < delta else 0
+            if counter == patience:
+                left = exit_index
+                break
+        expected.append(left)
+    criterion = find_criterion(f"difference-{patience}", task="regression", num_exits=6)
+    assert choose(criterion.scores(values[:, :, None]), (-delta,) * 5).tolist() == expected
+    assert len(set(expected)) == 6 - patience
+
+
+def test_difference_n_needs_enough_exits():
+    same = find_criterion("difference-1", task="regression", num_exits=3).scores(torch.eye(3)[:, :, None])
+    assert torch.equal(same, CRITERIA["difference"].scores(torch.eye(3)[:, :, None]))
+    with pytest.raises(EectlError, match="criterion difference-2 compares exits and needs 3 attached ones, this network has two"):
+        find_criterion("difference-2", task="regression", num_exits=3)
+    assert find_criterion("difference-2", task="regression", num_exits=4).task == "regression"
+    with pytest.raises(EectlError, match="difference-2 is for regression, this network does classification"):
+        find_criterion("difference-2", task="classification", num_exits=4)
+    for name in ("difference-0", "difference-x", "difference-"):
+        with pytest.raises(EectlError, match=f"unknown criterion '{name}'"):
+            find_criterion(name, task="regression", num_exits=4)
+
+
 @pytest.mark.parametrize("name", CRITERIA)
 def test_criteria_are_causal(name):
     torch.manual_seed(0)

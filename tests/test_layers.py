@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "eectl"
 LAYERS = [  # from the bottom; a module may import from its own layer (verbs excepted) and from below
-    {"errors", "seeds"},
+    {"errors", "seeds", "text_sets"},
     {"files", "regimes", "weighting", "recipe"},
     {"models", "distributed", "optim", "losses"},
     {"exiting", "sweep", "results", "data", "costs", "l2w"},
@@ -20,7 +20,7 @@ LAYERS = [  # from the bottom; a module may import from its own layer (verbs exc
     {"__main__"},
 ]
 VERBS = LAYERS[6]
-NO_TORCH = ["errors", "files", "regimes", "weighting", "recipe", "cli", "models"]
+NO_TORCH = ["errors", "files", "regimes", "weighting", "recipe", "text_sets", "cli", "models"]
 
 
 def modules():

@@ -1,8 +1,10 @@
 """Policies on the test split: counts and costs by hand, honesty about overshoot, refusal to test on calibration rows."""
 
 import json
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from toy_exits import toy_predictions
@@ -58,6 +60,23 @@ def test_regression():
     result = evaluate(predictions, policies_of((50.0, (-1.0, -1.0)), criterion="difference", task="regression"), **COSTS)
     assert [entry.value for entry in result.exits] == [2, 4, 0.125]
     assert result.budgets[0].left == (0, 1, 1) and result.budgets[0].value == (4 + 0.25) / 2
+
+
+def test_correlations_by_hand():
+    labels = torch.tensor([1.0, 2.0, 3.0, 10.0])
+    logits = torch.tensor([[5.0, 5.0, 5.0, 5.0], [4.0, 3.0, 2.0, -5.0], [1.0, 3.0, 2.0, 4.0]])[:, :, None]
+    predictions = Predictions(logits, labels, "test", "f", "digest", "regression")
+    policies = policies_of((50.0, (-1.5, -1.5)), criterion="difference", task="regression")  # only row 0 leaves at exit 2
+    result = evaluate(predictions, policies, **COSTS)
+    first, second, third = result.exits
+    assert math.isnan(first.pearson) and math.isnan(first.spearman)
+    assert (second.pearson, second.spearman) == (pytest.approx(-1), pytest.approx(-1))  # 5 − label
+    # labels − 4: −3 −2 −1 6; outputs − 2.5: −1.5 0.5 −0.5 1.5; Spearman: 1 − 6·(0 + 1 + 1 + 0) / (4·15)
+    assert third.pearson == pytest.approx((4.5 - 1 + 0.5 + 9) / math.sqrt(50 * 5)) and third.spearman == pytest.approx(0.8)
+    assert result.budgets[0].left == (0, 1, 3)
+    mixed = np.corrcoef([4, 3, 2, 4], labels)[0, 1]
+    assert result.budgets[0].pearson == pytest.approx(mixed) and result.budgets[1].pearson == third.pearson
+    assert evaluate(by_hand(), policies_of((40.0, (0.5, 0.5))), **COSTS).exits[0].pearson is None
 
 
 def test_refusals():

@@ -1,10 +1,10 @@
-"""Data: named data sets and image folders, their splits, batches in a reproducible order, and batched augmentation.
+"""Data: named data sets, image folders and text files, their splits, batches in a reproducible order, and batched augmentation.
 
-torch is imported here; torchvision, scikit-learn and PIL only where a data set or an augmentation needs them.
+torch is imported here; torchvision, scikit-learn, PIL, transformers and datasets only where something needs them.
 """
 
 from eectl.data.augment import Augmenter
-from eectl.data.batches import eval_batches, num_batches, train_batches
+from eectl.data.batches import eval_batches, eval_order, num_batches, train_batches
 from eectl.data.load import data_info, load_data
 from eectl.data.sources import DATASETS
 from eectl.data.splits import Batch, DataInfo, Dataset, Split, check_disjoint
@@ -19,6 +19,7 @@ __all__ = [
     "check_disjoint",
     "data_info",
     "eval_batches",
+    "eval_order",
     "load_data",
     "num_batches",
     "train_batches",

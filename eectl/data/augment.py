@@ -17,16 +17,22 @@ from eectl.data.splits import DataInfo
 
 
 class Augmenter:
-    """Turns uint8 images into what the network takes, as `augment` says for training and plainly for everything else."""
+    """Turns uint8 images into what the network takes, as `augment` says for training and plainly for everything else.
+
+    Texts pass as they are.
+    """
 
     def __init__(self, info: DataInfo, augment: recipe.Augment, num_classes: int) -> None:
+        self._is_text = info.kind == "text"
         self._augment = augment
         self._num_classes = num_classes
-        self._mean = torch.tensor(info.mean).view(1, -1, 1, 1)
-        self._std = torch.tensor(info.std).view(1, -1, 1, 1)
+        self._mean = torch.tensor(info.mean)[None, :, None, None]
+        self._std = torch.tensor(info.std)[None, :, None, None]
 
     def eval(self, images: Tensor) -> Tensor:
-        """float32 [n, C, H, W], normalised, from uint8 [n, C, H, W]."""
+        """float32 [n, C, H, W], normalised, from uint8 [n, C, H, W]; texts as they are."""
+        if self._is_text:
+            return images
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         return (images.float() / 255 - self._mean) / self._std
@@ -38,6 +44,8 @@ class Augmenter:
         The order is the paper's: geometry and colour, normalisation, erasing (to 0, the mean), then Mixup or CutMix.
         """
         options = self._augment
+        if self._is_text:
+            return images, targets
         with torch.autocast(images.device.type, enabled=False):
             if options.resized_crop is not None:
                 images = resized_crop(images, options.resized_crop)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from eectl.data.splits import Batch, Split
 from eectl.errors import EectlError
@@ -14,25 +15,48 @@ def num_batches(split: Split, batch_size: int) -> int:
     return max(len(split) // batch_size, 1)
 
 
+WINDOW = 50  # batches of texts among which rows are sorted by length
+
+
 def train_batches(
     split: Split, *, batch_size: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
     """This process's part (rows `rank::world`) of every global batch of the epoch, from step `start`.
 
-    The order is a function of (seed, epoch); an incomplete last batch is dropped unless it is the only one.
-    Raises EectlError where a process would get no rows.
+    The order is a function of (seed, epoch); an incomplete last batch is dropped unless it is the only one. Texts are batched
+    with others of about their length, in batches that come in random order. Raises EectlError where a process would get no rows.
     """
     if min(batch_size, len(split)) < world:
         raise EectlError(
             f"batch_size: {min(batch_size, len(split))} rows a batch do not go round {world} processes; raise it or use fewer"
         )
     key = int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:8], "little")
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(key >> 1))
+    generator = torch.Generator().manual_seed(key >> 1)
+    order = torch.randperm(len(split), generator=generator)
+    if split.lengths is not None:
+        order = _by_length(order[: num_batches(split, batch_size) * batch_size], split.lengths, batch_size, generator)
     steps = range(start, num_batches(split, batch_size))
     yield from split.batches([order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps])
 
 
-def eval_batches(split: Split, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """This process's rows (`rank::world`, in order) in batches of `batch_size`, the last one short."""
+def _by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """The same rows, sorted by length within windows of WINDOW batches; then the batches are shuffled.
+
+    Windows are cut from a random order, so a row's neighbours differ from epoch to epoch.
+    """
+    windows = torch.split(order, WINDOW * batch_size)
+    rows = torch.cat([window[lengths[window].argsort(stable=True)] for window in windows])
+    batches = torch.split(rows, batch_size)
+    return torch.cat([batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()])
+
+
+def eval_order(split: Split, *, rank: int = 0, world: int = 1) -> Tensor:
+    """This process's rows (`rank::world`) in the order in which `eval_batches` gives them: texts by length, longest first."""
     rows = torch.arange(rank, len(split), world)
+    return rows if split.lengths is None else rows[split.lengths[rows].argsort(descending=True, stable=True)]
+
+
+def eval_batches(split: Split, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """This process's rows (`rank::world`, in order, but texts by length) in batches of `batch_size`, the last one short."""
+    rows = eval_order(split, rank=rank, world=world)
     yield from split.batches(torch.split(rows, batch_size) if len(rows) else ())

@@ -1,6 +1,7 @@
 """From the recipe's data section to splits that are ready to train on: the one place where reading, carving and placing meet."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,9 @@ from eectl import recipe
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, Source, prepare, reduced
 from eectl.data.sources import DATASETS, FACTS
-from eectl.data.splits import DataInfo, Dataset, Images, Rows, Split, carve, content_ids
+from eectl.data.splits import DataInfo, Dataset, Inputs, Rows, Split, carve, content_ids
+from eectl.data.text import load_text, text_info
+from eectl.data.text_sources import TEXT_DATASETS
 from eectl.errors import EectlError, lookup
 
 MEMORY_LIMIT = 4 * 10**9  # bytes of uint8 images that in_memory: auto keeps on the device
@@ -19,10 +22,14 @@ MEMORY_LIMIT = 4 * 10**9  # bytes of uint8 images that in_memory: auto keeps on 
 def load_data(spec: recipe.Data, *, device: torch.device, download: bool = False) -> Dataset:
     """The data set of a recipe's data section, split, with its images on `device` or read from files by worker processes.
 
+    Texts are `load_text`'s.
+
     `in_memory: auto` keeps up to 4 GB; beyond it (or with false) files are streamed, and sets without files keep their stored
     size on the device and are resized a batch at a time. Raises EectlError for anything missing, broken or too small.
     """
-    source = lookup(DATASETS, spec.name, what="data set")(spec, download)
+    if spec.is_text:
+        return load_text(spec, device=device, download=download)
+    source = _find(spec.name)(spec, download)
     train = source.parts["train"]
     carved = carve(train.labels, spec, source.classes, validation="validation" not in source.parts)
     chosen = {name: (train, rows) for name, rows in carved.items()}
@@ -40,13 +47,22 @@ def load_data(spec: recipe.Data, *, device: torch.device, download: bool = False
 
 
 def data_info(spec: recipe.Data) -> DataInfo:
-    """A data set's facts; for those that eectl knows, from a table and without reading any file: class names are then numbers."""
+    """A data set's facts; for those that eectl knows, from a table and without reading any file: classes of images are then
+    numbers."""
+    if spec.is_text:
+        return text_info(spec)
     if spec.name not in FACTS:
         return load_data(spec, device=torch.device("cpu")).info
     num_classes, (channels, height, width) = FACTS[spec.name]
     channels = spec.channels or channels
     shape = channels, spec.image_size or height, spec.image_size or width
     return DataInfo(spec.name, tuple(map(str, range(num_classes))), shape, (0.0,) * channels, (1.0,) * channels)
+
+
+def _find(name: str) -> Callable[[recipe.Data, bool], Source]:
+    if name not in DATASETS:
+        lookup(DATASETS | dict.fromkeys(TEXT_DATASETS), name, what="data set")
+    return DATASETS[name]
 
 
 def _shape(part: Part, spec: recipe.Data) -> tuple[int, int, int]:
@@ -59,7 +75,7 @@ def _split(
 ) -> Split:  # fmt: skip
     labels = part.labels[rows]
     targets = torch.from_numpy(labels)
-    images: Images
+    images: Inputs
     if isinstance(part.images, FileImages):
         files = part.images.select(rows, device)
         if not in_memory:

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of eectl: its facts, its splits and their identity, and how training images are carved up.
+"""What a data set is to the rest of eectl: its facts, its splits and their identity, and how training rows are carved up.
 
 Carving depends on the labels and `split_seed` alone; a split's fingerprint says which samples it holds, in order.
 """
@@ -19,29 +19,47 @@ from eectl.errors import EectlError
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 OVERLAP_ALLOWED = 0.01  # share of the smaller split; MNIST and its like hold a few duplicates
+QUANTILES = 10  # groups of equal size by which a regression's rows are drawn
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """A data set as the network sees it: `input_shape` is channels, height, width; mean and std are per channel, for 0..1."""
+    """A data set as the network sees it.
+
+    `kind` is image or text, `task` an entry of losses.TASKS. Images: `input_shape` is channels, height, width; mean and std are
+    per channel, for 0..1. Text: `input_shape` is 3 planes and the most tokens, mean and std are empty, and `largest_token` is
+    the largest token id there is (None: no text was read). `classes` is empty for regression.
+    """
 
     name: str
     classes: tuple[str, ...]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    task: str = "classification"
+    kind: str = "image"
+    largest_token: int | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """What the network gives per row: a logit per class, or one number."""
+        return 1 if self.task == "regression" else len(self.classes)
 
 
-class Images(Protocol):
-    """Where a split's images are: in memory or in files."""
+class Inputs(Protocol):
+    """Where a split's images or texts are: in memory or in files."""
 
     def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """uint8 [n, C, H, W] on the device, for each int64 tensor of rows in turn."""
+        """The inputs on the device, as in Batch, for each int64 tensor of rows in turn."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """uint8 images [n, C, H, W] and int64 targets [n] on the device, and which rows of the split they are (int64 [n], CPU)."""
+    """Inputs and targets [n] on the device, and which rows of the split they are (int64 [n], CPU).
+
+    Images are uint8 [n, C, H, W]. Texts are int64 [n, 3, token]: token ids, attention mask (1 = real) and token type ids, padded
+    to the longest of the batch. Targets are int64 classes, or float32 for regression.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -49,49 +67,83 @@ class Batch:
 
 
 class Split:
-    """Some labelled images: `labels` int64 [N] on the CPU, `ids` a 64-bit content hash of each."""
+    """Some labelled images or texts: `labels` [N] on the CPU, int64 or float32, `ids` a 64-bit content hash of each.
 
-    def __init__(self, name: str, images: Images, labels: Tensor, ids: Ids, *, device: torch.device) -> None:
+    `lengths` (int64 [N], CPU) are the tokens of texts, None for images. `read_as` says how they were made into inputs, where
+    that is not the recipe's alone; it goes into the fingerprint.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Inputs,
+        labels: Tensor,
+        ids: Ids,
+        *,
+        device: torch.device,
+        lengths: Tensor | None = None,
+        read_as: bytes = b"",
+    ) -> None:
         assert len(labels) == len(ids)
-        self.name, self.labels, self.ids = name, labels, ids
-        self.fingerprint = hashlib.sha256(ids.tobytes()).hexdigest()
-        self._images = images
+        self.name, self.labels, self.ids, self.lengths = name, labels, ids, lengths
+        self.fingerprint = hashlib.sha256(ids.tobytes() + read_as).hexdigest()
+        self._inputs = inputs
         self._targets = labels.to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def noun(self) -> str:
+        """What its rows are, for messages."""
+        return "images" if self.lengths is None else "texts"
+
     def rows(self, index: Tensor) -> Tensor:
-        """uint8 [n, C, H, W] on the device: the images of an int64 tensor of rows."""
-        return torch.cat(list(self._images.read(torch.split(index.cpu(), 64))))
+        """The inputs of an int64 tensor of rows, on the device, as in Batch."""
+        if self.lengths is not None:
+            return next(self._inputs.read([index.cpu()]))
+        return torch.cat(list(self._inputs.read(torch.split(index.cpu(), 64))))
 
     def batches(self, rows: Sequence[Tensor]) -> Iterator[Batch]:
         """A Batch for each int64 CPU tensor of rows, read ahead where the images are in files."""
-        for index, inputs in zip(rows, self._images.read(rows), strict=True):
+        for index, inputs in zip(rows, self._inputs.read(rows), strict=True):
             yield Batch(inputs, self._targets.index_select(0, index.to(self._targets.device, non_blocking=True)), index)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set and its splits: train, validation, calibration, and test unless a folder has none."""
+    """A data set and its splits: train, validation, calibration, and test unless a folder has none.
+
+    `notes` say what the user should know about what was read.
+    """
 
     info: DataInfo
     splits: dict[str, Split]
+    notes: tuple[str, ...] = ()
 
 
 def check_disjoint(a: Split, b: Split) -> int:
     """How many samples of the smaller split are also in the other, by content.
 
-    Raises EectlError above 1 %: the splits come from different split seeds, or a folder holds copies.
+    Raises EectlError above 1 %: the splits come from different split seeds, or a folder holds copies. Texts that stand more than
+    once within a split (`thanks`) are counted, but raise nothing: they say that people repeat themselves.
     """
     small, large = (a, b) if len(a) <= len(b) else (b, a)
-    shared = int(np.isin(small.ids, large.ids).sum())
-    if shared > OVERLAP_ALLOWED * len(small):
+    shared = small.ids[np.isin(small.ids, large.ids)]
+    telling = shared if small.lengths is None else np.setdiff1d(shared, np.concatenate([_repeated(a.ids), _repeated(b.ids)]))
+    if len(telling) > OVERLAP_ALLOWED * len(small):
         raise EectlError(
-            f"data: {shared} of the {len(small)} images in {small.name} are also in {large.name}; use the data.split_seed, "
-            "data.validation and data.calibration that the checkpoint was trained with, and take copies out of data.root"
+            f"data: {len(telling)} of the {len(small)} {small.noun} in {small.name} are also in {large.name}; use the "
+            "data.split_seed, data.validation and data.calibration that the checkpoint was trained with, and take copies out of "
+            "data.root"
         )
-    return shared
+    return len(shared)
+
+
+def _repeated(ids: Ids) -> Ids:
+    """The ids that stand more than once."""
+    distinct, counts = np.unique(ids, return_counts=True)
+    return distinct[counts > 1]
 
 
 def content_ids(pixels: NDArray[np.uint8], labels: Sequence[int]) -> Ids:
@@ -103,8 +155,28 @@ def content_ids(pixels: NDArray[np.uint8], labels: Sequence[int]) -> Ids:
     return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
 
-def carve(labels: NDArray[np.int64], spec: recipe.Data, classes: Sequence[str], *, validation: bool) -> dict[str, Rows]:
-    """Rows of the training images by split name, sorted, stratified by class, a function of labels and split_seed.
+def quantiles(values: NDArray[np.float64], spec: recipe.Data) -> NDArray[np.int64]:
+    """The tenth that each number lies in by rank [row], so that `carve` draws low and high ones alike; fewer groups of few rows.
+
+    Equal numbers are ranked in the order in which they come. Raises EectlError where a split would be empty.
+    """
+    wanted = {"data.validation": spec.validation, "data.calibration": spec.calibration}
+    counts = {place: round(share * len(values)) for place, share in wanted.items()}
+    for place, count in counts.items():
+        if count < 1:
+            raise EectlError(
+                f"{place}: {wanted[place]:g} of {len(values)} texts leaves a split without rows; raise it or add texts"
+            )
+    groups = min(QUANTILES, len(values) // 10 or 1, *counts.values(), spec.limit or QUANTILES)
+    rank = np.empty(len(values), dtype=np.int64)
+    rank[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return rank * groups // len(values)
+
+
+def carve(
+    labels: NDArray[np.int64], spec: recipe.Data, classes: Sequence[str], *, validation: bool, noun: str = "images"
+) -> dict[str, Rows]:
+    """The training rows by split name, sorted, stratified by class (or quantile), a function of labels and split_seed.
 
     Carves `validation` where asked for (the data set has none), then calibration, then cuts the rest to `limit`.
     Raises EectlError where a split would lack a class.
@@ -113,35 +185,39 @@ def carve(labels: NDArray[np.int64], spec: recipe.Data, classes: Sequence[str], 
     rest = np.arange(len(labels))
     carved: dict[str, Rows] = {}
     for name, share in shares.items():
-        rest, carved[name] = stratified(rest, labels, round(share * len(labels)), spec.split_seed, place=f"data.{name}")
+        rest, carved[name] = stratified(
+            rest, labels, round(share * len(labels)), spec.split_seed, place=f"data.{name}", noun=noun
+        )
     if spec.limit is not None and spec.limit < len(rest):
-        _, rest = stratified(rest, labels, spec.limit, spec.split_seed, place="data.limit")
+        _, rest = stratified(rest, labels, spec.limit, spec.split_seed, place="data.limit", noun=noun)
     carved["train"] = rest
     for name, rows in carved.items():
-        check_classes(labels[rows], classes, place=f"data.{'limit' if name == 'train' and spec.limit else name}")
+        check_classes(labels[rows], classes, place=f"data.{'limit' if name == 'train' and spec.limit else name}", noun=noun)
     return carved
 
 
-def stratified(rows: Rows, labels: NDArray[np.int64], count: int, seed: int, *, place: str) -> tuple[Rows, Rows]:
+def stratified(
+    rows: Rows, labels: NDArray[np.int64], count: int, seed: int, *, place: str, noun: str = "images"
+) -> tuple[Rows, Rows]:
     """`rows` without `count` that are drawn by class, and those; both sorted. Raises EectlError where a class is too small."""
     from sklearn.model_selection import train_test_split
 
     sizes = np.unique_counts(labels[rows]).counts
     if count < len(sizes) or len(rows) < 2 * len(sizes) or sizes.min() < 2:
         raise EectlError(
-            f"{place}: {count} of {len(rows)} images is too small a split for {len(sizes)} classes (the smallest class has "
-            f"{sizes.min()}); every split needs every class, so raise it or add images"
+            f"{place}: {count} of {len(rows)} {noun} is too small a split for {len(sizes)} classes (the smallest class has "
+            f"{sizes.min()}); every split needs every class, so raise it or add {noun}"
         )
     count = min(count, len(rows) - len(sizes))  # scikit-learn wants every class on both sides
     rest, drawn = train_test_split(rows, test_size=count, stratify=labels[rows], random_state=seed)
     return np.sort(rest), np.sort(drawn)
 
 
-def check_classes(labels: NDArray[np.int64], classes: Sequence[str], *, place: str) -> None:
+def check_classes(labels: NDArray[np.int64], classes: Sequence[str], *, place: str, noun: str = "images") -> None:
     """Raise EectlError that names a class which `labels` lacks."""
     missing: Any = np.setdiff1d(np.arange(len(classes)), labels)
     if len(missing):
         raise EectlError(
-            f"{place}: no image of class '{classes[missing[0]]}' ({len(missing)} of {len(classes)} classes missing) among "
-            f"{len(labels)}; every split needs every class, so raise it or add images of that class"
+            f"{place}: no {noun[:-1]} of class '{classes[missing[0]]}' ({len(missing)} of {len(classes)} classes missing) among "
+            f"{len(labels)}; every split needs every class, so raise it or add {noun} of that class"
         )

@@ -58,6 +58,13 @@ def build_backbone(spec: BackboneSpec, *, input_shape: Sequence[int], num_output
     return backbone
 
 
+def takes_images(name: str) -> bool | None:
+    """Whether the backbone called `name` takes images (and not texts); None where that is not known by its name."""
+    if name.startswith("hf/"):
+        return False
+    return True if name.startswith(TIMM) or BACKBONES.get(name) in (_nets, _msdnet, _torchvision) else None
+
+
 def attach_exits(
     backbone: "Backbone", *, after: Sequence[int], heads: str | Sequence[str], num_outputs: int, input_shape: Sequence[int]
 ) -> "MultiExitModel":

@@ -111,6 +111,8 @@ class Backbone(nn.Module, ABC):
         self.name = type(net).__name__
         self.fresh: tuple[str, ...] = ()
         self.rebuilds_as: tuple[str, dict[str, Any]] | None = None
+        self.vocabulary: int | None = None
+        """How many token ids it takes; None for images."""
 
     @property
     def depth(self) -> int:
@@ -187,7 +189,7 @@ class StagedBackbone(Backbone):
 
 
 def dry_run(backbone: Backbone, input_shape: Sequence[int]) -> list[Hidden]:
-    """Every block's output for one example row, in eval mode and without a graph: where heads learn their widths.
+    """Every block's output for the example row, in eval mode and without a graph: where heads learn their widths.
 
     Restores the training flags; BatchNorm statistics are not touched.
     """

@@ -66,16 +66,12 @@ class BertBackbone(Backbone):
         layers = dict.fromkeys(name.rpartition(".")[0] for name, _ in net.named_parameters())
         last = [layer for layer in layers if layer.startswith(tuple(ends))]
         super().__init__(net, block_names=_owned_once(names), head_names=ends, classifiers=last)
+        self.vocabulary = int(net.config.vocab_size)
 
     @property
     def base(self) -> Any:
         """The encoder in the library's network."""
         return self.net.base_model
-
-    @property
-    def vocabulary(self) -> int:
-        """How many token ids there are."""
-        return int(self.net.config.vocab_size)
 
     @property
     def max_tokens(self) -> int | None:

@@ -1,0 +1,199 @@
+"""Texts as a network takes them: tokenised once, kept as ragged ids on the device, padded batch by batch.
+
+Which files texts come from is `text_sources`' business.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eectl import recipe
+from eectl.data.splits import DataInfo, Dataset, Ids, Split, carve, quantiles
+from eectl.data.text_sources import TEXT_DATASETS, TextPart, text_classes
+from eectl.errors import EectlError, lookup
+
+PLANES = 3  # token ids, attention mask, token type ids
+PAD_TO = 8  # batches are padded to a multiple of this, which matrix units like
+CHUNK = 4096  # texts that are tokenised at a time
+
+
+class Texts:
+    """Token ids of texts, one after the other (int32 [Σ lengths], with their types as uint8), on the device.
+
+    `lengths` int64 [N] stay on the CPU. Rows are padded with `padding` to the longest of a batch, to a multiple of 8, and to at
+    most `max_length` tokens.
+    """
+
+    def __init__(
+        self, ids: Tensor, types: Tensor, lengths: Tensor, *, padding: int, max_length: int, device: torch.device
+    ) -> None:
+        self.lengths = lengths
+        self._padding, self._max_length, self._device = padding, max_length, device
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)[:-1]])
+        self._ids, self._types, self._starts, self._ends = (
+            tensor.to(device) for tensor in (ids, types, starts, starts + lengths)
+        )
+
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """int64 [n, 3, token] on the device for each tensor of rows: token ids, attention mask, token type ids."""
+        for rows in batches:
+            longest = int(self.lengths[rows].max()) if len(rows) else 0
+            width = min(-(-longest // PAD_TO) * PAD_TO, self._max_length)
+            index = rows.to(self._device, non_blocking=True)
+            places = self._starts[index, None] + torch.arange(width, device=self._device)
+            real = places < self._ends[index, None]
+            places = places.clamp(max=len(self._ids) - 1)
+            ids = torch.where(real, self._ids[places].long(), self._padding)
+            yield torch.stack([ids, real.long(), self._types[places] * real], dim=1)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens of some texts on the CPU: ids int32 and types uint8 [Σ lengths], lengths int64 [N]; `num_cut` were too long."""
+
+    ids: NDArray[np.int32]
+    types: NDArray[np.uint8]
+    lengths: NDArray[np.int64]
+    num_cut: int
+
+    def digest(self) -> bytes:
+        """What another tokenizer or length would change."""
+        return hashlib.sha256(self.ids.tobytes() + self.types.tobytes() + self.lengths.tobytes()).digest()
+
+
+def load_text(spec: recipe.Data, *, device: torch.device, download: bool = False) -> Dataset:
+    """A text data set, split and tokenised, with its tokens on `device`.
+
+    Classification splits are stratified by class, those of a regression by the tenth that the target lies in. Ids are of texts
+    and targets; a fingerprint is of the tokens too, so that another tokenizer is noticed. Raises EectlError for anything missing
+    or broken.
+    """
+    source = lookup(TEXT_DATASETS, spec.name, what="data set")(spec, download)
+    tokenizer = load_tokenizer(spec.tokenizer or "", download=download)
+    train = source.parts["train"]
+    groups = quantiles(train.targets, spec) if spec.task == "regression" else train.targets
+    carved = carve(groups, spec, source.classes, validation="validation" not in source.parts, noun="texts")
+    chosen = {name: _take(train, rows) for name, rows in carved.items()}
+    chosen |= {name: part for name, part in source.parts.items() if name != "train"}
+    splits: dict[str, Split] = {}
+    cut: dict[str, int] = {}
+    largest = 0
+    for name in ("train", "validation", "calibration", "test"):
+        if name not in chosen:
+            continue
+        encoded = encode(tokenizer, chosen[name].texts, max_length=spec.max_length)
+        splits[name] = _split(name, chosen[name], encoded, tokenizer.pad_token_id or 0, spec.max_length, device)
+        cut[name], largest = encoded.num_cut, max(largest, int(encoded.ids.max()))
+    info = DataInfo(spec.name, source.classes, (PLANES, spec.max_length), (), (), spec.task, "text", largest)
+    return Dataset(info, splits, _notes(cut, splits, spec.max_length))
+
+
+def text_info(spec: recipe.Data) -> DataInfo:
+    """A text data set's facts; reads no more than the target column of the training file, where the classes are not known."""
+    lookup(TEXT_DATASETS, spec.name, what="data set")
+    return DataInfo(spec.name, text_classes(spec), (PLANES, spec.max_length), (), (), spec.task, "text")
+
+
+def load_tokenizer(name: str, *, download: bool = False) -> Any:
+    """The tokenizer in a folder, or of a hub id from the library's cache, or from the hub where `download` allows it.
+
+    Raises EectlError where there is none.
+    """
+    folder = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
+        raise EectlError(f"data.tokenizer: '{name}': no such folder; name one with tokenizer.json, or a hub id")
+    from transformers import AutoTokenizer
+
+    place = str(folder) if folder.is_dir() else name
+    try:
+        return AutoTokenizer.from_pretrained(place, local_files_only=not download, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:  # what the library raises for a bad folder
+        if folder.is_dir():
+            there = ", ".join(sorted(path.name for path in folder.iterdir())[:4]) or "nothing"
+            raise EectlError(f"data.tokenizer: '{name}' holds no tokenizer (tokenizer.json, …), but {there}") from error
+        advice = "the hub has none by that name, or cannot be reached" if download else "it is not in the hub's cache"
+        raise EectlError(
+            f"data.tokenizer: '{name}' is no folder, and {advice}; name a folder with tokenizer.json"
+            + ("" if download else ", or give --download")
+        ) from error
+
+
+def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_length: int) -> Encoded:
+    """Tokens of texts, or of pairs, with the tokenizer's special tokens; longer ones are cut to `max_length`, pairs at the
+    longer text.
+
+    Raises EectlError for a tokenizer that makes nothing of a text.
+    """
+    ids: list[list[int]] = []
+    types: list[list[int]] = []
+    num_cut = 0
+    for start in range(0, len(texts), CHUNK):
+        chunk = texts[start : start + CHUNK]
+        new_ids, new_types = _tokens(tokenizer, chunk, None)
+        long = [row for row, tokens in enumerate(new_ids) if len(tokens) > max_length]
+        if long:  # the library cuts without saying how many
+            cut_ids, cut_types = _tokens(tokenizer, [chunk[row] for row in long], max_length)
+            for row, row_ids, row_types in zip(long, cut_ids, cut_types, strict=True):
+                new_ids[row], new_types[row] = row_ids, row_types
+        num_cut += len(long)
+        ids += new_ids
+        types += new_types
+    lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
+    if not lengths.all():
+        raise EectlError(f"data.tokenizer: makes no token of the text {texts[int(lengths.argmin())]}; it adds none of its own")
+    size = int(lengths.sum())
+    flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=size)
+    return Encoded(flat, np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=size), lengths, num_cut)
+
+
+def _tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int | None) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids and types of each text, cut where there is a `max_length`."""
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    encoded = tokenizer(
+        *columns,
+        truncation=max_length is not None,  # longest first: pairs lose tokens at the longer text
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=True,
+        verbose=False,
+    )
+    return encoded["input_ids"], encoded["token_type_ids"]
+
+
+def _take(part: TextPart, rows: NDArray[np.int64]) -> TextPart:
+    return TextPart([part.texts[row] for row in rows.tolist()], part.targets[rows])
+
+
+def _split(name: str, part: TextPart, encoded: Encoded, padding: int, max_length: int, device: torch.device) -> Split:
+    lengths = torch.from_numpy(encoded.lengths)
+    flat = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.types)
+    texts = Texts(*flat, lengths, padding=padding, max_length=max_length, device=device)
+    labels = torch.from_numpy(part.targets)
+    labels = labels.float() if labels.is_floating_point() else labels
+    ids = text_ids(part)
+    return Split(name, texts, labels, ids, device=device, lengths=lengths, read_as=encoded.digest())
+
+
+def text_ids(part: TextPart) -> Ids:
+    """The 64-bit ids of texts: BLAKE2b over a row's texts and its target."""
+    keys = (
+        "\0".join((*row, repr(target))).encode("utf-8", "surrogatepass")
+        for row, target in zip(part.texts, part.targets.tolist(), strict=True)
+    )
+    hashes = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
+    return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
+
+
+def _notes(cut: dict[str, int], splits: dict[str, Split], max_length: int) -> tuple[str, ...]:
+    if not any(cut.values()):
+        return ()
+    by_split = ", ".join(f"{number:,} of {len(splits[name]):,} {name}" for name, number in cut.items() if number)
+    return (f"{by_split} texts are longer than {max_length} tokens and were cut; data.max_length keeps more",)

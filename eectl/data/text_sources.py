@@ -1,0 +1,262 @@
+"""The text data sets eectl knows, each a function from the recipe's data section to texts and targets as they are stored.
+
+Nothing is tokenised here. A set that is missing is downloaded only where that was asked for; no pickled cache is read.
+"""
+
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eectl import recipe
+from eectl.data.tables import READERS, Table, find_table, names_of, numbers, read_table, sorted_classes, texts
+from eectl.errors import EectlError
+from eectl.files import replacing
+from eectl.text_sets import GLUE_PREFIX, NEWSGROUPS, TEXT_SETS
+
+FILES = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
+GLUE_FILES = {"train": ("train",), "test": ("validation", "dev", "validation_matched", "dev_matched")}  # test labels are hidden
+_KINDS = ", ".join(kind[1:] for kind in READERS)
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Texts of one part, row by row (one or two strings), and their targets: int64 classes, or float64 numbers."""
+
+    texts: list[tuple[str, ...]]
+    targets: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text data set as it is stored: `parts` are train and, where it has them, validation and test."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, TextPart]
+
+
+def load_files(spec: recipe.Data, download: bool) -> TextSource:
+    """`train`, and optionally `validation` and `test`, each a CSV, TSV, JSONL or Parquet file with the columns of the recipe.
+
+    Classes are those of the training file. Raises EectlError for another layout, missing columns and cells that will not do.
+    """
+    tables = _tables(spec, FILES, download)
+    classes = () if spec.task == "regression" else _classes(tables["train"], spec.target)
+    return TextSource(classes, {name: _part(table, spec, classes) for name, table in tables.items()})
+
+
+def text_classes(spec: recipe.Data) -> tuple[str, ...]:
+    """The classes of a text data set, from a table or from its training file's target column alone; none for regression."""
+    if spec.name in TEXT_SETS or spec.task == "regression":
+        return TEXT_SETS[spec.name].classes if spec.name in TEXT_SETS else ()
+    return _classes(read_table(_find(spec, FILES, download=False)["train"], [spec.target]), spec.target)
+
+
+def _tables(spec: recipe.Data, files: Mapping[str, tuple[str, ...]], download: bool) -> dict[str, Table]:
+    return {
+        name: read_table(paths, list(dict.fromkeys([*spec.text, spec.target])))
+        for name, paths in _find(spec, files, download=download).items()
+    }
+
+
+def _find(spec: recipe.Data, files: Mapping[str, tuple[str, ...]], *, download: bool) -> dict[str, list[Path]]:
+    """The files of each part, in `data.root`."""
+    root = spec.root.expanduser()
+    layout = f"expected: train.csv (or {_KINDS}), and optionally validation and test, with columns {_columns(spec)}"
+    if not root.is_dir():
+        advice = "; --download does not apply to files of yours" if download else ""
+        raise EectlError(f"data.root is '{root}': no such folder; {layout}{advice}")
+    found = {name: paths for name, names in files.items() if (paths := find_table(root, names))}
+    if "train" not in found:
+        there = sorted(path.name for path in root.iterdir())[:4]
+        raise EectlError(f"data.root is '{root}': no train file in it ({', '.join(there) or 'it is empty'}); {layout}")
+    return found
+
+
+def _columns(spec: recipe.Data) -> str:
+    return ", ".join(dict.fromkeys([*spec.text, spec.target]))
+
+
+def _classes(table: Table, target: str) -> tuple[str, ...]:
+    names = names_of(table, target)
+    classes = sorted_classes(names)
+    if len(classes) < 2:
+        raise EectlError(f"{table.path}: column '{target}' has the one class '{classes[0]}'; two or more are needed")
+    if 2 * len(classes) > len(names) and all(map(_is_number, classes)):
+        raise EectlError(
+            f"{table.path}: column '{target}' has {len(classes)} different numbers in {len(names)} rows, which are no classes; "
+            "set data.task to regression"
+        )
+    return classes
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _part(table: Table, spec: recipe.Data, classes: Sequence[str], *, empty: bool = False) -> TextPart:
+    """A table's texts and targets; raises EectlError for a class that is not among `classes`."""
+    rows = list(zip(*(texts(table, name, empty=empty) for name in spec.text), strict=True))
+    if spec.task == "regression":
+        return TextPart(rows, numbers(table, spec.target))
+    index = {name: label for label, name in enumerate(classes)}
+    if spec.name in TEXT_SETS:  # labels may be numbers, as in the library's files
+        index |= {str(label): label for label in range(len(classes))}
+    labels = np.empty(len(rows), dtype=np.int64)
+    for row, name in enumerate(names_of(table, spec.target)):
+        if name not in index:
+            raise EectlError(
+                f"{table.where(row)}: column '{spec.target}' is '{name}', which is not among the {len(classes)} classes "
+                f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+            )
+        labels[row] = index[name]
+    return TextPart(rows, labels)
+
+
+def _load_glue(task: str, spec: recipe.Data, download: bool) -> TextSource:
+    """A GLUE task: its training set, and its development set (MNLI: the matched one) as test, since test labels are hidden.
+
+    Reads the library's Parquet files, or JSONL, CSV or TSV with the library's column names, in `data.root`, `TASK/` or
+    `glue/TASK/` below it, or a folder that the library's save_to_disk wrote there. A download is kept as `root/glue/TASK/`.
+    """
+    root = spec.root.expanduser()
+    folders = [root, root / task, root / "glue" / task]
+    folder = next((folder for folder in folders if _is_glue(folder)), None)
+    if folder is None and download:
+        folder = folders[-1]
+        _download_glue(task, folder)
+    if folder is None:
+        raise EectlError(
+            f"data.root is '{root}': {spec.name} is not there; expected: train and validation (or dev) as {_KINDS} with columns "
+            f"{_columns(spec)}, in {root}, {root / task} or {folders[-1]}; or give --download"
+        )
+    own = spec.model_copy(update={"root": folder})
+    tables = _saved_tables(folder, own) if (folder / "dataset_dict.json").is_file() else _tables(own, GLUE_FILES, download)
+    if "test" not in tables:
+        raise EectlError(
+            f"{folder}: {spec.name} has no validation (or dev) file, which is tested on, since GLUE hides test labels"
+        )
+    classes = TEXT_SETS[spec.name].classes
+    return TextSource(classes, {name: _part(table, own, classes, empty=True) for name, table in tables.items()})
+
+
+def _is_glue(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder.is_dir() and bool(find_table(folder, GLUE_FILES["train"])))
+
+
+def _saved_tables(folder: Path, spec: recipe.Data) -> dict[str, Table]:
+    """What the library's save_to_disk wrote."""
+    saved = _datasets(folder).load_from_disk(str(folder))
+    tables = {}
+    for part, names in GLUE_FILES.items():
+        name = next((name for name in names if name in saved), None)
+        if name is None:
+            continue
+        missing = [column for column in (*spec.text, spec.target) if column not in saved[name].column_names]
+        if missing:
+            raise EectlError(f"{folder}: {name} has no column '{missing[0]}'; it has {', '.join(saved[name].column_names)}")
+        tables[part] = Table(folder / name, {column: saved[name][column][:] for column in (*spec.text, spec.target)})
+    if "train" not in tables:
+        raise EectlError(f"{folder}: there is no train in it, but {', '.join(saved)}")
+    return tables
+
+
+def _datasets(place: object) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise EectlError(f"{place}: this needs the datasets library; run pip install 'eectl[text]'") from error
+    return datasets
+
+
+def _download_glue(task: str, folder: Path) -> None:
+    """The library's copy (from its cache where it has one) as Parquet, a file at a time."""
+    library = _datasets(f"{GLUE_PREFIX}{task}")
+    names = {"train": "train", "validation": "validation_matched" if task == "mnli" else "validation"}
+    try:
+        parts = {name: library.load_dataset("nyu-mll/glue", task, split=part) for name, part in names.items()}
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise EectlError(
+            f"{GLUE_PREFIX}{task} cannot be downloaded ({reason}); put it in {folder} by hand, or try again"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in reversed(names):  # train last: with it the folder counts as complete
+        with replacing(folder / f"{name}.parquet") as temporary:
+            parts[name].to_parquet(str(temporary))
+
+
+def _load_newsgroups(spec: recipe.Data, download: bool) -> TextSource:
+    """20 Newsgroups by date, from `20news-bydate-train/<group>/<post>` and `…-test/` in `data.root`.
+
+    A download is scikit-learn's archive, unpacked; its pickled cache is not read. `data.strip` takes parts of posts out by
+    scikit-learn's rules; whole posts are the default, since the paper names no stripping.
+    """
+    from sklearn.datasets import _twenty_newsgroups as published
+
+    root = spec.root.expanduser()
+    folders = {"train": root / published.TRAIN_FOLDER, "test": root / published.TEST_FOLDER}
+    if download and not folders["train"].is_dir():
+        _download_newsgroups(root, published.ARCHIVE)
+    rules = {
+        "headers": published.strip_newsgroup_header,
+        "footers": published.strip_newsgroup_footer,
+        "quotes": published.strip_newsgroup_quoting,
+    }
+    chosen = [rule for name, rule in rules.items() if name in spec.strip]  # the order in which scikit-learn applies them
+    return TextSource(NEWSGROUPS, {name: _posts(folder, chosen) for name, folder in folders.items()})
+
+
+def _posts(folder: Path, rules: Sequence[Callable[[str], str]]) -> TextPart:
+    """All posts of a folder by group and name; raises EectlError for a group that is missing or empty."""
+    layout = "expected: 20news-bydate-train/<group>/<post> and 20news-bydate-test/ with the 20 groups; or give --download"
+    posts: list[tuple[str, ...]] = []
+    labels = []
+    for label, group in enumerate(NEWSGROUPS):
+        files = sorted(path for path in (folder / group).glob("*") if path.is_file()) if folder.is_dir() else []
+        if not files:
+            place = "no such folder" if not folder.is_dir() else f"no posts in {group}/"
+            raise EectlError(f"{folder}: {place}; {layout}")
+        for path in files:
+            post = path.read_bytes().decode("latin1")  # as scikit-learn reads them; every byte is a character
+            for rule in rules:
+                post = rule(post)
+            posts.append((post,))
+            labels.append(label)
+    return TextPart(posts, np.array(labels, dtype=np.int64))
+
+
+def _download_newsgroups(root: Path, archive: Any) -> None:
+    """The published archive, its checksum compared, unpacked into `root`."""
+    root.mkdir(parents=True, exist_ok=True)
+    packed = root / archive.filename
+    try:
+        with urllib.request.urlopen(archive.url, timeout=60) as answer:
+            content = answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise EectlError(f"20newsgroups cannot be downloaded from {archive.url} ({error}); put it in {root} by hand") from error
+    if sha256(content).hexdigest() != archive.checksum:
+        raise EectlError(f"20newsgroups: what {archive.url} gave is not the published archive; try again")
+    packed.write_bytes(content)
+    with tarfile.open(packed) as file:
+        file.extractall(root, filter="data")
+    packed.unlink()
+
+
+TEXT_DATASETS: dict[str, Callable[[recipe.Data, bool], TextSource]] = {
+    "text": load_files,
+    "20newsgroups": _load_newsgroups,
+    **{name: partial(_load_glue, name.removeprefix(GLUE_PREFIX)) for name in TEXT_SETS if name.startswith(GLUE_PREFIX)},
+}
