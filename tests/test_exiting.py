@@ -40,6 +40,38 @@ def test_patience_counts_the_run():
     assert scores.tolist() == [[1, 1, 1, 1], [2, 1, 1, 2], [3, 2, 1, 1], [4, 3, 2, 1]]
 
 
+def pabee(predictions, patience):
+    """Exit, from 0, of one row by PABEE's counter (Zhou et al., 2020): `patience` agreements in a row with the exit before."""
+    counter, before = 0, None
+    for number, prediction in enumerate(predictions):
+        counter = counter + 1 if prediction == before else 0
+        before = prediction
+        if counter == patience:
+            return number
+    return len(predictions) - 1
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 4])
+def test_patience_is_pabees_counter(patience):
+    torch.manual_seed(0)
+    logits = torch.randn(5, 400, 3)
+    chosen = choose(CRITERIA["patience"].scores(logits), (float(patience),) * 4).tolist()
+    assert chosen == [pabee(logits[:, row].argmax(dim=1).tolist(), patience) for row in range(400)]
+    assert len(set(chosen)) == max(5 - patience, 1)
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_pabee_one_row_at_a_time(patience):
+    """The forward pass that stops, for single rows, against the counter on all exits' predictions."""
+    model = toy_model(after=(0, 1, 2), num_outputs=2)
+    inputs = torch.randn(60, WIDTH)
+    with torch.inference_mode():
+        predictions = torch.stack([output.logits.argmax(dim=1) for output in model(inputs)])
+        found = [int(early_exit(model, row[None], Policy("patience", (float(patience),) * 3))[1]) for row in inputs]
+    assert found == [pabee(predictions[:, row].tolist(), patience) for row in range(60)]
+    assert len(set(found)) > 1
+
+
 def test_difference():
     logits = torch.tensor([[1.0, 2.0], [1.5, 2.0], [1.0, 5.0]])[:, :, None]
     assert CRITERIA["difference"].scores(logits).tolist() == [[-math.inf] * 2, [-0.5, 0], [-0.5, -3]]
