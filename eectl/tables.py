@@ -44,12 +44,12 @@ def show_comparison(comparison: Comparison, *, form: str = "table") -> None:
         return
     console = make_console()
     table = make_table(*_columns(comparison))
-    table.padding = (0, 1, 0, 0)  # 80 columns hold five budgets beside the longest regime
+    table.show_edge, table.padding = False, (0, 1, 0, 0)  # 80 columns hold five budgets beside the longest regime
     for column in table.columns[: len(_first_columns(comparison))]:
         column.justify = "left"
     for line in _lines(comparison):
         style = "italic" if line.is_papers else ""
-        words = [Text(f"{mean}±{std}" if std else mean, style="bold" if best else style) for mean, std, best in line.cells]
+        words = [Text(_tight(mean, std), style="bold" if best else style) for mean, std, best in line.cells]
         table.add_row(*(Text(word, style=style) for word in line.first), *words)
     print_table(console, title(comparison), table)
     for note in notes(comparison):
@@ -149,6 +149,10 @@ def _texts(cell: Cell | PublishedCell | None, task: str) -> tuple[str, str]:
 
 def _value(value: float, task: str, *, digits: int = 4) -> str:
     return f"{100 * value:.2f}" if task == "classification" else f"{value:.{digits}g}"
+
+
+def _tight(mean: str, std: str) -> str:
+    return f"{mean}±{std}" if std.strip(_NO_NUMBER) else _plus_minus(mean, std)
 
 
 def _plus_minus(mean: str, std: str) -> str:
