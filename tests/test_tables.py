@@ -106,6 +106,10 @@ def test_lower_is_better():
     assert lines[5] == "| mixed | 1 | 12.35 ± - | **0.6123** ± - | **0.5** ± - |"
 
 
+def test_one_row_is_not_the_best_of_any():
+    assert "**" not in markdown(compare([made((0.1, 0.2, 0.3))]))
+
+
 def labelled(*names):
     return compare([made((0.1, 0.2, 0.3), label=name, heads=(name,) * 2) for name in names])
 
@@ -165,5 +169,7 @@ def test_picture(tmp_path, task):
         "joint gpf (2)", "mixed gpf (2)", "joint linear (2)", "mixed linear (2)",
     ]  # fmt: skip
     assert ("accuracy, %" if task == "classification" else "MSE, lower is better") in words
+    drawn = (tmp_path / "a.svg").read_text()  # a colour per regime, a dash pattern per setting
+    assert all(colour in drawn for colour in ("#0072b2", "#d55e00")) and "#009e73" not in drawn and "stroke-dasharray" in drawn
     plot_comparison(tmp_path / "b.PNG", compare(runs[:1]))
     assert (tmp_path / "b.PNG").read_bytes().startswith(b"\x89PNG")
