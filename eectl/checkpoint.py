@@ -15,6 +15,7 @@ from eectl.files import digest, write_tensors
 from eectl.models import build_model
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe import Data, ModelSpec
+from eectl.results import Origin
 
 KIND = "checkpoint"
 SCHEMA = 1
@@ -59,6 +60,11 @@ class About:
         for entry in self.history:
             trained = set() if "attached" in entry else trained | set(entry.get("heads", ()))
         return [number for number in range(1, len(self.spec.after) + 1) if number not in trained]
+
+    @property
+    def origin(self) -> Origin:
+        """What an evaluation keeps of it."""
+        return Origin(dict(self.recipe), self.spec.after, self.spec.heads)
 
     def to_json(self) -> dict[str, Any]:
         """What the file's metadata holds of it."""

@@ -62,6 +62,23 @@ def _files(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete) and name.endswith(("/", ".safetensors"))]
 
 
+def _published(incomplete: str) -> list[str]:
+    """The paper's tables, and their variants as TABLE:VARIANT."""
+    from eectl.published import published_tables
+
+    tables = published_tables().values()
+    names = [name for each in tables for name in (each.number, *(f"{each.number}:{one}" for one in each.variants if one))]
+    return _starting_with(names, incomplete)
+
+
+def _runs(incomplete: str) -> list[str]:
+    """Run folders, checkpoints and evaluations that begin like this."""
+    base = Path(incomplete)
+    folder = base if incomplete.endswith("/") else base.parent
+    names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
+    return [name for name in names if name.startswith(incomplete) and name.endswith(("/", ".safetensors", ".json"))]
+
+
 def _recipes_and_files(incomplete: str) -> list[str]:
     return _recipes(incomplete) + _files(incomplete)
 
@@ -291,6 +308,8 @@ def evaluate(
     criterion: Criterion = None,
     protocol: Annotated[str, typer.Option(help="calibrated, or paper: the authors' rule, thresholds chosen on the test split",
                                           autocompletion=_among("calibrated", "paper"))] = "calibrated",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write the evaluation, for eectl report", metavar="FILE.json",
+                                             show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="draw accuracy (or MSE) against cost into this .png, .pdf or .svg",
                                               show_default=False)] = None,
     predictions: Annotated[Path | None, typer.Option(help="predictions of the test split, instead of a pass over it",
@@ -311,7 +330,7 @@ def evaluate(
     from eectl.report import show_evaluation, show_json
 
     result = evaluate_checkpoint(
-        checkpoint, budgets=budgets, policy=policy, criterion=criterion, protocol=protocol, plot=plot,
+        checkpoint, budgets=budgets, policy=policy, criterion=criterion, protocol=protocol, out=out, plot=plot,
         predictions=predictions, save_to=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
         overwrite=overwrite, say=_say,
     )  # fmt: skip
@@ -321,6 +340,50 @@ def evaluate(
         show_json(result.to_json())
     else:
         show_evaluation(result)
+    if out is not None:
+        _say(f"next: eectl report {out}, with the evaluations of other seeds and regimes")
+
+
+@app.command(rich_help_panel="Measure")
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN…", help="run folders with an evaluation.json, checkpoints "
+                                                      "beside one, or evaluation files", autocompletion=_runs,
+                                                      show_default=False)] = None,
+    lookup: Annotated[str, typer.Option(help="per-seed, or average-first: the authors' rule, one threshold of their grid for "
+                                        "the mean over seeds, chosen on the test split",
+                                        autocompletion=_among("per-seed", "average-first"))] = "per-seed",
+    published: Annotated[str | None, typer.Option(metavar="TABLE[:VARIANT]", help="the paper's numbers to stand below ours",
+                                                  autocompletion=_published, show_default=False)] = None,
+    list_published: Annotated[bool, typer.Option("--list-published", help="show the paper's tables and stop")] = False,
+    label: Annotated[list[str] | None, typer.Option(metavar="PATTERN=TEXT", help="call the runs whose names fit so; may be "
+                                                    "repeated", show_default=False)] = None,
+    form: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv or json, on stdout",
+                                      autocompletion=_among("table", "markdown", "latex", "csv", "json"))] = "table",
+    out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="write a .md, .tex, .csv or .json table, or a .png, "
+                                                   ".pdf or .svg plot; may be repeated", show_default=False)] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Gather runs into one table: mean ± std over seeds at each budget, a row per setting and regime.
+
+    Example: eectl report runs/* --published 10 -o table.tex -o curves.pdf
+    """
+    from eectl.tables import check_form, show_comparison, show_published
+
+    if list_published:
+        from eectl.published import published_tables
+
+        show_published(list(published_tables().values()))
+        return
+    if not runs:
+        raise EectlError("report: name the runs, such as runs/*; or --list-published for the paper's tables")
+    check_form(form)
+    from eectl.summarize import summarize
+
+    comparison = summarize(
+        runs, how=lookup, published=published, label=label or [], outputs=out or [], overwrite=overwrite, say=_say
+    )
+    show_comparison(comparison, form="json" if json else form)
 
 
 @app.command(rich_help_panel="Measure")

@@ -1,6 +1,7 @@
 """`eectl evaluate`: one pass over the test split under a policy file, or under thresholds calibrated on the way."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from eectl.distributed import join, leave
@@ -8,7 +9,7 @@ from eectl.errors import EectlError, lookup
 from eectl.files import check_outputs
 from eectl.plots import check_plot_path, plot_curve
 from eectl.predict import Predictions, save_predictions
-from eectl.results import Evaluation, Policies, parse_budgets, read_policies
+from eectl.results import Evaluation, Policies, parse_budgets, read_policies, write_evaluation
 from eectl.scoring import evaluate, evaluate_as_paper, every_point
 from eectl.session import Session, open_session, split_predictions
 from eectl.sweep import check_paper
@@ -25,6 +26,7 @@ def evaluate_checkpoint(
     policy: Path | None = None,
     criterion: str | None = None,
     protocol: str = "calibrated",
+    out: Path | None = None,
     plot: Path | None = None,
     predictions: Path | None = None,
     save_to: Path | None = None,
@@ -36,6 +38,8 @@ def evaluate_checkpoint(
 ) -> Evaluation | None:
     """Score a checkpoint on the test split; None in all processes but the first. `say` takes what belongs on stderr.
 
+    `out` is the evaluation's file, for `eectl report`.
+
     Raises EectlError, before the pass, for requests that contradict each other and outputs that exist.
     """
     lookup(PROTOCOLS, protocol, what="protocol")
@@ -44,7 +48,7 @@ def evaluate_checkpoint(
     wanted = parse_budgets(BUDGETS if budgets is None else budgets)
     if plot is not None:
         check_plot_path(plot)
-    check_outputs([plot, save_to], inputs=[path, policy, predictions], overwrite=overwrite)
+    check_outputs([out, plot, save_to], inputs=[path, policy, predictions], overwrite=overwrite)
     given = None if policy is None else _from_file(policy, None if budgets is None else wanted)
     world = join(device)
     try:
@@ -58,6 +62,7 @@ def evaluate_checkpoint(
             given.check(session.checkpoint.digest, path=policy)
         found = split_predictions(session, "test", file=predictions, batch_size=batch_size)
         result = _score(session, found, given, wanted, criterion, protocol, batch_size)
+        result = replace(result, origin=session.checkpoint.about.origin)
         if not world.is_main:
             return None
         for note in session.notes:
@@ -67,6 +72,8 @@ def evaluate_checkpoint(
         if plot is not None:
             plot_curve(plot, result, every_point(found, exit_costs=session.costs.exits, criterion=result.criterion))
             say(f"{plot}: written")
+        if out is not None:
+            write_evaluation(out, result)
         return result
     finally:
         leave()

@@ -102,11 +102,15 @@ def check_kind(path: Path, value: Any, *, kind: str, schema: int) -> None:
     """Raise EectlError unless `value` is a mapping that says it is of `kind`, with a schema this eectl can read."""
     found = value.get("kind") if isinstance(value, Mapping) else None
     if found != kind:
-        says = f"says it is a {found}" if isinstance(found, str) else "does not say what it is"
-        raise EectlError(f"{path}: not a {kind} of eectl's (it {says})")
+        says = f"says it is {_with_article(found)}" if isinstance(found, str) else "does not say what it is"
+        raise EectlError(f"{path}: not {_with_article(kind)} of eectl's (it {says})")
     number = value.get("schema")
     if not isinstance(number, int) or number > schema:
         raise EectlError(f"{path}: {kind} schema {number}, this eectl reads up to {schema}; upgrade eectl")
+
+
+def _with_article(kind: str) -> str:
+    return f"a{'n' * kind.startswith(tuple('aeiou'))} {kind}"
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> None:

@@ -159,10 +159,30 @@ class BudgetResult:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Operating points on a split, cheapest first: a threshold shared by all attached exits, its mean MACs, its value."""
+
+    thresholds: tuple[float, ...]
+    mean_costs: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which run a network came from: its recipe as plain data, and the exits (blocks and kinds) that it really has."""
+
+    recipe: Mapping[str, Any]
+    after: tuple[int, ...]
+    heads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A network's exits and budgets on one split. `protocol` is calibrated or paper, `task` names an entry of TASKS.
 
-    `dead` has the attached exits (numbers from 1) at which no row leaves under any budget.
+    `dead` has the attached exits (numbers from 1) at which no row leaves under any budget. `curve` is the whole sweep on this
+    split, thinned; `grid` has the authors' thresholds, the same for every network, and is None where they have none. Both are
+    diagnostics: nobody may choose on them and call it calibrated. The last four are None in files of older versions.
     """
 
     checkpoint: str
@@ -175,7 +195,32 @@ class Evaluation:
     exits: tuple[ExitResult, ...]
     budgets: tuple[BudgetResult, ...]
     dead: tuple[int, ...]
+    curve: Curve | None = None
+    grid: Curve | None = None
+    fingerprint: str | None = None
+    origin: Origin | None = None
 
     def to_json(self) -> Mapping[str, Any]:
         """The evaluation as JSON-able data with its kind and schema number."""
         return {"kind": EVALUATION_KIND, "schema": EVALUATION_SCHEMA, **asdict(self)}
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write an evaluation's file."""
+    write_json(path, evaluation.to_json())
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what `eectl evaluate` wrote, by this version or an older one; raises EectlError where it is something else."""
+    value = read_json(path, kind=EVALUATION_KIND, schema=EVALUATION_SCHEMA)
+    try:
+        evaluation: Evaluation = TypeAdapter(Evaluation).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise EectlError(f"{path}: {place}: {first['msg']}; write it again with eectl evaluate") from error
+    try:
+        lookup(TASKS, evaluation.task, what="task")
+    except EectlError as error:
+        raise EectlError(f"{path}: {error}") from error
+    return evaluation

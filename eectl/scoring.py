@@ -13,8 +13,10 @@ from torch import Tensor
 from eectl.errors import EectlError
 from eectl.exiting import DEFAULT_CRITERION, NEVER, choose, find_criterion
 from eectl.predict import Predictions
-from eectl.results import BudgetPolicy, BudgetResult, Evaluation, ExitResult, Policies
-from eectl.sweep import OperatingPoints, limit, outcomes, pick_as_paper, sweep
+from eectl.results import BudgetPolicy, BudgetResult, Curve, Evaluation, ExitResult, Policies
+from eectl.sweep import OperatingPoints, Point, limit, outcomes, paper_walk, pick_as_paper, sweep, thin
+
+CURVE_POINTS = 500  # more cannot be told apart in a plot
 
 
 def evaluate(predictions: Predictions, policies: Policies, *, exit_costs: Sequence[int], plain_cost: int) -> Evaluation:
@@ -76,6 +78,8 @@ def _evaluate(
     budgets = [_budget(entry, scores, outcome, costs, plain_cost, predictions) for entry in (*entries, unlimited)]
     reached = [result.left for result in budgets[:-1] if result.left is not None]
     used = {index for left in reached for index, count in enumerate(left) if count}
+    points = sweep(scores, outcome, exit_costs, task=predictions.task)
+    has_grid = predictions.task != "regression"  # the paper names no grid there
     return Evaluation(
         checkpoint=predictions.checkpoint,
         task=predictions.task,
@@ -92,7 +96,15 @@ def _evaluate(
         ),
         budgets=tuple(budgets),
         dead=tuple(index + 1 for index in range(num_exits - 1) if reached and index not in used),
+        curve=_curve(thin(points, CURVE_POINTS)),
+        grid=_curve(paper_walk(points, criterion=criterion, num_exits=num_exits)) if has_grid else None,
+        fingerprint=predictions.fingerprint,
     )
+
+
+def _curve(points: Sequence[Point]) -> Curve:
+    thresholds, costs, values = zip(*((point.threshold, point.mean_cost, point.value) for point in points), strict=True)
+    return Curve(thresholds, costs, values)
 
 
 def _budget(

@@ -130,7 +130,23 @@ def pick_as_paper(
     regression, where the paper names no criterion.
     """
     check_paper(points.task)
-    grid = torch.arange(float(num_exits)) if criterion == "patience" else torch.linspace(0, 1, 100)
-    walk = [points.point(points.at(threshold), threshold) for threshold in grid.tolist()]
+    walk = paper_walk(points, criterion=criterion, num_exits=num_exits)
     within = [[entry for entry in walk if entry.mean_cost <= limit(budget, plain_cost)] for budget in budgets]
     return [entries[-1] if entries else None for entries in within]  # costs rise along the grid, so the dearest is the last
+
+
+def paper_walk(points: OperatingPoints, *, criterion: str, num_exits: int) -> list[Point]:
+    """What the thresholds of the authors' grid reach, from cheap to dear; at the last one no row leaves early."""
+    grid = torch.arange(float(num_exits)) if criterion == "patience" else torch.linspace(0, 1, 100)
+    return [points.point(points.at(threshold), threshold) for threshold in grid.tolist()]
+
+
+def thin(points: OperatingPoints, at_most: int) -> list[Point]:
+    """At most `at_most` of the points, spread evenly over the cost, the first and the last among them.
+
+    Drawn as a step function they lag the whole curve by at most one even step of cost.
+    """
+    costs = points.mean_costs
+    steps = torch.linspace(0, 1, at_most, dtype=torch.float64) * (costs[-1] - costs[0]) + costs[0]
+    kept = (torch.searchsorted(costs, steps, right=True) - 1).clamp(min=0).tolist()
+    return [points.point(index) for index in sorted({*kept, len(points) - 1})]

@@ -1,5 +1,6 @@
 """The program as a user meets it: what goes where, exit codes, and one clear line for every mistake of theirs."""
 
+import csv
 import json
 import os
 import signal
@@ -93,6 +94,17 @@ def test_json_on_stdout_is_nothing_but_json(work):
     assert [entry["cost"] for entry in costs["exits"]] == [entry["cost"] for entry in found["exits"]]
     about = json.loads(eectl("info", "joint/model.safetensors", "--json", cwd=work)[0])
     assert about["weights"] == found["checkpoint"]
+
+
+def test_an_evaluations_file_is_what_report_reads(work):
+    out, err = eectl("evaluate", "joint/model.safetensors", "--json", "-o", "e.json", cwd=work)
+    assert json.loads((work / "e.json").read_text()) == json.loads(out)
+    assert "next: eectl report e.json" in err
+    found = json.loads(out)
+    assert (found["origin"]["recipe"]["seed"], found["origin"]["after"], len(found["grid"]["values"])) == (0, [1, 4], 100)
+    rows = list(csv.DictReader(eectl("report", "e.json", "--format", "csv", cwd=work)[0].splitlines()))
+    assert [(row["regime"], row["budget_percent"]) for row in rows[-2:]] == [("joint", "100"), ("joint", "unlimited")]
+    assert rows[-1]["mean"] == f"{100 * found['exits'][-1]['value']:.2f}"
 
 
 def test_saved_predictions_stand_in_for_the_pass(work):
@@ -227,6 +239,7 @@ def test_outputs_that_exist(work, tmp_path, refuse, monkeypatch):
     for line in [
         ("calibrate-thresholds", joint, "-o", "p.json"),
         ("evaluate", joint, "--plot", "c.png"),
+        ("evaluate", joint, "-o", "p.json"),
         ("evaluate", joint, "--save-predictions", "x.safetensors"),
         ("attach-heads", joint, "--after", "1", "-o", "x.safetensors"),
     ]:

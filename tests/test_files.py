@@ -81,7 +81,7 @@ def test_what_cannot_be_read(tmp_path):
 
 def test_json_kinds(tmp_path):
     path = tmp_path / "p.json"
-    for text, words in [("{", "cut short"), ("[1]", "not a policy"), ('{"kind": "other"}', "says it is a other")]:
+    for text, words in [("{", "cut short"), ("[1]", "not a policy"), ('{"kind": "other"}', "says it is an other")]:
         path.write_text(text)
         with pytest.raises(EectlError, match=words):
             read_json(path, kind="policy", schema=1)

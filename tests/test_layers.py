@@ -10,17 +10,17 @@ import pytest
 ROOT = Path(__file__).parents[1] / "eectl"
 LAYERS = [  # from the bottom; a module may import from its own layer (verbs excepted) and from below
     {"errors", "seeds", "text_sets"},
-    {"files", "regimes", "weighting", "recipe"},
+    {"files", "regimes", "weighting", "recipe", "published"},
     {"models", "distributed", "optim", "losses"},
-    {"exiting", "sweep", "results", "data", "costs", "l2w"},
-    {"predict", "checkpoint", "run_folder", "report", "plots", "display"},
+    {"exiting", "sweep", "results", "settings", "compare", "data", "costs", "l2w"},
+    {"predict", "checkpoint", "run_folder", "report", "tables", "plots", "display"},
     {"network", "session", "loop", "steps", "phase_state", "thresholds", "scoring", "describe"},
-    {"train", "attach", "calibrate", "evaluate", "plan"},
+    {"train", "attach", "calibrate", "evaluate", "plan", "summarize"},
     {"cli"},
     {"__main__"},
 ]
 VERBS = LAYERS[6]
-NO_TORCH = ["errors", "files", "regimes", "weighting", "recipe", "text_sets", "cli", "models"]
+NO_TORCH = ["errors", "files", "regimes", "weighting", "recipe", "text_sets", "published", "cli", "models"]
 
 
 def modules():
