@@ -83,6 +83,11 @@ def test_a_rows_logits_do_not_depend_on_its_neighbours_padding() -> None:
     assert torch.equal(beside_itself[0], beside_a_short_one[0])
 
 
+def test_the_example_is_of_real_tokens() -> None:
+    """Costs are those of a full row, and a row of padding alone has no softmax."""
+    assert build("hf/bert", args=SMALL).example((3, 4)).tolist() == [[[0] * 4, [1] * 4, [0] * 4]]
+
+
 def test_the_feature_is_a_masked_mean() -> None:
     x = torch.tensor([[[2.0], [4.0], [99.0]], [[3.0], [3.0], [9.0]]])
     feature = TextFeature(x, torch.tensor([[True, True, False], [True, True, True]]))
