@@ -41,9 +41,9 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
     with _explained(name, args):
         config = AutoConfig.for_model(found.model_type, **options, num_labels=num_outputs)
         if pretrained:
-            net, fresh = _load(name, config, adapter.attention)
+            net, fresh = _load(name, config)
         else:
-            net = AutoModelForSequenceClassification.from_config(config, attn_implementation=adapter.attention)
+            net = AutoModelForSequenceClassification.from_config(config)
         backbone = adapter(net)
     backbone.name, backbone.rebuilds_as, backbone.fresh = f"hf/{name}", (f"hf/{found.model_type}", options), fresh
     _check_fresh(backbone)
@@ -88,7 +88,7 @@ def _read_config(name: str, *, download: bool) -> Any:
         ) from error
 
 
-def _load(name: str, config: Any, attention: str) -> tuple[Any, tuple[str, ...]]:
+def _load(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
     """The network with its published weights in float32, and the parameters that these leave fresh."""
     folder = Path(name)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -99,7 +99,6 @@ def _load(name: str, config: Any, attention: str) -> tuple[Any, tuple[str, ...]]
             net, info = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=config,
-                attn_implementation=attention,
                 local_files_only=folder.is_dir(),
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,

@@ -4,6 +4,7 @@ Blocks are half-layers, as the paper counts them (methods §4.5): 2k is the atte
 so odd numbers are whole layers. It runs the library's own modules; building networks and reading files is from_transformers'.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -45,12 +46,13 @@ class BertBackbone(Backbone):
     which takes a look at the device and makes a row's last bits depend on its neighbours. On a CPU PyTorch's attention gives
     the same bits with a mask of all True as with none; on CUDA it may pick another kernel for it.
 
-    `attention` is the library's implementation: `sdpa`, PyTorch's fused one, which does not store the [token, token] scores.
+    The attention is what the library picks by itself: PyTorch's fused one, which does not store the [token, token] scores, or
+    where it has not taken that up (DeBERTa; ELECTRA in transformers 4) its own.
+
     `options` are what `backbone.args` takes. A part that several blocks use is owned by the first of them: it trains, and is
     frozen, with that block alone.
     """
 
-    attention: ClassVar[str] = "sdpa"
     options: ClassVar[tuple[str, ...]] = (*SIZES.split(), "classifier_dropout")
     layers: ClassVar[str] = "encoder.layer"
     halves: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("attention",), ("intermediate", "output"))
@@ -126,7 +128,14 @@ class BertBackbone(Backbone):
         return self.base.get_submodule(self.layers)[number]
 
     def _attend(self, layer: Any, x: Any, mask: Tensor) -> Any:
-        return layer.attention(x, mask[:, None, None, :])[0]
+        return layer.attention(x, self._for_scores(x, mask))[0]
+
+    def _for_scores(self, x: Any, mask: Tensor) -> Tensor:
+        """The mask [row, 1, 1, token] as the library's attention takes it: True = real, or what is added to the scores."""
+        real = mask[:, None, None, :]
+        if self.net.config._attn_implementation == "sdpa":
+            return real
+        return torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, torch.finfo(x.dtype).min)
 
     def _feed(self, layer: Any, x: Any) -> Any:
         return layer.feed_forward_chunk(x)
@@ -176,7 +185,10 @@ class DistilBertBackbone(BertBackbone):
         return self.base.embeddings(ids)
 
     def _attend(self, layer: Any, x: Any, mask: Tensor) -> Any:
-        return layer.sa_layer_norm(layer.attention(x, attention_mask=mask[:, None, None, :])[0] + x)
+        mask = self._for_scores(x, mask)
+        if "query" in inspect.signature(layer.attention.forward).parameters:  # transformers 4
+            return layer.sa_layer_norm(layer.attention(x, x, x, mask)[0] + x)
+        return layer.sa_layer_norm(layer.attention(x, attention_mask=mask)[0] + x)
 
     def _feed(self, layer: Any, x: Any) -> Any:
         return layer.output_layer_norm(layer.ffn(x) + x)
@@ -227,7 +239,6 @@ class DebertaBackbone(BertBackbone):
     it, reads the embeddings once more, and is refused.
     """
 
-    attention = "eager"
     options = tuple(
         f"""{SIZES} relative_attention max_relative_positions position_biased_input pos_att_type pooler_dropout
         pooler_hidden_act cls_dropout position_buckets share_att_key norm_rel_ebd talking_head conv_kernel_size""".split()
