@@ -29,7 +29,7 @@ def train_batches(
     key = int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:8], "little")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(key >> 1))
     steps = range(start, num_batches(split, batch_size))
-    yield from split.batches([order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps])
+    yield from split.batches([order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps], draw=key)
 
 
 def eval_batches(split: Split, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
