@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eectl import recipe
+from eectl.data.archives import load_imagenet, load_imagenette, load_tinyimagenet
 from eectl.data.folder import load_folder
 from eectl.data.images import Part, Source
-from eectl.data.published import load_imagenet, load_imagenette, load_tinyimagenet
 from eectl.data.splits import stratified
 from eectl.errors import EectlError
 

@@ -13,8 +13,8 @@ from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
 
 from eectl.data import load_data, train_batches
+from eectl.data.archives import IMAGENETTE
 from eectl.data.load import data_info
-from eectl.data.published import IMAGENETTE
 from eectl.errors import EectlError
 from eectl.recipe import Data
 from eectl.seeds import derive_seed
