@@ -5,6 +5,7 @@ Synthetic data of a recipe's own input shape goes through the loop's own step; t
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -203,7 +204,9 @@ def test_a_recipe_takes_two_steps_of_the_loop(name, tmp_path):
     (phase,) = planned_phases(recipe)
     task = TASKS[getattr(info, "task", "classification")]
     augmenter = Augmenter(info, data.augment, len(info.classes))
-    job = Job(recipe, World(0, 1, CPU), RunFolder(tmp_path), data, augmenter, Display(quiet=True), task)
+    folder = RunFolder(tmp_path)
+    folder.saved_at = math.inf  # no resume states: they are large, and tested elsewhere
+    job = Job(recipe, World(0, 1, CPU), folder, data, augmenter, Display(quiet=True), task)
     before = {key: value.clone() for key, value in network.model.named_parameters()}
     entry = run_phase(job, network.model, phase, place=Place({}, "none", lambda: tmp_path))
     assert (entry["steps"], entry["epochs"]) == (2, 1)
@@ -249,13 +252,25 @@ def test_a_table_is_made_of_its_recipes_regimes_and_seeds(number):
         target = option(line, "-o") or ""
         made |= {target, f"{target}/model.safetensors"}
     for line in trains:
-        name, flags = line.split()[2], re.findall(r"--set (\S+)", line)
-        later = ("exits.head=gpf", "loss_weights=")  # what the recipe takes once those parts are in
-        read_recipe(name, changes=[flag for flag in flags if not flag.startswith(later)] or ["seed=0"])
-        assert option(line, "--regime") in REGIMES and option(line, "--seed") in ("0", "5")
+        assert line.split()[2] in RECIPES and option(line, "--regime") in REGIMES and option(line, "--seed") in ("0", "5")
         start = option(line, "--from")
         assert start is None or f"backbone-{option(line, '--seed')}/" in start
     assert sum("--phase 1" in line for line in trains) == 2 * len({line.split()[2] for line in trains})
+
+
+def test_every_variant_of_a_table_builds_at_full_size():
+    lines = make(*(f"table-{number}" for number in range(1, 21)), "SEEDS=0")
+    variants = {(line.split()[2], *re.findall(r"--set (\S+)", line)) for line in lines if "--set" in line}
+    assert len(variants) == 1 + 6 + 4 + 2 * 2  # gpf, placements, weightings, two sizes on two data sets
+    for name, *flags in sorted(variants):
+        recipe = shipped(name, *flags)
+        assert recipe != shipped(name)
+        with torch.device("meta"):
+            network = first_network(recipe, data_info(recipe.data))
+            resolved = resolve(recipe, network)
+            network = with_exits(network, resolved.exits, seed=0)
+        assert network.spec.heads == (resolved.exits.head,) * len(network.model.after), flags
+        planned_phases(resolved)
 
 
 def test_a_tables_rows_are_those_that_the_paper_prints():
@@ -278,15 +293,24 @@ def test_disjoint_and_mixed_and_every_variant_share_phase_1():
         f"eectl train tinyimagenet-resnet50 --regime disjoint --phase 1 --seed 3  --resume -o {shared}"
     ]
     assert sum(f"--from {shared}/model.safetensors" in line for line in lines) == 14
+    assert {line.split("--regime ")[1][:18].strip() for line in lines if f"--from {shared}" in line} == {
+        "disjoint --phase 3",
+        "mixed --phase 2 --",
+    }
     plain = "o/tinyimagenet-resnet50/plain/joint-3"
     assert f"eectl train tinyimagenet-resnet50 --regime joint  --seed 3      --resume -o {plain}" in lines
 
 
-def test_a_criterion_measures_the_same_network_and_the_papers_rule_needs_no_policy():
-    entropy = make("table-17", "SEEDS=0")
-    assert sum(line.startswith("eectl train") for line in entropy) == 4
-    assert sum("--criterion entropy" in line for line in entropy) == 3
-    assert "o/cifar100-vit-t/plain/mixed-0/entropy/evaluation.json" in entropy[-1]
+@pytest.mark.parametrize(("table", "criterion"), [(15, "patience"), (17, "entropy")])
+def test_a_criterion_measures_the_networks_of_table_10(table, criterion):
+    lines = make(f"table-{table}", "SEEDS=0")
+    trains = [line for line in lines if line.startswith("eectl train")]
+    assert len(trains) == 4 and set(trains) <= set(make("table-10", "SEEDS=0"))
+    assert sum(f"--criterion {criterion}" in line for line in lines) == 3
+    assert f"o/cifar100-vit-t/plain/mixed-0/{criterion}/evaluation.json" in lines[-1]
+
+
+def test_the_papers_rule_needs_no_policy():
     paper = make("table-18", "SEEDS=0", "RESULT=paper")
     assert not any("policy" in line for line in paper)
     assert sum("--protocol paper --budgets 35,50,75,100 " in line for line in paper) == 3

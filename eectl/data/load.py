@@ -45,15 +45,13 @@ def load_data(spec: recipe.Data, *, device: torch.device, download: bool = False
     crop = None if in_memory else crop
     prepared = partial(prepare, shape=shape, interpolation=spec.interpolation)
     splits: dict[str, Split] = {
-        name: _split(
-            name, *chosen[name], fit=prepared, in_memory=in_memory, device=device, crop=crop if name == "train" else None
-        )
+        name: _split(name, *chosen[name], fit=prepared, in_memory=in_memory, device=device, crop=crop)
         for name in ("train", "validation", "calibration", "test")
         if name in chosen
     }
     mean, std = _constants(source, spec, shape[0])
     augment = spec.augment if crop is None else spec.augment.model_copy(update={"resized_crop": None})
-    return Dataset(DataInfo(spec.name, source.classes, shape, mean, std), splits, augment)
+    return Dataset(DataInfo(spec.name, source.classes, shape, mean, std), splits, augment=augment)
 
 
 def data_info(spec: recipe.Data) -> DataInfo:

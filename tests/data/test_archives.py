@@ -139,13 +139,13 @@ def write_imagenette(root: Path, folder: str) -> Path:
 
 def test_imagenette_is_torchvisions(tmp_path):
     folder = write_imagenette(tmp_path, "imagenette2-160")
-    data = load("imagenette", tmp_path, image_size=32)
+    data = load("imagenette", tmp_path, image_size=32, in_memory=False)
     theirs = datasets.Imagenette(tmp_path, split="val", size="160px")
     assert data.info.classes == tuple(names[0] for names in theirs.classes)
     assert data.splits["test"].labels.tolist() == [label for _, label in theirs]
     assert brightest(data.splits["test"]) == [label % 3 for _, label in theirs]
     assert sum(len(data.splits[name]) for name in ("train", "validation", "calibration")) == 60
-    assert data.info.input_shape == (3, 32, 32)
+    assert data.info.input_shape == (3, 32, 32) == tuple(data.splits["test"].rows(torch.tensor([0]))[0].shape)
     assert load("imagenette", folder).info.input_shape == (3, 224, 224)
     assert load("imagenette", folder, variant="160px").info.classes == data.info.classes
 
