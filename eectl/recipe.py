@@ -49,6 +49,7 @@ class Augment(Section):
 
     resized_crop: tuple[Probability, Probability] | None = Field(None, description="area range of a random resized crop")
     trivial: bool = Field(False, description="TrivialAugmentWide, one operation per image")
+    trivial_interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("nearest", description="how it warps images")
     crop: Annotated[int, Field(ge=0)] = Field(0, description="pixels of padding before a random crop back to size")
     flip: bool = Field(False, description="random horizontal flip")
     rotation: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="random rotation within ± degrees")
@@ -69,7 +70,10 @@ class Data(Section):
 
     name: str = "digits"
     root: Path = Field(Path("data"), description="folder with the data set; digits needs none")
+    variant: str | None = Field(None, description="which published form of the data; imagenette: full, 320px or 160px")
     image_size: Count | None = Field(None, description="images are resized to this square; none: as the data set has them")
+    resize: Count | None = Field(None, description="short side of image files before the centre crop; none: image_size")
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="how images are resized")
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; none: as the data set has them")
     normalize: Literal["auto", "imagenet"] | tuple[tuple[float, ...], tuple[Positive, ...]] = Field(
         "auto", description="auto: the data set's own constants; imagenet; or [means, standard deviations]"
@@ -127,8 +131,15 @@ class Data(Section):
             raise ValueError(f"strip is for 20newsgroups, and this is {self.name}; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _room_for_the_crop(self) -> "Data":
+        if self.resize is not None and self.resize < (self.image_size or self.resize + 1):
+            wanted = "it needs image_size" if self.image_size is None else f"it must be image_size, {self.image_size}, or more"
+            raise ValueError(f"resize is {self.resize}; {wanted}, the square that is cut out of the resized image")
+        return self
 
-_IMAGE_KEYS = ("image_size", "channels", "normalize", "in_memory", "workers", "augment")
+
+_IMAGE_KEYS = ("image_size", "channels", "normalize", "in_memory", "workers", "augment", "variant", "resize", "interpolation")
 _TEXT_KEYS = ("text", "target", "task", "tokenizer", "max_length", "strip")
 
 

@@ -72,7 +72,7 @@ def train(
             if resume and folder.finished():
                 display.say(f"{folder.model} is there: this run has come to its end")
                 return _trained(folder) if world.is_main else None
-            augmenter = Augmenter(data.info, recipe.data.augment, len(data.info.classes))
+            augmenter = Augmenter(data.info, data.augment, len(data.info.classes))
             job = Job(recipe, world, folder, data, augmenter, display, TASKS[data.info.task])
             with _signals(job.caught):
                 _run(job, network, folder.load_state())

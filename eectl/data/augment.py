@@ -50,7 +50,7 @@ class Augmenter:
             if options.resized_crop is not None:
                 images = resized_crop(images, options.resized_crop)
             if options.trivial:
-                images = trivial_augment(images, *draw_trivial(len(images)))
+                images = trivial_augment(images, *draw_trivial(len(images)), mode=options.trivial_interpolation)
             if options.crop:
                 images = padded_crop(images, options.crop)
             if options.flip:
@@ -112,7 +112,7 @@ def _warp(images: Tensor, matrices: Tensor, *, mode: str = "nearest", padding: s
     y = (torch.arange(height, device=images.device) - (height - 1) / 2)[:, None]
     grid = x * matrix[:, :, 0] + y * matrix[:, :, 1] + matrix[:, :, 2]
     warped = F.grid_sample(images.float(), grid.permute(0, 2, 3, 1), mode, padding, align_corners=False)
-    return warped.round_().to(torch.uint8)
+    return warped.round_().clamp_(0, 255).to(torch.uint8)  # bicubic overshoots
 
 
 def padded_crop(images: Tensor, padding: int) -> Tensor:
@@ -180,7 +180,7 @@ def draw_trivial(count: int) -> tuple[Tensor, Tensor]:
     return operations, torch.where(signed, magnitudes * signs, magnitudes)
 
 
-def trivial_augment(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
+def trivial_augment(images: Tensor, operations: Tensor, magnitudes: Tensor, *, mode: str = "nearest") -> Tensor:
     """uint8 images with operation `operations[i]` at `magnitudes[i]` (both on the CPU) applied to image i."""
     result = images.clone()
 
@@ -191,7 +191,7 @@ def trivial_augment(images: Tensor, operations: Tensor, magnitudes: Tensor) -> T
     if len(moved):
         rows = moved.to(images.device, non_blocking=True)
         matrices = _trivial_matrices(operations[moved], magnitudes[moved], images.shape[-2:])
-        result.index_copy_(0, rows, _warp(images.index_select(0, rows), matrices))
+        result.index_copy_(0, rows, _warp(images.index_select(0, rows), matrices, mode=mode))
     for name, operation in PIXEL_OPERATIONS.items():
         chosen = rows_of(name)
         if len(chosen):

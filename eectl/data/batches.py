@@ -36,7 +36,7 @@ def train_batches(
     if split.lengths is not None:
         order = _by_length(order[: num_batches(split, batch_size) * batch_size], split.lengths, batch_size, generator)
     steps = range(start, num_batches(split, batch_size))
-    yield from split.batches([order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps])
+    yield from split.batches([order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps], draw=key)
 
 
 def _by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:

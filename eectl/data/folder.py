@@ -4,6 +4,7 @@ Reads names, and one image for its size; decoding is `images`' business.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def load_folder(spec: recipe.Data, download: bool) -> Source:
     train = found["train"]
     if train is None:
         raise EectlError(f"data.root is '{root}': no train/ in it; {LAYOUT}")
-    classes = _classes(train)
+    classes = class_names(train)
     if len(classes) < 2:
         only = f"the one class '{classes[0]}'" if classes else "no class folders"
         raise EectlError(f"{train}: {only}; two or more are needed; {LAYOUT}")
@@ -41,13 +42,26 @@ def load_folder(spec: recipe.Data, download: bool) -> Source:
     for name, folder in found.items():
         if folder is None:
             continue
-        _check_same_classes(folder, classes, train)
-        files = [(path, label) for label, class_ in enumerate(classes) for path in _images(folder / class_)]
-        paths = tuple(path for path, _ in files)
-        shape = shape or _shape(paths[0], spec)
-        images = FileImages(paths, root, shape, spec.image_size is not None, spec.workers, torch.device("cpu"))
-        parts[name] = Part(images, np.array([label for _, label in files], dtype=np.int64))
+        check_same_classes(folder, classes, train, layout=LAYOUT)
+        files = class_files(folder, classes)
+        shape = shape or _shape(files[0][0], spec)
+        parts[name] = file_part(files, root, shape, spec, resize=spec.image_size is not None)
     return Source(classes, IMAGENET_MEAN, IMAGENET_STD, parts)
+
+
+def class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """The image files of each class's folder and the class's number, in that order, sorted by path."""
+    return [(path, label) for label, class_ in enumerate(classes) for path in _images(folder / class_)]
+
+
+def file_part(
+    files: Sequence[tuple[Path, int]], root: Path, shape: tuple[int, int, int], spec: recipe.Data, *, resize: bool
+) -> Part:
+    """Labelled image files as a part of a Source; with `resize` they may have any size, else all have that of `shape`."""
+    short = (spec.resize or shape[1]) if resize else None
+    paths = tuple(path for path, _ in files)
+    images = FileImages(paths, root, shape, short, spec.workers, torch.device("cpu"), spec.interpolation)
+    return Part(images, np.array([label for _, label in files], dtype=np.int64))
 
 
 def _only(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -57,18 +71,20 @@ def _only(root: Path, names: tuple[str, ...]) -> Path | None:
     return present[0] if present else None
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The names of the class folders below `folder`, sorted."""
     return tuple(sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")))
 
 
-def _check_same_classes(folder: Path, classes: tuple[str, ...], train: Path) -> None:
-    here = _classes(folder)
+def check_same_classes(folder: Path, classes: tuple[str, ...], train: Path, *, layout: str) -> None:
+    """Raise EectlError where the class folders below `folder` are not those named, which `train` says or has."""
+    here = class_names(folder)
     for name in here:
         if name not in classes:
-            raise EectlError(f"{folder / name}: class '{name}' is not among the {len(classes)} in {train}; {LAYOUT}")
+            raise EectlError(f"{folder / name}: class '{name}' is not among the {len(classes)} in {train}; {layout}")
     for name in classes:
         if name not in here:
-            raise EectlError(f"{folder}: class '{name}' of {train} is missing; {LAYOUT}")
+            raise EectlError(f"{folder}: class '{name}' of {train} is missing; {layout}")
 
 
 def _images(folder: Path) -> list[Path]:

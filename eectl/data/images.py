@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from eectl.data.splits import Ids
 from eectl.errors import EectlError
+from eectl.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CHUNK = 1024  # images that are resized at a time
 LUMA = (0.2989, 0.587, 0.114)
@@ -26,7 +31,7 @@ class MemoryImages:
     def __init__(self, pixels: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> None:
         self._pixels, self._prepare = pixels, prepare
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
         """The images of each tensor of rows."""
         for rows in batches:
             images = self._pixels.index_select(0, rows.to(self._pixels.device, non_blocking=True))
@@ -35,7 +40,8 @@ class MemoryImages:
 
 @dataclass(frozen=True)
 class FileImages(Dataset[Tensor | str]):
-    """Image files that become uint8 [C, H, W] of one `shape`; with `resize`, by short side and centre crop.
+    """Image files that become uint8 [C, H, W] of one `shape`: by a short side of `resize` pixels and a centre crop, or, when
+    `read` draws, by a random box of the stored image with a share of its area in `crop`. Without `resize` all have the shape.
 
     `read` sends them to `device` through `workers` processes (0: none).
     """
@@ -43,9 +49,12 @@ class FileImages(Dataset[Tensor | str]):
     paths: tuple[Path, ...]
     root: Path
     shape: tuple[int, int, int]
-    resize: bool
+    resize: int | None
     workers: int
     device: torch.device
+    interpolation: str = "bilinear"
+    crop: tuple[float, float] | None = None
+    draw: int | None = None
 
     def select(self, rows: Iterable[int], device: torch.device) -> "FileImages":
         """Only these rows, in this order, read to `device`."""
@@ -56,15 +65,19 @@ class FileImages(Dataset[Tensor | str]):
         images = torch.empty(len(rows), *self.shape, dtype=torch.uint8)
         try:
             for image, row in zip(images, rows.tolist(), strict=True):
-                image.copy_(torch.from_numpy(self.decode(self.paths[row])))
+                seed = None if self.crop is None or self.draw is None else derive_seed(self.draw, row)
+                image.copy_(torch.from_numpy(self.decode(self.paths[row], seed)))
         except EectlError as error:
             return str(error)
         return images
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each tensor of rows, in order, read ahead; raises EectlError that names a bad file."""
+    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
+        """The images of each tensor of rows, in order, read ahead; raises EectlError that names a bad file.
+
+        A row's random box is a function of `draw` and the row alone, so neither workers nor a resumed epoch change it.
+        """
         loader = DataLoader(
-            self,
+            replace(self, draw=draw),
             sampler=batches,  # a "sample" is a batch of rows
             batch_size=None,
             num_workers=min(self.workers, len(batches), os.cpu_count() or 1),
@@ -102,26 +115,18 @@ class FileImages(Dataset[Tensor | str]):
         hashes = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
         return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
 
-    def decode(self, path: Path) -> NDArray[np.uint8]:
-        """One file as uint8 [C, H, W]; raises EectlError for one that is broken, too deep or of another size."""
-        from PIL import Image
+    def decode(self, path: Path, seed: int | None = None) -> NDArray[np.uint8]:
+        """One file as uint8 [C, H, W], its random box if there is a `seed`, else whole or its centre.
 
+        Raises EectlError for a file that is broken, too deep or of another size.
+        """
         channels, height, width = self.shape
-        try:
-            with Image.open(path) as opened:
-                if opened.mode.startswith(("I", "F")):
-                    raise EectlError(f"{path}: pixels of mode {opened.mode}, eectl reads 8-bit images; convert it")
-                image = opened.convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split()) if path.exists() else "no such file"
-            raise EectlError(f"{path}: not an image, or cut short ({reason}); mend it or take it out") from error
-        if self.resize:
-            scale = height / min(image.size)
-            size = (max(round(image.width * scale), height), max(round(image.height * scale), height))
-            left, top = (size[0] - height) // 2, (size[1] - height) // 2
-            if size != image.size:
-                image = image.resize(size, Image.Resampling.BILINEAR)
-            image = image.crop((left, top, left + height, top + height))
+        image = _open(path, "L" if channels == 1 else "RGB")
+        if seed is not None:
+            assert self.crop is not None
+            image = _cut(image, _random_box(image, self.crop, seed), (width, height), self.interpolation)
+        elif self.resize is not None:
+            image = _centre(image, self.resize, height, self.interpolation)
         elif image.size != (width, height):
             raise EectlError(
                 f"{path}: {image.width}×{image.height}, others are {width}×{height}; set data.image_size to bring all to one size"
@@ -130,19 +135,63 @@ class FileImages(Dataset[Tensor | str]):
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def prepare(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """uint8 images [n, C, H, W] with the channels and size of `shape`: grey repeated, colour to luma, antialiased bilinear."""
+def _open(path: Path, mode: str) -> "Image.Image":
+    """An image file in PIL's mode L or RGB; raises EectlError for one that is broken or too deep."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise EectlError(f"{path}: pixels of mode {opened.mode}, eectl reads 8-bit images; convert it")
+            return opened.convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) if path.exists() else "no such file"
+        raise EectlError(f"{path}: not an image, or cut short ({reason}); mend it or take it out") from error
+
+
+def _centre(image: "Image.Image", short: int, side: int, interpolation: str) -> "Image.Image":
+    """The centre square of `side` pixels of an image whose short side is brought to `short`; rounds as torchvision does."""
+    width, height = (length * short // min(image.size) for length in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), _resampling(interpolation))
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
+
+
+def _random_box(image: "Image.Image", area: tuple[float, float], seed: int) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of torchvision's RandomResizedCrop with ratios 3/4..4/3; the global generator stays as it is."""
+    from torchvision.transforms import RandomResizedCrop
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        top, left, height, width = RandomResizedCrop.get_params(image, list(area), [3 / 4, 4 / 3])
+    return left, top, left + width, top + height
+
+
+def _cut(image: "Image.Image", box: tuple[int, int, int, int], size: tuple[int, int], interpolation: str) -> "Image.Image":
+    """A box of an image, resized; cut first, so that nothing outside it is mixed in."""
+    return image.crop(box).resize(size, _resampling(interpolation))
+
+
+def _resampling(interpolation: str) -> "Image.Resampling":
+    from PIL import Image
+
+    return Image.Resampling[interpolation.upper()]
+
+
+def prepare(images: Tensor, shape: tuple[int, int, int], interpolation: str = "bilinear") -> Tensor:
+    """uint8 images [n, C, H, W] with the channels and size of `shape`: grey repeated, colour to luma, antialiased."""
     channels = shape[0]
     if images.shape[1] > channels:
         luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
         images = (images.float() * luma).sum(1, keepdim=True).round_().to(torch.uint8)
     if images.shape[-2:] != shape[1:]:
-        images = torch.cat([_resized(chunk, shape[1:]) for chunk in torch.split(images, CHUNK)])
+        images = torch.cat([_resized(chunk, shape[1:], interpolation) for chunk in torch.split(images, CHUNK)])
     return images.expand(-1, channels, -1, -1).contiguous()
 
 
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    resized = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
+def _resized(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    resized = torch.nn.functional.interpolate(images.float(), size, mode=interpolation, antialias=True, align_corners=False)
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 

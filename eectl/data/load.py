@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from eectl import recipe
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, Source, prepare, reduced
-from eectl.data.sources import DATASETS, FACTS
+from eectl.data.sources import DATASETS, FACTS, VARIANTS
 from eectl.data.splits import DataInfo, Dataset, Inputs, Rows, Split, carve, content_ids
 from eectl.data.text import load_text, text_info
 from eectl.data.text_sources import TEXT_DATASETS
@@ -25,25 +27,37 @@ def load_data(spec: recipe.Data, *, device: torch.device, download: bool = False
     Texts are `load_text`'s.
 
     `in_memory: auto` keeps up to 4 GB; beyond it (or with false) files are streamed, and sets without files keep their stored
-    size on the device and are resized a batch at a time. Raises EectlError for anything missing, broken or too small.
+    size on the device and are resized a batch at a time. A resized crop of image files of any size is cut from the file as
+    stored, so `auto` streams them; in memory it is cut from the resized square. Raises EectlError for anything missing,
+    broken or too small.
     """
     if spec.is_text:
         return load_text(spec, device=device, download=download)
-    source = _find(spec.name)(spec, download)
+    read = _find(spec.name)
+    if spec.variant is not None and spec.variant not in VARIANTS.get(spec.name, ()):
+        known = f"it comes as {', '.join(VARIANTS[spec.name])}" if spec.name in VARIANTS else "it has none"
+        raise EectlError(f"data.variant is '{spec.variant}', which {spec.name} does not have; {known}")
+    source = read(spec, download)
     train = source.parts["train"]
+    if spec.resize is not None and not isinstance(train.images, FileImages):
+        raise EectlError(f"data.resize is for image files; {spec.name} has images of one size, so leave it out")
     carved = carve(train.labels, spec, source.classes, validation="validation" not in source.parts)
     chosen = {name: (train, rows) for name, rows in carved.items()}
     chosen |= {name: (part, np.arange(len(part.labels))) for name, part in source.parts.items() if name != "train"}
     shape = _shape(train, spec)
     size = math.prod(shape) * sum(len(rows) for _, rows in chosen.values())
-    in_memory = size <= MEMORY_LIMIT if spec.in_memory == "auto" else spec.in_memory
+    crop = spec.augment.resized_crop if isinstance(train.images, FileImages) and train.images.resize else None
+    in_memory = size <= MEMORY_LIMIT and crop is None if spec.in_memory == "auto" else spec.in_memory
+    crop = None if in_memory else crop
+    prepared = partial(prepare, shape=shape, interpolation=spec.interpolation)
     splits: dict[str, Split] = {
-        name: _split(name, *chosen[name], shape=shape, in_memory=in_memory, device=device)
+        name: _split(name, *chosen[name], fit=prepared, in_memory=in_memory, device=device, crop=crop)
         for name in ("train", "validation", "calibration", "test")
         if name in chosen
     }
     mean, std = _constants(source, spec, shape[0])
-    return Dataset(DataInfo(spec.name, source.classes, shape, mean, std), splits)
+    augment = spec.augment if crop is None else spec.augment.model_copy(update={"resized_crop": None})
+    return Dataset(DataInfo(spec.name, source.classes, shape, mean, std), splits, augment=augment)
 
 
 def data_info(spec: recipe.Data) -> DataInfo:
@@ -71,13 +85,15 @@ def _shape(part: Part, spec: recipe.Data) -> tuple[int, int, int]:
 
 
 def _split(
-    name: str, part: Part, rows: Rows, *, shape: tuple[int, int, int], in_memory: bool, device: torch.device
+    name: str, part: Part, rows: Rows, *, fit: Callable[[Tensor], Tensor], in_memory: bool, device: torch.device,
+    crop: tuple[float, float] | None,
 ) -> Split:  # fmt: skip
+    """Some rows of a part as a split; `fit` brings stored pixels to the network's shape."""
     labels = part.labels[rows]
     targets = torch.from_numpy(labels)
     images: Inputs
     if isinstance(part.images, FileImages):
-        files = part.images.select(rows, device)
+        files = replace(part.images.select(rows, device), crop=crop)
         if not in_memory:
             return Split(name, files, targets, files.ids(labels.tolist()), device=device)
         pixels = files.load()
@@ -85,7 +101,7 @@ def _split(
         pixels = part.images[torch.from_numpy(rows)]
     ids = content_ids(pixels.numpy(), labels.tolist())
     pixels = pixels.to(device)
-    images = MemoryImages(prepare(pixels, shape)) if in_memory else MemoryImages(pixels, partial(prepare, shape=shape))
+    images = MemoryImages(fit(pixels)) if in_memory else MemoryImages(pixels, fit)
     return Split(name, images, targets, ids, device=device)
 
 

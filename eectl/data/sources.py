@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eectl import recipe
+from eectl.data.archives import load_imagenet, load_imagenette, load_tinyimagenet
 from eectl.data.folder import load_folder
 from eectl.data.images import Part, Source
 from eectl.data.splits import stratified
@@ -137,6 +138,9 @@ DATASETS: dict[str, Callable[[recipe.Data, bool], Source]] = {
     "fashion-mnist": partial(_load_idx, "fashion-mnist", "FashionMNIST", FASHION, 0.2860, 0.3530),
     "cifar10": partial(_load_cifar, "cifar10", "CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)),
     "cifar100": partial(_load_cifar, "cifar100", "CIFAR100", (0.5071, 0.4865, 0.4409), (0.267, 0.256, 0.276)),
+    "tinyimagenet": load_tinyimagenet,
+    "imagenette": load_imagenette,
+    "imagenet": load_imagenet,
     "folder": load_folder,
 }
 # Classes and stored shape (channels, height, width) of those whose facts are known before any file is read.
@@ -146,4 +150,8 @@ FACTS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "fashion-mnist": (10, (1, 28, 28)),
     "cifar10": (10, (3, 32, 32)),
     "cifar100": (100, (3, 32, 32)),
+    "tinyimagenet": (200, (3, 64, 64)),
+    "imagenette": (10, (3, 224, 224)),
+    "imagenet": (1000, (3, 224, 224)),
 }
+VARIANTS = {"imagenette": ("full", "320px", "160px")}  # what data.variant may be

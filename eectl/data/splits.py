@@ -5,7 +5,7 @@ Carving depends on the labels and `split_seed` alone; a split's fingerprint says
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,8 +49,11 @@ class DataInfo:
 class Inputs(Protocol):
     """Where a split's images or texts are: in memory or in files."""
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The inputs on the device, as in Batch, for each int64 tensor of rows in turn."""
+    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
+        """The inputs on the device, as in Batch, for each int64 tensor of rows in turn.
+
+        `draw` seeds what reading for training draws for each row; none: read as for evaluation.
+        """
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,9 @@ class Split:
             return next(self._inputs.read([index.cpu()]))
         return torch.cat(list(self._inputs.read(torch.split(index.cpu(), 64))))
 
-    def batches(self, rows: Sequence[Tensor]) -> Iterator[Batch]:
-        """A Batch for each int64 CPU tensor of rows, read ahead where the images are in files."""
-        for index, inputs in zip(rows, self._inputs.read(rows), strict=True):
+    def batches(self, rows: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Batch]:
+        """A Batch for each int64 CPU tensor of rows, read ahead where the images are in files; `draw` as for Inputs."""
+        for index, inputs in zip(rows, self._inputs.read(rows, draw=draw), strict=True):
             yield Batch(inputs, self._targets.index_select(0, index.to(self._targets.device, non_blocking=True)), index)
 
 
@@ -115,11 +118,13 @@ class Dataset:
     """A data set and its splits: train, validation, calibration, and test unless a folder has none.
 
     `notes` say what the user should know about what was read.
+    `augment` is what is left to do to a training batch on the device: the recipe's, less what reading does per image.
     """
 
     info: DataInfo
     splits: dict[str, Split]
     notes: tuple[str, ...] = ()
+    augment: recipe.Augment = field(default_factory=recipe.Augment)
 
 
 def check_disjoint(a: Split, b: Split) -> int:

@@ -42,7 +42,7 @@ class Texts:
             tensor.to(device) for tensor in (ids, types, starts, starts + lengths)
         )
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
         """int64 [n, 3, token] on the device for each tensor of rows: token ids, attention mask, token type ids."""
         for rows in batches:
             longest = int(self.lengths[rows].max()) if len(rows) else 0

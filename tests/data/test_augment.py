@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms import functional as tv
+from torchvision.transforms.autoaugment import _apply_op
 
 from eectl.data import Augmenter, DataInfo
 from eectl.data.augment import TRIVIAL, TRIVIAL_NAMES, draw_trivial, erase, padded_crop, resized_crop, trivial_augment
@@ -76,6 +79,32 @@ def test_each_operation_equals_torchvisions_image_by_image(name, channels):
     assert ours.dtype == torch.uint8
     close = ((ours.int() - theirs.int()).abs() <= 1).float().mean(dim=(1, 2, 3))
     assert close.min() >= 0.99
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("name", list(TRIVIAL)[1:6])
+def test_geometry_interpolates_as_pil_does(name, mode):
+    """Inside the frame and away from the border, on a smooth picture; the nearest pixel is further off."""
+    height = width = 48
+    y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    waves = [128 + 100 * torch.sin(x / 4 + channel) * torch.cos(y / 5) for channel in range(3)]
+    image = torch.stack(waves).round().to(torch.uint8)
+    value = float(TRIVIAL[name][0][7]) * 1.03
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    theirs = _apply_op(picture, name, value, InterpolationMode(mode), fill=None)
+    expected = torch.from_numpy(np.array(theirs)).permute(2, 0, 1)[:, 10:26, 10:26].float()
+    operation, magnitude = torch.tensor([TRIVIAL_NAMES.index(name)]), torch.tensor([value])
+    ours, nearest = (
+        trivial_augment(image[None], operation, magnitude, mode=kind)[0][:, 10:26, 10:26].float() for kind in (mode, "nearest")
+    )
+    assert (ours - expected).abs().max() <= 4
+    if name == "Rotate":
+        edges = torch.where((x + y) % 16 < 8, 255.0, 0.0).to(torch.uint8).expand(3, -1, -1)
+        theirs = np.array(_apply_op(Image.fromarray(edges.permute(1, 2, 0).numpy()), name, value, InterpolationMode(mode), None))
+        ours_edges = trivial_augment(edges[None], operation, magnitude, mode=mode)[0]
+        further = (ours_edges.int() - torch.from_numpy(theirs).permute(2, 0, 1).int())[:, 10:26, 10:26].abs()
+        assert further.max() < 60  # an overshoot that wraps is 255 off
+    assert name.startswith("Translate") or (nearest - expected).abs().max() > 8
 
 
 def test_operations_in_one_batch_touch_only_their_rows():
