@@ -36,7 +36,8 @@ def step(job: Job, run: PhaseRun, batch: Batch) -> None:
 def learned_step(job: Job, run: PhaseRun, batch: Batch) -> None:
     """Two steps of the optimizer, each on one half of the batch with weights learned on the other, as in L2W's source.
 
-    The loss is the mean over rows and exits of weight · loss. Weights are learned every `interval` steps, for both halves.
+    The loss is the mean over rows and exits of weight · loss (the source's is K times that: the sum over exits). Weights are
+    learned every `interval` steps, for both halves; their learning rate follows the schedule, as in the source.
     """
     learned = run.learned
     assert learned is not None

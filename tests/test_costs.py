@@ -227,3 +227,9 @@ def test_nothing_is_left_changed_and_nothing_is_printed(fused: bool, capfd: pyte
 
 def test_no_operation_is_both_counted_and_not() -> None:
     assert not COUNTED.keys() & UNCOUNTED
+
+
+def test_the_backbones_shares_leave_heads_out():
+    costs = Costs(exits=(30, 70, 115), heads=(10, 5), plain=100, parameters=0, head_parameters=(0, 0))
+    assert costs.backbone_shares == (0.2, 0.55)
+    assert Costs(exits=(100,), heads=(), plain=100, parameters=0, head_parameters=()).backbone_shares == ()
