@@ -61,17 +61,18 @@ def evaluation_notes(result: Evaluation) -> list[str]:
 
 
 def _budget_table(result: Evaluation) -> Table:
-    more = ("Pearson", "Spearman") if result.task == "regression" else ()
-    table = make_table("budget", f"{TASKS[result.task].score_name} ± s.e.", *more, "mean MACs", "% of plain", "", "threshold")
+    correlates = result.task == "regression"  # two columns, for which the MACs make room: the share says the cost
+    more = ("Pearson", "Spearman") if correlates else ("mean MACs",)
+    table = make_table("budget", f"{TASKS[result.task].score_name} ± s.e.", *more, "% of plain", "", "threshold")
     for entry in result.budgets:
         if entry.value is None or entry.error is None or entry.mean_cost is None:
-            table.add_row(budget_name(entry.budget), "-", *("-" for _ in more), "-", "-", "", "-")
+            table.add_row(budget_name(entry.budget), "-", *("-" for _ in more), "-", "", "-")
             continue
         value, share = score_text(entry.value, entry.error, result.task), entry.mean_cost / result.plain_cost
         mark = "!" if entry.is_over else ""
         thresholds = threshold_text(entry.thresholds or ())
-        cells = human(entry.mean_cost), f"{100 * share:.1f}", mark, thresholds
-        table.add_row(budget_name(entry.budget), value, *_correlations(entry), *cells)
+        middle = _correlations(entry) if correlates else [human(entry.mean_cost)]
+        table.add_row(budget_name(entry.budget), value, *middle, f"{100 * share:.1f}", mark, thresholds)
     return table
 
 

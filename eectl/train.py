@@ -66,7 +66,7 @@ def train(
             display.say(note)
         if recipe.loss_weights == "l2w":
             sizes = [recipe.batch_size, *(change.batch_size or recipe.batch_size for change in recipe.phases.values())]
-            check_run("classification", processes=world.size, batch_sizes=sizes)
+            check_run(data.info.task, processes=world.size, batch_sizes=sizes)
         with folder.locked() if world.is_main else nullcontext():
             main_first(world, lambda: _prepare(folder, recipe, data, resume=resume))
             if resume and folder.finished():

@@ -273,6 +273,10 @@ def test_glue_labels_by_name_in_tsv(tmp_path, tokenizer):
         write_csv(tmp_path / f"{name}.tsv", named, delimiter="\t")
     test = load_data(Data(name="glue/rte", root=tmp_path, tokenizer=tokenizer), device=CPU).splits["test"]
     assert test.labels.tolist() == glue_rows("rte", 20, 6)["label"]
+    with (tmp_path / "dev.tsv").open("a") as file:
+        file.write('"good\tthe "film\tentailment\t20\n' + 'bad" plot\tcast\tentailment\t21\n')  # quotes are text in TSV
+    splits = load_data(Data(name="glue/rte", root=tmp_path, tokenizer=tokenizer), device=CPU).splits
+    assert splits["test"].lengths[20:].tolist() == [3 + 2 + 3, 3 + 3 + 1]
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------
