@@ -9,7 +9,7 @@ from eectl.checkpoint import load_checkpoint
 from eectl.data import DataInfo
 from eectl.errors import EectlError
 from eectl.l2w import check_phases
-from eectl.models import attach_ensembles, attach_exits, build_backbone, model_spec, takes_images
+from eectl.models import attach_ensembles, attach_exits, build_backbone, check_kind, model_spec
 from eectl.models.backbone import Backbone
 from eectl.models.heads import head_class
 from eectl.models.multi_exit import MultiExitModel, place
@@ -36,7 +36,6 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
     """
     outputs = info.num_outputs
     if recipe.init is None:
-        _check_kind(recipe.backbone.name, info)
         torch.manual_seed(derive_seed(recipe.seed, "backbone"))
         backbone = build_backbone(recipe.backbone, input_shape=info.input_shape, num_outputs=outputs)
         _check_tokens(recipe, info, backbone)
@@ -44,7 +43,7 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
         return Network(model, model_spec(model, recipe.backbone, input_shape=info.input_shape, num_outputs=outputs))
     loaded = load_checkpoint(recipe.init)
     spec = loaded.about.spec
-    _check_kind(spec.backbone.name, info)
+    check_kind(spec.backbone.name, info.input_shape)
     if (spec.num_outputs, loaded.about.task) != (outputs, info.task):
         made, has = (_amount(*each) for each in ((loaded.about.task, spec.num_outputs), (info.task, outputs)))
         raise EectlError(f"{recipe.init}: a network for {made}, but {info.name} has {has}")
@@ -58,14 +57,6 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
 
 def _amount(task: str, outputs: int) -> str:
     return "a number (regression)" if task == "regression" else f"{outputs} classes"
-
-
-def _check_kind(backbone: str, info: DataInfo) -> None:
-    images = takes_images(backbone)
-    if images is not None and images != (info.kind == "image"):
-        takes, advice = ("images", "texts need hf/NAME") if images else ("texts", "images need another, such as resnet20")
-        holds = "images" if info.kind == "image" else "texts"
-        raise EectlError(f"backbone.name: {backbone} takes {takes}, and {info.name} holds {holds}; {advice}")
 
 
 def _check_tokens(recipe: Recipe, info: DataInfo, backbone: Backbone) -> None:

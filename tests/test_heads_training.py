@@ -152,8 +152,8 @@ def test_info_and_plan_show_the_ensembles(small, ztw_run, capsys):
     show_phases(planned.recipe, planned.phases)
     shown = capsys.readouterr().out.split("phase 4: ensembles on frozen heads")[1].split()
     assert " ".join(shown) == (
-        "trains ensembles frozen backbone, head 1–2 losses exit 1–2 with adamw, lr 0.1, weight decay 0, cosine-restarts, "
-        "batch size 64 for at most 2 epochs, patience 2"
+        "trains ensembles frozen backbone, head 1–2 losses exit 1–2 weights uniform: 0.5 0.5 with adamw, lr 0.1, "
+        "weight decay 0, cosine-restarts, batch size 64 for at most 2 epochs, patience 2"
     )
 
 

@@ -185,7 +185,11 @@ REFUSED = [
         ["data.tokenizer=null"],
         "data.tokenizer: texts need one; name a folder or a hub id, or take a backbone hf/NAME",
     ),
-    ("regression", ["backbone.name=resnet20"], "backbone.name: resnet20 takes images, and text holds texts; texts need hf/NAME"),
+    (
+        "regression",
+        ["backbone.name=resnet20"],
+        "backbone.name: resnet20 takes images, and the data are texts; texts need hf/NAME",
+    ),
     (
         "regression",
         ["backbone.args={vocabulary: 17}"],

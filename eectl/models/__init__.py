@@ -31,10 +31,7 @@ def build_backbone(spec: BackboneSpec, *, input_shape: Sequence[int], num_output
     `backbone.fresh`. Draws from torch's global generator. Raises EectlError for an unknown name, options or inputs that the
     network does not take, weights that do not fit and downloads that fail.
     """
-    reads, given = (spec.name.startswith(TRANSFORMERS), len(input_shape) == 2)
-    if reads != given:
-        what = ("images", "text")
-        raise EectlError(f"backbone.name: {spec.name} reads {what[reads]}, the data are {what[given]}; hf/NAME is a text encoder")
+    check_kind(spec.name, input_shape)
     if spec.name.startswith(TRANSFORMERS):
         name, build = spec.name.removeprefix(TRANSFORMERS), _transformers()
     elif spec.name.startswith(TIMM):
@@ -58,11 +55,13 @@ def build_backbone(spec: BackboneSpec, *, input_shape: Sequence[int], num_output
     return backbone
 
 
-def takes_images(name: str) -> bool | None:
-    """Whether the backbone called `name` takes images (and not texts); None where that is not known by its name."""
-    if name.startswith("hf/"):
-        return False
-    return True if name.startswith(TIMM) or BACKBONES.get(name) in (_nets, _msdnet, _torchvision) else None
+def check_kind(name: str, input_shape: Sequence[int]) -> None:
+    """Raise EectlError where the backbone called `name` is known to take images and the inputs are texts, or the reverse."""
+    known = name.startswith(TRANSFORMERS) or name.startswith(TIMM) or BACKBONES.get(name) in (_nets, _msdnet, _torchvision)
+    for_text, is_text = name.startswith(TRANSFORMERS), len(input_shape) == 2
+    if known and for_text != is_text:
+        kinds, advice = ("images", "texts"), "texts need hf/NAME" if is_text else "images need another, such as resnet20"
+        raise EectlError(f"backbone.name: {name} takes {kinds[for_text]}, and the data are {kinds[is_text]}; {advice}")
 
 
 def attach_exits(

@@ -233,7 +233,7 @@ def photos(tmp_path):
 
 
 def paths_of(split):
-    return split._images.paths
+    return split._inputs.paths
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -287,7 +287,7 @@ def test_a_crop_is_taken_once_by_the_reader_or_on_the_device(photos):
     whole = next(train_batches(held.splits["train"], batch_size=12, seed=0, epoch=0))
     assert torch.equal(whole.inputs, held.splits["train"].rows(rows)[whole.rows])
     plain = load("folder", photos, image_size=24)
-    assert plain.augment.resized_crop is None and not hasattr(plain.splits["train"]._images, "paths")  # in memory
+    assert plain.augment.resized_crop is None and not hasattr(plain.splits["train"]._inputs, "paths")  # in memory
 
 
 def test_resize_is_for_files_and_needs_room_for_the_square():

@@ -242,7 +242,7 @@ def test_texts_longer_than_the_positions(name: str, max_length: int, args: dict[
         ("hf/bert", {"args": {"hidden_size": 33}}, r"hf/bert cannot be built with .*multiple of the number of attention heads.*"),
         ("hf/bert", {"args": {"num_hidden_layers": 0}}, r"backbone\.args: .* leave hf/bert no block"),
         ("hf/deberta-v2", {"args": SMALL | {"conv_kernel_size": 3}}, r"backbone\.args\.conv_kernel_size: .*"),
-        ("resnet20", {}, r"backbone\.name: resnet20 reads images, the data are text; .*"),
+        ("resnet20", {}, r"backbone\.name: resnet20 takes images, and the data are texts; .*"),
     ],
 )
 def test_what_does_not_work_is_one_line(name: str, section: dict[str, object], message: str) -> None:
@@ -251,7 +251,7 @@ def test_what_does_not_work_is_one_line(name: str, section: dict[str, object], m
 
 
 def test_an_encoder_takes_no_images() -> None:
-    with pytest.raises(EectlError, match=r"^backbone\.name: hf/bert reads text, the data are images; .*$"):
+    with pytest.raises(EectlError, match=r"^backbone\.name: hf/bert takes texts, and the data are images; .*$"):
         build_backbone(BackboneSpec(name="hf/bert"), input_shape=(3, 8, 8), num_outputs=2)
 
 
