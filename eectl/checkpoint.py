@@ -63,8 +63,13 @@ class About:
 
     @property
     def origin(self) -> Origin:
-        """What an evaluation keeps of it."""
-        return Origin(dict(self.recipe), self.spec.after, self.spec.heads)
+        """What an evaluation keeps of it; its backbone section is the network's, not that of the last of its phases."""
+        backbone = dict(self.recipe.get("backbone", {}))
+        starts = [entry["start"] for entry in self.history if entry.get("start")]  # files made before this was kept have none
+        if starts:
+            backbone = {"start": starts[0]}
+        backbone |= {"name": self.spec.backbone.name, "args": self.spec.backbone.args}
+        return Origin({**self.recipe, "backbone": backbone}, self.spec.after, self.spec.heads)
 
     def to_json(self) -> dict[str, Any]:
         """What the file's metadata holds of it."""

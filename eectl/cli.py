@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -105,7 +106,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stder
 def main() -> None:
     """Run the program; a user's mistake becomes one line on stderr and exit code 1, a bug keeps its traceback."""
 
-    def stop(number: int, _frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _imports(frame):  # a library's C code would swallow an exception, or abort; and nothing is begun yet
+            _say_stopped(Interrupted(number))
+            os._exit(Interrupted(number).exit_code)
         raise Interrupted(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):  # while nothing is saved; training notes signals in its own way
@@ -120,9 +124,20 @@ def main() -> None:
             print(f"eectl{process}: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Interrupted as caught:
-        if os.environ.get("RANK", "0") == "0":
-            _say(f"eectl: stopped by {caught}{caught.hint}")
+        _say_stopped(caught)
         sys.exit(caught.exit_code)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported there."""
+    while frame is not None and "importlib._bootstrap" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _say_stopped(caught: Interrupted) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"eectl: stopped by {caught}{caught.hint}", file=sys.stderr, flush=True)
 
 
 def _say(text: str) -> None:

@@ -23,7 +23,7 @@ class EectlError(Exception):
         self.exit_code = exit_code
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(BaseException):  # an Exception would be swallowed by the libraries that are being imported
     """SIGINT or SIGTERM came; `exit_code` is 130 or 143, `hint` says what can be done now."""
 
     def __init__(self, number: int, *, hint: str = "; nothing is left half-written") -> None:

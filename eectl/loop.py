@@ -241,6 +241,7 @@ def _entry(job: Job, run: PhaseRun) -> dict[str, Any]:
         "phase": run.phase.number,
         "title": run.phase.title,
         "regime": job.recipe.regime,
+        "start": job.recipe.start,
         "exits": sorted(run.phase.scored),
         "heads": sorted(run.phase.heads),
         "epochs": run.epoch,

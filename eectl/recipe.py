@@ -285,6 +285,11 @@ class Recipe(Section):
             raise ValueError("loss_weights l2w and distillation exclude each other; set distillation.teacher=none")
         return self
 
+    @property
+    def start(self) -> str | None:
+        """What the weights start from, as `start_of`; None where that is a checkpoint's business."""
+        return None if self.init is not None else start_of(self.backbone.model_dump())
+
     @model_validator(mode="after")
     def _fits_its_data(self) -> "Recipe":
         if self.data.task == "regression" and self.label_smoothing:
@@ -298,6 +303,12 @@ class Recipe(Section):
 
 ENSEMBLES = PhaseChange(epochs=2, lr=5e-3, weight_decay=0.0, batch_size=64)
 """How ensembles train where the recipe says nothing else: the ViT script of gmum/Zero-Time-Waste."""
+
+
+def start_of(backbone: Mapping[str, Any]) -> str:
+    """What a backbone section, as plain data, starts its weights from: published, a file's name, or random."""
+    weights = backbone.get("weights")
+    return "published" if backbone.get("pretrained") else Path(weights).name if weights else "random"
 
 
 def phase_change(recipe: Recipe, phase: Phase) -> PhaseChange:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from eectl.errors import EectlError
-from eectl.recipe import Recipe
+from eectl.recipe import Recipe, start_of
 from eectl.results import Evaluation, Origin
 
 # what may differ between seeds, or says where a run was made and not what it is
 _UNNAMED = frozenset({
     "seed", "regime", "phase", "init", "eval_batch_size", "compile", "channels_last",
-    "data.root", "data.workers", "data.in_memory", "exits.placement",
+    "data.root", "data.workers", "data.in_memory", "exits.placement", "backbone.pretrained", "backbone.weights",
 })  # fmt: skip
 # what must not differ in one table
 _MUST_AGREE = ("data.name", "data.split_seed", "data.image_size", "data.channels", "data.text", "data.target", "data.task")
@@ -24,6 +24,7 @@ def settings(origin: Origin, evaluation: Evaluation) -> dict[str, Any]:
     """A run's settings as flat keys: the recipe's, with this version's defaults for keys it does not have, and the criterion."""
     found = dict(_flat(Recipe().model_dump(mode="json"))) | dict(_flat(origin.recipe))
     found = {key: value for key, value in found.items() if key not in _UNNAMED and value is not None}
+    found.setdefault("backbone.start", start_of(origin.recipe.get("backbone", {})))
     found |= {"exits.after": list(origin.after), "exits.head": "+".join(dict.fromkeys(origin.heads)) or None}
     return found | {"criterion": evaluation.criterion}
 

@@ -113,8 +113,7 @@ def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
         notes.append(f"the backbone is that of {recipe.init}, {recipe.backbone.name}, not the recipe's {asked.backbone.name}")
     if network.model.backbone.depth - 1 in (recipe.exits.after or ()):
         notes.append(f"the exit after the last block, {network.model.backbone.depth - 1}, saves nothing")
-    starts_fresh = recipe.init is None and not recipe.backbone.pretrained and recipe.backbone.weights is None
-    if starts_fresh and set(range(1, max(phases[0].scored, default=0) + 1)) - phases[0].segments:
+    if recipe.start == "random" and set(range(1, max(phases[0].scored, default=0) + 1)) - phases[0].segments:
         notes.append(
             f"phase {phases[0].number} trains on a backbone that is frozen at random weights; start from a checkpoint, --from"
         )

@@ -343,9 +343,9 @@ def test_signals_before_and_outside_of_training(work):
     root = str(Path(__file__).parents[1])
     env = os.environ | {"PYTHONPATH": root}
     line = [sys.executable, "-m", "eectl", "evaluate", "joint/model.safetensors"]
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for number, code, delay in ((signal.SIGINT, 130, 0.4), (signal.SIGTERM, 143, 0.6), (signal.SIGINT, 130, 0.8)):
         process = subprocess.Popen(line, cwd=work, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        time.sleep(1.0)  # torch is being imported
+        time.sleep(delay)  # typer is there, torch is being imported
         process.send_signal(number)
         assert process.wait(20) == code
         assert f"eectl: stopped by {signal.Signals(number).name}; nothing is left half-written" in process.stderr.read()

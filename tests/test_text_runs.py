@@ -246,3 +246,39 @@ def test_a_naive_epoch(folder):
     for name, tensor in load_checkpoint(done.path).model.state_dict().items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-4, atol=1e-5)
     assert len(WORDS) == 14 and math.isfinite(loss.item())
+
+
+def test_runs_of_one_encoder_stand_in_one_table_however_they_began(folder, tmp_path, eectl):
+    """A chain's last phase knows the encoder by its configuration, a run in one go by its folder: still one network."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    size = len(load_tokenizer(str(folder / "tokenizer")))
+    BertForSequenceClassification(BertConfig(vocab_size=size, num_labels=3, **small)).save_pretrained(tmp_path / "encoder")
+    recipe = tmp_path / "small.yaml"
+    data = (folder / "classification.yaml").read_text().splitlines()[0]
+    recipe.write_text(
+        f"{data}\nbackbone: {{name: 'hf/{tmp_path}/encoder', pretrained: true}}\nexits: {{after: [1]}}\nepochs: 1\n"
+        "batch_size: 64\neval_batch_size: 30\n"
+    )
+    train = ("train", recipe, "--set", "data.limit=100", "-q")
+    eectl(*train, "--regime", "disjoint", "--phase", "1", "-o", tmp_path / "backbone")
+    eectl(
+        *train,
+        "--regime",
+        "disjoint",
+        "--phase",
+        "3",
+        "--from",
+        tmp_path / "backbone/model.safetensors",
+        "-o",
+        tmp_path / "disjoint",
+    )
+    eectl(*train, "--regime", "joint", "-o", tmp_path / "joint")
+    eectl(*train, "--regime", "joint", "--set", "backbone.pretrained=false", "-o", tmp_path / "random")
+    for name in ("disjoint", "joint", "random"):
+        eectl("evaluate", tmp_path / name / "model.safetensors", "-o", tmp_path / name / "evaluation.json")
+    out, _ = eectl("report", tmp_path / "disjoint", tmp_path / "joint", "--json")
+    assert [row["label"] for row in json.loads(out)["rows"]] == ["", ""]
+    out, _ = eectl("report", tmp_path / "random", tmp_path / "joint", "--json")
+    assert [row["label"] for row in json.loads(out)["rows"]] == ["start=random", "start=published"]
