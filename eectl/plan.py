@@ -36,7 +36,8 @@ class Plan:
 
 def plan(recipe: Recipe) -> Plan:
     """Resolve a recipe without training; reads no images or texts where the data set's facts are known. Raises EectlError."""
-    network = first_network(recipe, data_info(recipe.data))
+    unloaded = recipe.backbone.model_copy(update={"pretrained": False})  # a plan has no use for published weights
+    network = first_network(recipe.model_copy(update={"backbone": unloaded}), data_info(recipe.data))
     recipe = resolve(recipe, network)
     if not network.model.after:
         network = with_exits(network, recipe.exits, seed=recipe.seed)

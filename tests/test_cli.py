@@ -143,6 +143,16 @@ def test_dry_run_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_fetches_no_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    changes = ["--set", "backbone.name=resnet18", "--set", "backbone.pretrained=true"]
+    out, err = eectl("flops", "digits", *changes, cwd=tmp_path)
+    assert "plain" in out and "ownload" not in err
+    out, _ = eectl("train", "digits", *changes, "--dry-run", cwd=tmp_path)
+    assert "pretrained: true" in out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_is_quick_and_criteria_are_those_of_exiting():
     seconds = []
     for _ in range(3):
