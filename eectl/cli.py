@@ -148,6 +148,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped, or start it")] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the recipe, the phases and the costs, and stop")] = False,
+    track: Annotated[str | None, typer.Option(help="measure gradient-dominance on the way, into metrics.jsonl",
+                                              autocompletion=among("gradient-dominance"), show_default=False)] = None,
+    track_every: Annotated[int | None, typer.Option(min=1, help="on every N-th batch; none: as a tenth of the time allows",
+                                                    metavar="N", show_default=False)] = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Train a regime, or one phase of it, into a run folder.
@@ -178,7 +182,10 @@ def train(
     from eectl.describe import show_training
     from eectl.train import train as run
 
-    done = run(full, out=folder, device=device, resume=resume, overwrite=overwrite, download=download, quiet=quiet)
+    done = run(
+        full, out=folder, device=device, resume=resume, overwrite=overwrite, download=download, quiet=quiet, track=track,
+        track_every=track_every,
+    )  # fmt: skip
     if done is not None:
         show_training(done.path, done.about)
         _say(f"next: {_next_after_training(done.path, has_exits=bool(done.about.spec.after))}")
