@@ -11,11 +11,13 @@ import torch
 
 from eectl import __version__
 from eectl.analyses.asking import Answer, Context, Settings, Subject
+from eectl.analyses.dominance import ask as ask_dominance
 from eectl.checkpoint import About
 from eectl.display import Display
 from eectl.distributed import World, join, leave
 from eectl.errors import EectlError
 from eectl.files import check_outputs, replacing, write_json
+from eectl.plots.dominance import draw as draw_dominance
 from eectl.plots.style import save_figures
 from eectl.session import Session, open_session
 
@@ -173,4 +175,6 @@ def _write(files: Sequence[Path], report: Report, analysis: Analysis) -> None:
     write_json(as_json, report.to_json())
 
 
-ANALYSES: dict[str, Analysis] = {}
+ANALYSES: dict[str, Analysis] = {
+    "gradient-dominance": Analysis(ask_dominance, draw_dominance),
+}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eectl.cli_options import complete_files
+from eectl.cli_options import BatchSize, DataRoot, Device, Json, Overwrite, Quiet, complete_files
 
 if TYPE_CHECKING:
     from eectl.analyses.asking import Settings
@@ -57,3 +57,35 @@ def _run(
         show_json(report.to_json())
     else:
         show_answer(report.answer.tables, report.answer.reading, report.answer.notes)
+
+
+@analyze.command("gradient-dominance")
+def gradient_dominance(
+    checkpoints: Checkpoints,
+    out: OutFolder,
+    samples: Annotated[int, typer.Option(help="how many rows are looked at, in whole batches")] = 2000,
+    split: SplitName = "train",
+    train_mode: Annotated[bool, typer.Option("--train-mode", help="BatchNorm on the batch's statistics and dropout on, as in "
+                                             "training")] = False,
+    tracked: Annotated[bool, typer.Option("--tracked", help="draw what train --track gradient-dominance left beside the "
+                                          "checkpoints")] = False,
+    label: Label = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """How far each exit's gradient points the way of the sum that moves the shared weights (paper's Figure 2).
+
+    Example: eectl analyze gradient-dominance joint/model.safetensors mixed/model.safetensors -o dominance
+    """
+    from eectl.analyses.dominance import DominanceSettings
+
+    settings = DominanceSettings(split=split, samples=samples, train_mode=train_mode, tracked=tracked)
+    _run(
+        "gradient-dominance", checkpoints, settings, out=out, seed=seed, label=label, device=device, data_root=data_root,
+        batch_size=batch_size, overwrite=overwrite, json=json, quiet=quiet,
+    )  # fmt: skip
