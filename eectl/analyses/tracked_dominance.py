@@ -138,8 +138,8 @@ def _finding(means: Mapping[str, Sequence[float | None]], difference: Mapping[st
 
 
 def _limits(runs: Sequence[Mapping[str, Any]]) -> str:
-    counts = ", ".join(f"{sum(run['batches'])} in {run['label']}" for run in runs)
+    counts = ", ".join(f"{sum(run['batches'])} batches in {run['label']}" for run in runs)
     return (
-        f"Few batches were measured ({counts}), each run is one seed, and a cosine shows agreement and not cause; an early "
+        f"Measured were {counts}, each run is one seed, and a cosine shows agreement and not cause; an early "
         "exit's is below 1 by construction, as it has no gradient past its own block: compare the second table."
     )

@@ -9,13 +9,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from eectl.analyses.asking import Answer
-
 _DARK = 0.52  # cosines past this get white digits
 
 
-def draw(figure: "Figure", answer: "Answer", labels: Sequence[str]) -> None:
-    """Draw the answer of `analyses.dominance` into `figure`."""
+def draw(figure: "Figure", answer: Any, labels: Sequence[str]) -> None:
+    """Draw the Answer of `analyses.dominance` into `figure`."""
     if answer.values["tracked"]:
         _draw_tracked(figure, answer.values["runs"], answer.values["difference"])
     else:
