@@ -47,9 +47,9 @@ def _draw_maps(figure: "Figure", networks: Sequence[Mapping[str, Any]], labels: 
 
 
 def _draw_tracked(figure: "Figure", runs: Sequence[Mapping[str, Any]], difference: Mapping[str, Sequence[float | None]]) -> None:
-    """A panel per run, at most three in a row, all on one scale, and one for the difference where there is one."""
+    """A panel per run, two or three in a row, all on one scale, and one for the difference where there is one."""
     count = len(runs) + len(difference)
-    columns = min(count, 3)
+    columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
     figure.set_size_inches(1.2 + 3.4 * columns, 1.0 + 3.0 * lines)
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
