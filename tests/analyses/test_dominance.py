@@ -97,6 +97,8 @@ def test_batches_files_and_two_networks(runs, tmp_path):
     again = answer(paths, tmp_path / "again", samples=100, train_mode=True)["values"]
     other = answer(paths, tmp_path / "other", samples=100, train_mode=True, seed=1)["values"]
     assert again == report["values"] and other != again
+    whole = [answer(paths[:1], tmp_path / f"whole-{seed}", samples=10_000, seed=seed)["values"] for seed in (0, 1)]
+    assert whole[0] != whole[1]  # the same rows in other batches: none holds neighbours, which share a class in a folder's order
 
 
 def test_train_mode_leaves_the_network_as_it_was(runs, monkeypatch):
@@ -167,6 +169,7 @@ def test_two_tracked_runs_by_hand(runs, tmp_path):
     write_metrics(tmp_path / "mixed", {2: [({2: 0.2, 3: 0.8}, 7), nothing], 3: [({1: 0.1, 2: 0.4, 3: 0.7}, 1)]})
     report = answer([tmp_path / name / "model.safetensors" for name in ("joint", "mixed")], tmp_path / "out", tracked=True)
     joint, mixed = report["values"]["runs"]
+    assert [checkpoint["splits"] for checkpoint in report["checkpoints"]] == [{}, {}]  # no rows are read, so none must agree
     assert joint["mean_cosine"] == pytest.approx([0.4, 0.65, 0.4])
     assert mixed["mean_cosine"] == pytest.approx([0.1, 0.3, 0.75])
     assert joint["mean_prefix_cosine"] == pytest.approx([0.5, 0.8125, 0.5])
