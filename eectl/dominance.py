@@ -19,7 +19,7 @@ from eectl.regimes import Phase
 
 PIECE = 2**20  # numbers of a gradient that are widened at once
 SHARE = 0.1  # tracking may take this share of the time
-BACKWARD = 0.8  # of a step's time that one backward pass through the whole backbone takes: 2/3 of forward and backward, and room
+BACKWARD = 1.0  # steps that a backward pass through the whole backbone is taken to cost; 0.65 to 0.8 on CPUs
 _TOOK_PART, _COSINE, _PREFIX, _NORMS = 0, 1, 3, 5  # columns of Tracker.sums: each cosine is a count and a sum
 
 

@@ -165,7 +165,7 @@ def test_what_is_measured_is_a_function_of_the_step():
     tracker = Tracker(model, alternating, every=2, device=CPU)
     sets = [sorted(exits) for exits in alternating.losses]
     assert [step for step in range(12) if tracker.due(step, sets[step % 2])] == [3, 7, 11]
-    assert auto_interval(model, joint) == math.ceil(0.8 * (1 / 3 + 2 / 3 + 1) / 0.1)
+    assert auto_interval(model, joint) == math.ceil((1 / 3 + 2 / 3 + 1) / 0.1)
     assert auto_interval(model, alternating) == auto_interval(model, joint) / 2
 
 
