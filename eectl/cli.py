@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eectl import __version__
+from eectl.cli_analyze import analyze
+from eectl.cli_options import (
+    BatchSize,
+    Budgets,
+    Checkpoint,
+    Criterion,
+    DataRoot,
+    Device,
+    Json,
+    Out,
+    Overwrite,
+    Quiet,
+    among,
+    complete_files,
+    starting_with,
+)
 from eectl.errors import EectlError, Interrupted
 
 if TYPE_CHECKING:
@@ -24,43 +39,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CRITERIA = ("max-softmax", "entropy", "margin", "patience", "difference", "difference-2")  # exiting.CRITERIA, which needs torch
 HEADS = ("linear", "mlp-1024", "mlp-2048", "sdn", "ztw", "ztw-arithmetic", "gpf", "gpf-lancopku")
 PLACEMENTS = ("every-1", "every-2", "every-3", "dense-sparse", "sparse-dense")
 BUDGETS = "25,50,75,100"
 
 
-def _starting_with(names: Iterable[str], incomplete: str) -> list[str]:
-    return [name for name in names if name.startswith(incomplete)]
-
-
-def _among(*names: str) -> Callable[[str], list[str]]:
-    """A completion from a fixed list."""
-
-    def complete(incomplete: str) -> list[str]:
-        return _starting_with(names, incomplete)
-
-    return complete
-
-
 def _regimes(incomplete: str) -> list[str]:
     from eectl.regimes import REGIMES
 
-    return _starting_with(REGIMES, incomplete)
+    return starting_with(REGIMES, incomplete)
 
 
 def _recipes(incomplete: str) -> list[str]:
     from eectl.recipe import shipped_recipes
 
-    return _starting_with(shipped_recipes(), incomplete)
-
-
-def _files(incomplete: str) -> list[str]:
-    """Checkpoints and folders that begin like this."""
-    base = Path(incomplete)
-    folder = base if incomplete.endswith("/") else base.parent
-    names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
-    return [name for name in names if name.startswith(incomplete) and name.endswith(("/", ".safetensors"))]
+    return starting_with(shipped_recipes(), incomplete)
 
 
 def _published(incomplete: str) -> list[str]:
@@ -69,7 +62,7 @@ def _published(incomplete: str) -> list[str]:
 
     tables = published_tables().values()
     names = [name for each in tables for name in (each.number, *(f"{each.number}:{one}" for one in each.variants if one))]
-    return _starting_with(names, incomplete)
+    return starting_with(names, incomplete)
 
 
 def _runs(incomplete: str) -> list[str]:
@@ -81,26 +74,7 @@ def _runs(incomplete: str) -> list[str]:
 
 
 def _recipes_and_files(incomplete: str) -> list[str]:
-    return _recipes(incomplete) + _files(incomplete)
-
-
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="a checkpoint file", autocompletion=_files, show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="where to write", show_default=False)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps", autocompletion=_among("auto", "cpu", "cuda", "mps"))]
-DataRoot = Annotated[Path | None, typer.Option(help="where the data lies, if not where the recipe says", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an output that exists")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
-Budgets = Annotated[str, typer.Option(help="percentages of the plain backbone's cost")]
-Criterion = Annotated[
-    str | None,
-    typer.Option(
-        help=f"{', '.join(CRITERIA)} (any difference-N); none: max-softmax, for regression difference",
-        autocompletion=_among(*CRITERIA),
-        show_default=False,
-    ),
-]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="rows at once; none: the recipe's", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
+    return _recipes(incomplete) + complete_files(incomplete)
 
 
 def main() -> None:
@@ -150,6 +124,9 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+app.add_typer(analyze, rich_help_panel="Explain")
+
+
 @app.callback()
 def _common(
     version: Annotated[
@@ -170,7 +147,7 @@ def train(
                                                autocompletion=_regimes, show_default=False)] = None,
     phase: Annotated[int | None, typer.Option(min=1, help="run one phase: 1 backbone, 2 everything, 3 heads on the frozen "
                                               "backbone; staged regimes count their stages", show_default=False)] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="a checkpoint to start from", autocompletion=_files,
+    start: Annotated[Path | None, typer.Option("--from", help="a checkpoint to start from", autocompletion=complete_files,
                                                show_default=False)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; none: runs/RECIPE-REGIME[-phase-N]-seed-S",
                                              show_default=False)] = None,
@@ -186,6 +163,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped, or start it")] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the recipe, the phases and the costs, and stop")] = False,
+    track: Annotated[str | None, typer.Option(help="measure gradient-dominance on the way, into metrics.jsonl",
+                                              autocompletion=among("gradient-dominance"), show_default=False)] = None,
+    track_every: Annotated[int | None, typer.Option(min=1, help="on every N-th batch; none: as a tenth of the time allows",
+                                                    metavar="N", show_default=False)] = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Train a regime, or one phase of it, into a run folder.
@@ -216,7 +197,10 @@ def train(
     from eectl.describe import show_training
     from eectl.train import train as run
 
-    done = run(full, out=folder, device=device, resume=resume, overwrite=overwrite, download=download, quiet=quiet)
+    done = run(
+        full, out=folder, device=device, resume=resume, overwrite=overwrite, download=download, quiet=quiet, track=track,
+        track_every=track_every,
+    )  # fmt: skip
     if done is not None:
         show_training(done.path, done.about)
         _say(f"next: {_next_after_training(done.path, has_exits=bool(done.about.spec.after))}")
@@ -253,10 +237,10 @@ def attach_heads(
     after: Annotated[str | None, typer.Option(metavar="BLOCKS", help="blocks that an exit follows, such as 2,4,6",
                                               show_default=False)] = None,
     placement: Annotated[str | None, typer.Option(help="every-N, dense-sparse or sparse-dense", show_default=False,
-                                                  autocompletion=_among(*PLACEMENTS))] = None,
+                                                  autocompletion=among(*PLACEMENTS))] = None,
     head: Annotated[str, typer.Option(help="linear, mlp-WIDTH, sdn, ztw, ztw-arithmetic, gpf, gpf-WIDTH, gpf-lancopku, "
                                            "gpf-lancopku-WIDTH; auto: sdn on CNNs, linear on transformers",
-                                      autocompletion=_among("auto", *HEADS))] = "auto",
+                                      autocompletion=among("auto", *HEADS))] = "auto",
     seed: Annotated[int | None, typer.Option(help="seed of the heads' weights; none: the recipe's", show_default=False)] = None,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
@@ -322,7 +306,7 @@ def evaluate(
                                                 show_default=False)] = None,
     criterion: Criterion = None,
     protocol: Annotated[str, typer.Option(help="calibrated, or paper: the authors' rule, thresholds chosen on the test split",
-                                          autocompletion=_among("calibrated", "paper"))] = "calibrated",
+                                          autocompletion=among("calibrated", "paper"))] = "calibrated",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the evaluation, for eectl report", metavar="FILE.json",
                                              show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="draw accuracy (or MSE) against cost into this .png, .pdf or .svg",
@@ -366,14 +350,14 @@ def report(
                                                       show_default=False)] = None,
     lookup: Annotated[str, typer.Option(help="per-seed, or average-first: the authors' rule, one threshold of their grid for "
                                         "the mean over seeds, chosen on the test split",
-                                        autocompletion=_among("per-seed", "average-first"))] = "per-seed",
+                                        autocompletion=among("per-seed", "average-first"))] = "per-seed",
     published: Annotated[str | None, typer.Option(metavar="TABLE[:VARIANT]", help="the paper's numbers to stand below ours",
                                                   autocompletion=_published, show_default=False)] = None,
     list_published: Annotated[bool, typer.Option("--list-published", help="show the paper's tables and stop")] = False,
     label: Annotated[list[str] | None, typer.Option(metavar="PATTERN=TEXT", help="call the runs whose names fit so; may be "
                                                     "repeated", show_default=False)] = None,
     form: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv or json, on stdout",
-                                      autocompletion=_among("table", "markdown", "latex", "csv", "json"))] = "table",
+                                      autocompletion=among("table", "markdown", "latex", "csv", "json"))] = "table",
     out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="write a .md, .tex, .csv or .json table, or a .png, "
                                                    ".pdf or .svg plot; may be repeated", show_default=False)] = None,
     overwrite: Overwrite = False,

@@ -1,6 +1,7 @@
 """What a person sees while training runs: a bar on a terminal, a line per epoch elsewhere; all of it on stderr."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -41,6 +42,17 @@ class Display:
         scores = " ".join(f"{score:.4f}" for score in row["validation_score"])
         waited = f", {since_improvement} without improvement" if since_improvement else ""
         self.say(f"phase {row['phase']} epoch {row['epoch']}/{self._epochs}: validation {scores}{waited}")
+
+    @contextlib.contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar of `total` steps on a terminal, nothing elsewhere; gives what to call once per step."""
+        if not self.console.is_terminal or self.console.quiet:
+            yield lambda: None
+            return
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda: bar.advance(task)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from eectl.costs import measure_costs
 from eectl.data import Split, eval_batches, num_batches, train_batches
 from eectl.distributed import share_buffers, total
+from eectl.dominance import Tracker, why_untracked
 from eectl.errors import EectlError, Interrupted
 from eectl.l2w import LearnedWeights
 from eectl.models.heads import ExitOutput
@@ -55,8 +56,9 @@ def run_phase(job: Job, model: MultiExitModel, phase: Phase, *, place: Place, re
         run.seconds += time.monotonic() - started
         sums = total(run.sums)
         run.sums.zero_()
+        tracked = {"gradient_dominance": run.tracker.take()} if run.tracker else {}
         if job.world.is_main:
-            row = _row(run, rate(job, run, run.step - 1), sums.cpu(), validation, improved)
+            row = _row(run, rate(job, run, run.step - 1), sums.cpu(), validation, improved) | tracked
             job.folder.log(row)
             job.display.epoch(row, since_improvement=run.stopper.since_improvement)
         _save_or_stop(job, run, due=job.folder.due())
@@ -99,6 +101,7 @@ def _begin(job: Job, model: MultiExitModel, phase: Phase, place: Place) -> Phase
         weighting=weighting,
         shares=measure_costs(model, job.data.info.input_shape).backbone_shares if weighting == "sdn-ramp" else (),
         learned=_learned(job, phase, model.num_exits) if weighting == "l2w" else None,
+        tracker=_tracker(job, model, phase, weighting) if job.track else None,
     )
 
 
@@ -108,6 +111,17 @@ def _learned(job: Job, phase: Phase, num_exits: int) -> LearnedWeights | None:
         return None
     torch.manual_seed(derive_seed(job.recipe.seed, "l2w", phase.number))
     return LearnedWeights(len(phase.scored), job.recipe.l2w, device=job.world.device)
+
+
+def _tracker(job: Job, model: MultiExitModel, phase: Phase, weighting: str | tuple[float, ...]) -> Tracker | None:
+    """What measures gradient dominance in a phase that has any; says what will be measured, or why nothing is."""
+    reason = why_untracked(model, phase, weighting)
+    if reason is not None:
+        job.display.say(f"phase {phase.number}: gradient dominance is not tracked: {reason}")
+        return None
+    tracker = Tracker(model, phase, every=job.track_every, device=job.world.device)
+    job.display.say(f"phase {phase.number}: gradient dominance is tracked on 1 of {tracker.every} batches")
+    return tracker
 
 
 def _loss_sets(job: Job, run: PhaseRun) -> list[LossSet]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from eectl.data import Augmenter, Dataset
 from eectl.display import Display
 from eectl.distributed import World, total
+from eectl.dominance import Tracker
 from eectl.l2w import LearnedWeights
 from eectl.losses import Task
 from eectl.models.heads import ExitOutput
@@ -24,7 +25,10 @@ from eectl.run_folder import RunFolder, State, optimizer_tensors, restore_optimi
 
 @dataclass
 class Job:
-    """What all phases of a run share. `caught` holds the signals that came."""
+    """What all phases of a run share. `caught` holds the signals that came.
+
+    `track`: whether gradient dominance is measured on the way, every `track_every`-th batch (none: as it can be afforded).
+    """
 
     recipe: Recipe
     world: World
@@ -34,6 +38,8 @@ class Job:
     display: Display
     task: Task
     caught: list[int] = field(default_factory=list)
+    track: bool = False
+    track_every: int | None = None
 
     @property
     def precision(self) -> str:
@@ -91,6 +97,7 @@ class PhaseRun:
     weighting: str | tuple[float, ...] = "uniform"
     shares: tuple[float, ...] = ()  # what `sdn-ramp` reads: each attached exit's share of the backbone's cost
     learned: LearnedWeights | None = None
+    tracker: Tracker | None = None
     loss_sets: list[LossSet] = field(default_factory=list)  # of this epoch
     best_validation: Mapping[str, list[float]] = field(default_factory=dict)
     best_epoch: int = 0
@@ -106,14 +113,17 @@ class PhaseRun:
 
 def gather_sums(job: Job, run: PhaseRun) -> None:
     """Process 0 takes everybody's sums, the others start from none: so the state that is saved is whole."""
-    whole = total(run.sums)
-    run.sums.copy_(whole if job.world.is_main else torch.zeros_like(whole))
+    for sums in (run.sums, *([run.tracker.sums] if run.tracker else [])):
+        whole = total(sums)
+        sums.copy_(whole if job.world.is_main else torch.zeros_like(whole))
 
 
 def save_state(job: Job, run: PhaseRun) -> None:
     """Write where this phase stands, in one step."""
     tensors = with_prefix("model", run.model.state_dict()) | with_prefix("best", run.best)
     tensors |= with_prefix("optimizer", optimizer_tensors(run.optimizer)) | {"sums": run.sums}
+    if run.tracker:
+        tensors["dominance"] = run.tracker.sums
     if run.learned:
         tensors |= with_prefix("l2w", run.learned.network.state_dict())
         tensors |= with_prefix("l2w-optimizer", optimizer_tensors(run.learned.optimizer))
@@ -141,6 +151,8 @@ def restore_state(job: Job, run: PhaseRun, state: State) -> None:
     run.stopper.restore(state.values["stopper"])
     if job.world.is_main:
         run.sums.copy_(state.tensors["sums"])
+        if run.tracker and "dominance" in state.tensors:  # else the epoch's first part was not tracked
+            run.tracker.sums.copy_(state.tensors["dominance"])
     run.epoch, run.batch = state.values["epoch"], state.values["batch"]
     run.best_epoch, run.best_validation = state.values["best_epoch"], state.values["best_validation"]
     run.seconds = state.values["seconds"]

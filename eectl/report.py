@@ -6,6 +6,7 @@ rich's business.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 _SAVES_NOTHING = 0.99  # an exit at this share of the plain backbone's cost is pointed out
 _OUT_OF_REACH = "- out of reach: even if every row leaves as early as it can, the mean cost is over the budget."
 _BUDGETS_ACROSS = 7  # columns of budgets that fit 80 characters
+
+
+Scalar = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table for people: numbers are shown with four digits, None as `·`."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Scalar, ...], ...]
 
 
 def show_json(value: Mapping[str, Any]) -> None:
@@ -180,6 +193,24 @@ def score_text(value: float, error: float | None, task: str) -> str:
     """Accuracies as percentages with two decimals, errors of a regression as they are."""
     scale, form, error_form = (100, ".2f", ".2f") if task == "classification" else (1, ".4g", ".2g")
     return f"{scale * value:{form}}" + ("" if error is None else f" ± {scale * error:{error_form}}")
+
+
+def show_answer(tables: Sequence[Listing], reading: Sequence[str], notes: Sequence[str]) -> None:
+    """The tables of an analysis, what should not be overlooked, and its reading."""
+    console = make_console()
+    for listing in tables:
+        table = make_table(*listing.columns)
+        for row in listing.rows:
+            table.add_row(*map(_cell, row))
+        print_table(console, listing.title, table)
+    for sentence in (*notes, *reading):
+        console.print(sentence, markup=False)
+
+
+def _cell(value: Scalar) -> str:
+    if value is None:
+        return "·"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
 
 
 def make_table(*columns: str) -> Table:

@@ -25,8 +25,12 @@ class Session:
     notes: tuple[str, ...]
 
 
-def open_session(path: Path, *, world: World, data_root: Path | None = None, needs: Sequence[str] = ()) -> Session:
+def open_session(
+    path: Path, *, world: World, data_root: Path | None = None, needs: Sequence[str] = (), like: "Sequence[Session]" = ()
+) -> Session:
     """Load a checkpoint and its data, elsewhere than recorded where `data_root` says so.
+
+    Data that a session in `like` has read by the same recipe is taken from there.
 
     Raises EectlError where the classes or the calibration and training rows are not those the checkpoint was made with, or
     where calibration and test rows overlap, or a split that the caller `needs` is not there. A test split that differs from
@@ -34,7 +38,10 @@ def open_session(path: Path, *, world: World, data_root: Path | None = None, nee
     """
     checkpoint = load_checkpoint(path)
     spec = checkpoint.about.data_spec
-    data = load_data(spec if data_root is None else spec.model_copy(update={"root": data_root}), device=world.device)
+    read = (each.data for each in like if each.checkpoint.about.data_spec == spec)
+    data = next(read, None) or load_data(
+        spec if data_root is None else spec.model_copy(update={"root": data_root}), device=world.device
+    )
     for name in needs:
         if name not in data.splits:
             what = f"a {name} file beside train" if data.info.kind == "text" else f"a folder {name}/<class>/ beside train/"

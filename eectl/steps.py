@@ -19,7 +19,10 @@ def step(job: Job, run: PhaseRun, batch: Batch) -> None:
     with job.autocast():
         outputs = run.runner(inputs, wanted.exits, equilibrium=run.weighting == "equilibrium")
     logits = [outputs[k - 1].logits for k in wanted.exits]
-    losses = torch.stack([job.task.loss(each, targets, job.recipe.label_smoothing) for each in logits])
+    apart = [job.task.loss(each, targets, job.recipe.label_smoothing) for each in logits]
+    if run.tracker is not None and run.tracker.due(run.step, wanted.exits):
+        run.tracker.measure(apart, wanted.weights, wanted.exits, wanted.index)
+    losses = torch.stack(apart)
     objective = with_auxiliary(run.model.auxiliary, (losses * wanted.weights).sum(), outputs)
     lesson = job.recipe.distillation
     if lesson.teacher != "none":

@@ -15,6 +15,7 @@ from eectl.checkpoint import About, read_about, save_checkpoint
 from eectl.data import Augmenter, Dataset, load_data
 from eectl.display import Display
 from eectl.distributed import join, leave, main_first
+from eectl.dominance import check_track
 from eectl.errors import EectlError
 from eectl.l2w import check_run
 from eectl.loop import run_phase
@@ -44,11 +45,19 @@ def train(
     overwrite: bool = False,
     download: bool = False,
     quiet: bool = False,
+    track: str | None = None,
+    track_every: int | None = None,
 ) -> Trained | None:
     """Run a recipe's regime, or its one `phase`, into the folder `out`; returns None in all processes but the first.
 
+    `track` names what is measured on the way into metrics.jsonl (gradient-dominance), on every `track_every`-th batch; none: as
+    often as a tenth of the time allows. It changes no weight, so it is no part of the recipe.
     Raises EectlError for what the user can mend, Interrupted after SIGINT or SIGTERM, with the state saved.
     """
+    if track is not None:
+        check_track(track, compiled=recipe.compile)
+    elif track_every is not None:
+        raise EectlError(f"--track-every {track_every}: nothing is tracked; add --track gradient-dominance")
     world = join(device)
     folder = RunFolder(out)
     display = Display(quiet=quiet or not world.is_main)
@@ -74,6 +83,7 @@ def train(
                 return _trained(folder) if world.is_main else None
             augmenter = Augmenter(data.info, data.augment, len(data.info.classes))
             job = Job(recipe, world, folder, data, augmenter, display, TASKS[data.info.task])
+            job.track, job.track_every = track is not None, track_every
             with _signals(job.caught):
                 _run(job, network, folder.load_state())
             return _trained(folder) if world.is_main else None

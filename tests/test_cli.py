@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eectl import cli, exiting
+from eectl import cli, cli_options, exiting
 from eectl.errors import EectlError
 
 
@@ -160,7 +160,7 @@ def test_help_is_quick_and_criteria_are_those_of_exiting():
         eectl("--help")
         seconds.append(time.monotonic() - started)
     assert min(seconds) < 0.5
-    assert set(cli.CRITERIA) == set(exiting.CRITERIA) | {"difference-2"}
+    assert set(cli_options.CRITERIA) == set(exiting.CRITERIA) | {"difference-2"}
 
 
 def test_version_and_recipes():

@@ -12,15 +12,16 @@ LAYERS = [  # from the bottom; a module may import from its own layer (verbs exc
     {"errors", "seeds", "text_sets"},
     {"files", "regimes", "weighting", "recipe", "published"},
     {"models", "distributed", "optim", "losses"},
-    {"exiting", "sweep", "results", "settings", "compare", "data", "costs", "l2w"},
+    {"exiting", "sweep", "results", "settings", "compare", "data", "costs", "l2w", "dominance"},
     {"predict", "checkpoint", "run_folder", "report", "tables", "plots", "display"},
-    {"network", "session", "loop", "steps", "phase_state", "thresholds", "scoring", "describe"},
-    {"train", "attach", "calibrate", "evaluate", "plan", "summarize"},
+    {"network", "session", "loop", "steps", "phase_state", "thresholds", "scoring", "describe", "analyses"},
+    {"train", "attach", "calibrate", "evaluate", "plan", "summarize", "analyze"},
+    {"cli_options", "cli_analyze"},
     {"cli"},
     {"__main__"},
 ]
 VERBS = LAYERS[6]
-NO_TORCH = ["errors", "files", "regimes", "weighting", "recipe", "text_sets", "published", "cli", "models"]
+NO_TORCH = ["errors", "files", "regimes", "weighting", "recipe", "text_sets", "published", "cli", "models", "analyses"]
 
 
 def modules():

@@ -23,7 +23,8 @@ def shell_lines():
 @pytest.mark.parametrize("line", list(dict.fromkeys(shell_lines())))
 def test_commands_exist_with_these_options(line):
     _, verb, *rest = shlex.split(line)
-    options = {name for parameter in COMMANDS[verb].params for name in parameter.opts}
+    command = COMMANDS[verb].commands[rest[0]] if verb == "analyze" else COMMANDS[verb]
+    options = {name for parameter in command.params for name in parameter.opts}
     assert {word for word in rest if word.startswith("-")} <= options
 
 

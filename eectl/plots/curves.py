@@ -11,6 +11,7 @@ from eectl.compare import Comparison, band
 from eectl.errors import EectlError
 from eectl.files import replacing
 from eectl.losses import TASKS
+from eectl.plots.style import COLOURS, DASHES, MARKERS
 from eectl.results import Evaluation
 from eectl.sweep import OperatingPoints
 
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 
 PLOT_FORMATS = ("png", "pdf", "svg")
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1601f", "#6b6b6b"
-# Okabe and Ito's palette (jfly.uni-koeln.de/color), which readers with any colour vision tell apart; yellow is too pale for lines
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)))
-_MARKERS = "osD^vPX"
 _LABEL_GAP = 2.2  # % of the width below which an exit's number would touch its neighbour's
 
 
@@ -132,7 +129,7 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
             name = " ".join(filter(None, (row.regime, row.label))) + f" ({len(row.seeds)})"
             marks = [(100 * cell.share, scale * cell.mean) for cell in row.cells if cell is not None]
             line: dict[str, Any] = {"color": colour, "ls": dashes, "lw": 1.5, "label": name, "drawstyle": "steps-post"}
-            line |= {"marker": _MARKERS[index % len(_MARKERS)], "ms": 5, "mec": "white", "mew": 0.7, "markevery": []}
+            line |= {"marker": MARKERS[index % len(MARKERS)], "ms": 5, "mec": "white", "mew": 0.7, "markevery": []}
             if len(row.seeds) > 1:
                 axes.fill_between(shares, means - stds, means + stds, step="post", color=colour, alpha=0.18, lw=0, zorder=1)
             axes.plot(shares, means, **line, zorder=3)
@@ -154,9 +151,9 @@ def _styles(comparison: Comparison) -> list[tuple[str, Any]]:
     regimes = list(dict.fromkeys(row.regime for row in comparison.rows))
     labels = list(dict.fromkeys(row.label for row in comparison.rows))
     if len(regimes) == 1:
-        return [(_COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]) for index in range(len(labels))]
+        return [(COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]) for index in range(len(labels))]
     return [
-        (_COLOURS[regimes.index(row.regime) % len(_COLOURS)], _DASHES[labels.index(row.label) % len(_DASHES)])
+        (COLOURS[regimes.index(row.regime) % len(COLOURS)], DASHES[labels.index(row.label) % len(DASHES)])
         for row in comparison.rows
     ]
 

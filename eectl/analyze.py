@@ -1,0 +1,180 @@
+"""`eectl analyze`: opens checkpoints, puts one question to them, and writes the answer as JSON, CSV, PNG and PDF."""
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from eectl import __version__
+from eectl.analyses.asking import Answer, Context, Settings, Subject
+from eectl.analyses.dominance import ask as ask_dominance
+from eectl.checkpoint import About
+from eectl.display import Display
+from eectl.distributed import World, join, leave
+from eectl.errors import EectlError
+from eectl.files import check_outputs, replacing, write_json
+from eectl.plots.dominance import draw as draw_dominance
+from eectl.plots.style import save_figures
+from eectl.session import Session, open_session
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KIND, SCHEMA = "analysis", 1
+SUFFIXES = ("json", "csv", "png", "pdf")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """How a question is answered and drawn, the fewest checkpoints it needs, and whether they need attached exits."""
+
+    ask: Callable[[Sequence[Subject], Any, Context], Answer]
+    draw: "Callable[[Figure, Answer, Sequence[str]], None]"
+    least: int = 1
+    needs_exits: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """An answer, and what it was asked about and with."""
+
+    question: str
+    seed: int
+    settings: Mapping[str, Any]
+    checkpoints: Sequence[Mapping[str, Any]]
+    answer: Answer
+
+    def to_json(self) -> dict[str, Any]:
+        """What QUESTION.json holds."""
+        about = {"kind": KIND, "schema": SCHEMA, "eectl": __version__, "question": self.question, "seed": self.seed}
+        given = {"settings": dict(self.settings), "checkpoints": list(self.checkpoints)}
+        answer = {"values": self.answer.values, "reading": self.answer.reading, "notes": self.answer.notes}
+        return {**about, **given, **answer}
+
+
+def analyze_checkpoints(
+    question: str,
+    paths: Sequence[Path],
+    settings: Settings,
+    *,
+    out: Path,
+    seed: int = 0,
+    labels: Sequence[str] = (),
+    device: str = "auto",
+    data_root: Path | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None],
+) -> Report:
+    """Answer a question about checkpoints into `out`/QUESTION.json, .csv, .png and .pdf; `say` takes what belongs on stderr.
+
+    Raises EectlError for checkpoints that the question cannot be put to, before the work where that can be known; nothing is
+    written then.
+    """
+    analysis = ANALYSES[question]
+    if len(paths) < analysis.least:
+        raise EectlError(f"{question}: {len(paths)} checkpoint; it compares at least {analysis.least}, name another")
+    if labels and len(labels) != len(paths):
+        raise EectlError(f"--label: {len(labels)} for {len(paths)} checkpoints; give one for each, in their order")
+    files = [out / f"{question}.{suffix}" for suffix in SUFFIXES]
+    if out.exists() and not out.is_dir():
+        raise EectlError(f"-o {out}: a file; name a folder")
+    check_outputs(files, inputs=paths, overwrite=overwrite)
+    world = join(device)
+    try:
+        if world.size > 1:
+            raise EectlError("analyze runs as one process; start it without torchrun")
+        subjects = _open(question, analysis, paths, settings, labels=labels, world=world, data_root=data_root)
+        for note in dict.fromkeys(note for subject in subjects for note in subject.session.notes):
+            say(f"note: {note}")
+        display = Display(quiet=quiet)
+        size = batch_size or min(each.session.checkpoint.about.eval_batch_size for each in subjects)
+        try:
+            answer = analysis.ask(subjects, settings, Context(seed, batch_size, display.counting))
+        except torch.OutOfMemoryError as error:
+            raise EectlError(f"out of memory on {world.device}; try --batch-size {max(size // 2, 1)} (it is {size})") from error
+        finally:
+            display.close()
+    finally:
+        leave()
+    checkpoints = [_described(subject, settings) for subject in subjects]
+    report = Report(question, seed, asdict(settings), checkpoints, answer)
+    _write(files, report, analysis)
+    say(f"{', '.join(map(str, files))}: written")
+    return report
+
+
+def _open(
+    question: str,
+    analysis: Analysis,
+    paths: Sequence[Path],
+    settings: Settings,
+    *,
+    labels: Sequence[str],
+    world: World,
+    data_root: Path | None,
+) -> list[Subject]:
+    """Every checkpoint with its data, which is read once where the recipes say the same of it."""
+    sessions: list[Session] = []
+    for path in paths:
+        session = open_session(path, world=world, data_root=data_root, needs=settings.splits, like=sessions)
+        if analysis.needs_exits and session.checkpoint.model.num_exits == 1:
+            raise EectlError(f"{path}: no exits, which {question} is about; put some on it with eectl attach-heads, and train")
+        for other in sessions:
+            for name in settings.splits:
+                if other.data.splits[name].fingerprint != session.data.splits[name].fingerprint:
+                    raise EectlError(
+                        f"{question}: {path} and {other.checkpoint.path} differ in their {name} rows; give checkpoints of one "
+                        "data set and split_seed"
+                    )
+        sessions.append(session)
+    names = labels or _labels([session.checkpoint.about for session in sessions], paths)
+    return [Subject(name, session) for name, session in zip(names, sessions, strict=True)]
+
+
+def _labels(abouts: Sequence[About], paths: Sequence[Path]) -> list[str]:
+    """The regimes; with their seeds, or else the names of their folders, where that does not tell them apart."""
+    regimes = [str(about.recipe.get("regime", "")) if about.spec.after else "backbone" for about in abouts]
+    with_seeds = [f"{regime}, seed {about.recipe.get('seed', 0)}" for regime, about in zip(regimes, abouts, strict=True)]
+    folders = [path.parent.name or str(path) for path in paths]
+    for names in (regimes, with_seeds, folders):
+        if max(Counter(names).values()) == 1:
+            return names
+    return [str(path) for path in paths]
+
+
+def _described(subject: Subject, settings: Settings) -> dict[str, Any]:
+    checkpoint = subject.session.checkpoint
+    splits = {name: subject.session.data.splits[name].fingerprint for name in settings.splits}
+    return {
+        "label": subject.label,
+        "path": str(checkpoint.path),
+        "weights": checkpoint.digest,
+        "network": checkpoint.about.spec.backbone.name,
+        "regime": checkpoint.about.recipe.get("regime"),
+        "seed": checkpoint.about.recipe.get("seed"),
+        "after": list(checkpoint.about.spec.after),
+        "data": checkpoint.about.data["name"],
+        "splits": splits,
+    }
+
+
+def _write(files: Sequence[Path], report: Report, analysis: Analysis) -> None:
+    as_json, as_csv, *pictures = files
+    labels = [str(checkpoint["label"]) for checkpoint in report.checkpoints]
+    save_figures(pictures, lambda figure: analysis.draw(figure, report.answer, labels))
+    with replacing(as_csv) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(report.answer.records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(report.answer.records)
+    write_json(as_json, report.to_json())
+
+
+ANALYSES: dict[str, Analysis] = {
+    "gradient-dominance": Analysis(ask_dominance, draw_dominance),
+}

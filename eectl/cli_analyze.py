@@ -1,0 +1,91 @@
+"""The `analyze` commands of the command line: one per question, with its options. Heavy imports stay inside."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eectl.cli_options import BatchSize, DataRoot, Device, Json, Overwrite, Quiet, complete_files
+
+if TYPE_CHECKING:
+    from eectl.analyses.asking import Settings
+
+analyze = typer.Typer(
+    name="analyze",
+    help="Answer one of the paper's five questions about checkpoints.",
+    no_args_is_help=True,
+)
+
+Checkpoints = Annotated[
+    list[Path], typer.Argument(metavar="CKPT…", help="checkpoint files", autocompletion=complete_files, show_default=False)
+]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="folder for QUESTION.json, .csv, .png and .pdf", show_default=False)]
+Seed = Annotated[int, typer.Option(help="seed of the rows and of what else is drawn")]
+Label = Annotated[
+    list[str] | None,
+    typer.Option(help="what to call a checkpoint, once for each in their order; none: its regime", show_default=False),
+]
+SplitName = Annotated[str, typer.Option(help="train, validation, calibration or test")]
+
+
+def _run(
+    question: str,
+    checkpoints: Sequence[Path],
+    settings: "Settings",
+    *,
+    out: Path,
+    seed: int,
+    label: Sequence[str] | None,
+    device: str,
+    data_root: Path | None,
+    batch_size: int | None,
+    overwrite: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Answer, and print the answer."""
+    from eectl.analyze import analyze_checkpoints
+    from eectl.report import show_answer, show_json
+
+    report = analyze_checkpoints(
+        question, checkpoints, settings, out=out, seed=seed, labels=label or (), device=device, data_root=data_root,
+        batch_size=batch_size, overwrite=overwrite, quiet=quiet, say=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    if json:
+        show_json(report.to_json())
+    else:
+        show_answer(report.answer.tables, report.answer.reading, report.answer.notes)
+
+
+@analyze.command("gradient-dominance")
+def gradient_dominance(
+    checkpoints: Checkpoints,
+    out: OutFolder,
+    samples: Annotated[int, typer.Option(help="how many rows are looked at, in whole batches")] = 2000,
+    split: SplitName = "train",
+    train_mode: Annotated[bool, typer.Option("--train-mode", help="BatchNorm on the batch's statistics and dropout on, as in "
+                                             "training")] = False,
+    tracked: Annotated[bool, typer.Option("--tracked", help="draw what train --track gradient-dominance left beside the "
+                                          "checkpoints")] = False,
+    label: Label = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """How far each exit's gradient points the way of the sum that moves the shared weights (paper's Figure 2).
+
+    Example: eectl analyze gradient-dominance joint/model.safetensors mixed/model.safetensors -o dominance
+    """
+    from eectl.analyses.dominance import DominanceSettings
+
+    settings = DominanceSettings(split=split, samples=samples, train_mode=train_mode, tracked=tracked)
+    _run(
+        "gradient-dominance", checkpoints, settings, out=out, seed=seed, label=label, device=device, data_root=data_root,
+        batch_size=batch_size, overwrite=overwrite, json=json, quiet=quiet,
+    )  # fmt: skip
