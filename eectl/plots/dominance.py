@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from eectl.analyses.asking import Answer
 from eectl.plots.style import MARKERS
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 _DARK = 0.52  # cosines past this get white digits
 
 
-def draw(figure: "Figure", answer: Any, labels: Sequence[str]) -> None:
+def draw(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
     """Draw the Answer of `analyses.dominance` into `figure`."""
     if answer.values["tracked"]:
         _draw_tracked(figure, answer.values["runs"], answer.values["difference"])
