@@ -12,11 +12,14 @@ import torch
 from eectl import __version__
 from eectl.analyses.asking import Answer, Context, Settings, Subject
 from eectl.analyses.dominance import ask as ask_dominance
+from eectl.analyses.information import ask as ask_information
+from eectl.analyses.rank import ask as ask_rank
 from eectl.checkpoint import About
 from eectl.display import Display
 from eectl.distributed import World, join, leave
 from eectl.errors import EectlError
 from eectl.files import check_outputs, replacing, write_json
+from eectl.plots.depth import draw_information, draw_rank
 from eectl.plots.dominance import draw as draw_dominance
 from eectl.plots.style import save_figures
 from eectl.session import Session, open_session
@@ -177,4 +180,6 @@ def _write(files: Sequence[Path], report: Report, analysis: Analysis) -> None:
 
 ANALYSES: dict[str, Analysis] = {
     "gradient-dominance": Analysis(ask_dominance, draw_dominance),
+    "numerical-rank": Analysis(ask_rank, draw_rank, needs_exits=False),
+    "mutual-information": Analysis(ask_information, draw_information, needs_exits=False),
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eectl.cli_options import BatchSize, DataRoot, Device, Json, Overwrite, Quiet, complete_files
+from eectl.cli_options import BatchSize, DataRoot, Device, Json, Overwrite, Quiet, among, complete_files
 
 if TYPE_CHECKING:
     from eectl.analyses.asking import Settings
@@ -27,6 +27,8 @@ Label = Annotated[
     list[str] | None,
     typer.Option(help="what to call a checkpoint, once for each in their order; none: its regime", show_default=False),
 ]
+VIEWS = ("auto", "flattened", "pooled", "class-token")
+View = Annotated[str, typer.Option(help="flattened, pooled, class-token or auto", autocompletion=among(*VIEWS))]
 SplitName = Annotated[str, typer.Option(help="train, validation, calibration or test")]
 
 
@@ -87,5 +89,70 @@ def gradient_dominance(
     settings = DominanceSettings(split=split, samples=samples, train_mode=train_mode, tracked=tracked)
     _run(
         "gradient-dominance", checkpoints, settings, out=out, seed=seed, label=label, device=device, data_root=data_root,
+        batch_size=batch_size, overwrite=overwrite, json=json, quiet=quiet,
+    )  # fmt: skip
+
+
+@analyze.command("numerical-rank")
+def numerical_rank(
+    checkpoints: Checkpoints,
+    out: OutFolder,
+    samples: Annotated[int, typer.Option(help="how many rows are looked at")] = 10_000,
+    features: Annotated[int, typer.Option(help="at most this many of a block's numbers, the same for every network")] = 2_000,
+    view: View = "auto",
+    tolerance: Annotated[float, typer.Option(help="what counts: eigenvalues of the covariance above this share of the "
+                                             "largest")] = 1e-3,
+    split: SplitName = "test",
+    label: Label = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """How many dimensions each block's activations fill (paper's Figure 4).
+
+    Views: flattened (auto, of images), pooled over space or tokens, class-token (auto, of texts).
+    Example: eectl analyze numerical-rank disjoint/model.safetensors mixed/model.safetensors -o rank
+    """
+    from eectl.analyses.rank import RankSettings
+
+    settings = RankSettings(split=split, samples=samples, features=features, view=view, tolerance=tolerance)
+    _run(
+        "numerical-rank", checkpoints, settings, out=out, seed=seed, label=label, device=device, data_root=data_root,
+        batch_size=batch_size, overwrite=overwrite, json=json, quiet=quiet,
+    )  # fmt: skip
+
+
+@analyze.command("mutual-information")
+def mutual_information(
+    checkpoints: Checkpoints,
+    out: OutFolder,
+    samples: Annotated[int, typer.Option(help="how many rows are looked at; time grows with their square")] = 5_000,
+    dimensions: Annotated[int, typer.Option(help="random directions that activations are projected to")] = 8,
+    noise: Annotated[float, typer.Option(help="variance of the noise, as a share of the activations' mean variance")] = 0.3,
+    view: View = "auto",
+    split: SplitName = "test",
+    label: Label = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """What each block's activations say about the input and the label (paper's Figure 5), in nats.
+
+    Views: pooled over space or tokens (auto, of images), class-token (auto, of texts), flattened.
+    Example: eectl analyze mutual-information joint/model.safetensors mixed/model.safetensors -o information
+    """
+    from eectl.analyses.information import InformationSettings
+
+    settings = InformationSettings(split=split, samples=samples, dimensions=dimensions, noise=noise, view=view)
+    _run(
+        "mutual-information", checkpoints, settings, out=out, seed=seed, label=label, device=device, data_root=data_root,
         batch_size=batch_size, overwrite=overwrite, json=json, quiet=quiet,
     )  # fmt: skip
