@@ -12,12 +12,14 @@ import torch
 from eectl import __version__
 from eectl.analyses.asking import Answer, Context, Settings, Subject
 from eectl.analyses.dominance import ask as ask_dominance
+from eectl.analyses.landscape import ask as ask_landscape
 from eectl.checkpoint import About
 from eectl.display import Display
 from eectl.distributed import World, join, leave
 from eectl.errors import EectlError
 from eectl.files import check_outputs, replacing, write_json
 from eectl.plots.dominance import draw as draw_dominance
+from eectl.plots.landscape import draw as draw_landscape
 from eectl.plots.style import save_figures
 from eectl.session import Session, open_session
 
@@ -177,4 +179,5 @@ def _write(files: Sequence[Path], report: Report, analysis: Analysis) -> None:
 
 ANALYSES: dict[str, Analysis] = {
     "gradient-dominance": Analysis(ask_dominance, draw_dominance),
+    "loss-landscape": Analysis(ask_landscape, draw_landscape, needs_exits=False),
 }
