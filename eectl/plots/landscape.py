@@ -53,8 +53,11 @@ def _draw_planes(
                 axes.set_xlabel("direction 1", fontsize=9)
             if column == 0:
                 axes.set_ylabel("direction 2", fontsize=9)
-        _surface(figure.add_subplot(grid[row, across - 1], projection="3d"), coordinates, next(iter(each.values())), levels, norm)
-    bar = figure.colorbar(image, ax=flat, shrink=0.7, pad=0.01, aspect=30, location="right")
+        relief = figure.add_subplot(grid[row, across - 1], projection="3d")
+        _surface(relief, coordinates, next(iter(each.values())), levels, norm)
+        relief.set_title(next(iter(each)).partition(" ")[0] + " in relief", fontsize=9, y=1.0)
+        flat.append(relief)
+    bar = figure.colorbar(image, ax=flat, shrink=0.7, pad=0.02, aspect=30, location="right")
     bar.set_ticks(levels, labels=[f"{level:g}" for level in levels])
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=8)
@@ -104,7 +107,8 @@ def _surface(axes: Any, coordinates: Sequence[float], loss: Sequence[Any], level
 
     values = np.ma.filled(np.log10(_masked(loss, levels)), np.nan)
     x, y = np.meshgrid(coordinates, coordinates)
-    colours = matplotlib.colormaps[_MAP](norm(10**values))
+    faces = (values[1:, 1:] + values[1:, :-1] + values[:-1, 1:] + values[:-1, :-1]) / 4  # its colour would be a corner's
+    colours = matplotlib.colormaps[_MAP](norm(10**faces))
     axes.plot_surface(x, y, values, facecolors=colours, rstride=1, cstride=1, linewidth=0, antialiased=True, shade=False)
     axes.set_zlim(np.log10(levels[0]), np.log10(levels[-1]))
     decades = [level for level in levels if f"{level:e}".startswith("1.0")] or [levels[0], levels[-1]]
