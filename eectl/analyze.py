@@ -13,6 +13,7 @@ from eectl import __version__
 from eectl.analyses.asking import Answer, Context, Settings, Subject
 from eectl.analyses.dominance import ask as ask_dominance
 from eectl.analyses.information import ask as ask_information
+from eectl.analyses.landscape import ask as ask_landscape
 from eectl.analyses.rank import ask as ask_rank
 from eectl.checkpoint import About
 from eectl.display import Display
@@ -21,6 +22,7 @@ from eectl.errors import EectlError
 from eectl.files import check_outputs, replacing, write_json
 from eectl.plots.depth import draw_information, draw_rank
 from eectl.plots.dominance import draw as draw_dominance
+from eectl.plots.landscape import draw as draw_landscape
 from eectl.plots.style import save_figures
 from eectl.session import Session, open_session
 
@@ -182,4 +184,5 @@ ANALYSES: dict[str, Analysis] = {
     "gradient-dominance": Analysis(ask_dominance, draw_dominance),
     "numerical-rank": Analysis(ask_rank, draw_rank, needs_exits=False),
     "mutual-information": Analysis(ask_information, draw_information, needs_exits=False),
+    "loss-landscape": Analysis(ask_landscape, draw_landscape, needs_exits=False),
 }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 analyze = typer.Typer(
     name="analyze",
-    help="Answer one of the paper's five questions about checkpoints.",
+    help="Answer one of the paper's questions about checkpoints.",
     no_args_is_help=True,
 )
 
@@ -154,5 +154,42 @@ def mutual_information(
     settings = InformationSettings(split=split, samples=samples, dimensions=dimensions, noise=noise, view=view)
     _run(
         "mutual-information", checkpoints, settings, out=out, seed=seed, label=label, device=device, data_root=data_root,
+        batch_size=batch_size, overwrite=overwrite, json=json, quiet=quiet,
+    )  # fmt: skip
+
+
+@analyze.command("loss-landscape")
+def loss_landscape(
+    checkpoints: Checkpoints,
+    out: OutFolder,
+    points: Annotated[int, typer.Option(help="points a side, an odd number: the weights lie in the middle")] = 11,
+    span: Annotated[float, typer.Option(help="how far to go to each side; 1: as far as each filter's own norm")] = 1.0,
+    dimensions: Annotated[int, typer.Option(help="1 for a line, 2 for a plane")] = 2,
+    only: Annotated[str, typer.Option(help="which weights move: all, backbone, or heads (attached ones and the network's own)",
+                                      autocompletion=among("all", "backbone", "heads"))] = "all",
+    reestimate: Annotated[bool, typer.Option("--reestimate", help="BatchNorm statistics anew at every point, from as many "
+                                             "training rows")] = False,
+    samples: Annotated[int, typer.Option(help="how many rows each loss is the mean of")] = 500,
+    split: SplitName = "train",
+    label: Label = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """How the exits' losses rise along random filter-normalised directions, the same for all exits (paper's Figure 6).
+
+    Example: eectl analyze loss-landscape joint/model.safetensors disjoint/model.safetensors -o landscape --points 21
+    """
+    from eectl.analyses.landscape import LandscapeSettings
+
+    settings = LandscapeSettings(
+        split=split, samples=samples, points=points, span=span, dimensions=dimensions, only=only, reestimate=reestimate
+    )
+    _run(
+        "loss-landscape", checkpoints, settings, out=out, seed=seed, label=label, device=device, data_root=data_root,
         batch_size=batch_size, overwrite=overwrite, json=json, quiet=quiet,
     )  # fmt: skip
