@@ -175,7 +175,7 @@ def test_options_that_do_not_fit(runs, tmp_path, refuse):
     )
     (tmp_path / "file").write_text("")
     assert f"-o {tmp_path / 'file'}: a file; name a folder" in refuse(joint, "-o", tmp_path / "file")
-    assert f"{tmp_path / 'file'}: a file" in refuse(joint, "-o", tmp_path / "file" / "below")
+    assert f"{tmp_path / 'file'} is a file; name a folder" in refuse(joint, "-o", tmp_path / "file" / "below")
 
 
 def test_checkpoints_that_do_not_fit(runs, tmp_path, refuse):
@@ -192,11 +192,13 @@ def test_checkpoints_that_do_not_fit(runs, tmp_path, refuse):
     assert f"{runs['joint'].parent}: a folder; name a .safetensors file in it" in refuse(runs["joint"].parent, *out)
 
 
-def test_rows_that_all_networks_share_are_enough(runs, tmp_path, analyze):
+def test_rows_that_all_networks_share_are_enough(runs, tmp_path, analyze, refuse):
     """Other training rows are no matter to a question about the test split."""
     analyze(runs["joint"], runs["fewer"], "--split", "test", "-o", tmp_path)
     one, other = read(tmp_path)["checkpoints"]
     assert one["splits"] == other["splits"] and list(one["splits"]) == ["test"]
+    both = [runs["joint"], runs["fewer"], "--split", "test", "--reestimate", "-o", tmp_path / "out"]
+    assert "differ in their train rows" in refuse(*both)  # where BatchNorm's statistics would come from
 
 
 def test_data_that_is_not_there(runs, tmp_path, refuse):
