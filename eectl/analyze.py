@@ -18,7 +18,7 @@ from eectl.analyses.rank import ask as ask_rank
 from eectl.checkpoint import About
 from eectl.display import Display
 from eectl.distributed import World, join, leave
-from eectl.errors import EectlError
+from eectl.errors import EectlError, lookup
 from eectl.files import check_outputs, replacing, write_json
 from eectl.plots.depth import draw_information, draw_rank
 from eectl.plots.dominance import draw as draw_dominance
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 KIND, SCHEMA = "analysis", 1
 SUFFIXES = ("json", "csv", "png", "pdf")
+SPLITS = {name: name for name in ("train", "validation", "calibration", "test")}
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ def analyze_checkpoints(
     written then.
     """
     analysis = ANALYSES[question]
-    if len(paths) < analysis.least:
-        raise EectlError(f"{question}: {len(paths)} checkpoint; it compares at least {analysis.least}, name another")
-    if labels and len(labels) != len(paths):
-        raise EectlError(f"--label: {len(labels)} for {len(paths)} checkpoints; give one for each, in their order")
+    _check_checkpoints(question, paths, labels, least=analysis.least)
+    for name in settings.splits:
+        lookup(SPLITS, name, what="split")
     files = [out / f"{question}.{suffix}" for suffix in SUFFIXES]
-    if out.exists() and not out.is_dir():
-        raise EectlError(f"-o {out}: a file; name a folder")
+    for place in (out, *out.parents):
+        if place.is_file():
+            raise EectlError(f"-o {out}: {'' if place == out else f'{place} is '}a file; name a folder")
     check_outputs(files, inputs=paths, overwrite=overwrite)
     world = join(device)
     try:
@@ -112,6 +113,20 @@ def analyze_checkpoints(
     _write(files, report, analysis)
     say(f"{', '.join(map(str, files))}: written")
     return report
+
+
+def _check_checkpoints(question: str, paths: Sequence[Path], labels: Sequence[str], *, least: int) -> None:
+    """Raise EectlError for too few checkpoints, one given twice, and labels that do not tell them apart."""
+    if len(paths) < least:
+        raise EectlError(f"{question}: {len(paths)} checkpoint; it compares at least {least}, name another")
+    twice = next((path for path, count in Counter(path.resolve() for path in paths).items() if count > 1), None)
+    if twice is not None:
+        raise EectlError(f"{twice} is named twice; name each checkpoint once")
+    if labels and len(labels) != len(paths):
+        raise EectlError(f"--label: {len(labels)} for {len(paths)} checkpoints; give one for each, in their order")
+    same = next((label for label, count in Counter(labels).items() if count > 1), None)
+    if same is not None:
+        raise EectlError(f"--label: '{same}' stands twice; give each checkpoint another")
 
 
 def _open(

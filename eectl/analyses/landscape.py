@@ -35,6 +35,7 @@ from eectl.analyses.surfaces import (
 )
 from eectl.errors import EectlError, lookup
 from eectl.losses import TASKS
+from eectl.seeds import derive_seed
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def _norm_batches(subject: Subject, settings: LandscapeSettings, context: Contex
     rows = sample_rows(split, settings.samples, context.seed)
     size = min(size, len(rows))
     check_count(size, 2, option="--samples" if len(rows) < 2 else "--batch-size", why="BatchNorm takes no statistics of one row")
-    shuffled = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed))]
+    generator = torch.Generator().manual_seed(derive_seed(context.seed, "loss-landscape", "statistics"))
+    shuffled = rows[torch.randperm(len(rows), generator=generator)]  # a folder's rows come by class
     return [batch.inputs for batch in sample_batches(split, shuffled[: len(rows) // size * size], size)]
 
 

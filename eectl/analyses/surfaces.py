@@ -108,13 +108,13 @@ def records(one: Mapping[str, Any], coordinates: Sequence[float], dimensions: in
 
 def tables(networks: Sequence[Mapping[str, Any]], alike: Sequence[Mapping[str, Any]], span: float) -> list[Listing]:
     """Every exit's numbers, and how far the networks' surfaces lie apart where there are several."""
-    rises = tuple(f"rise at {share * span:g}" for share in DISTANCES)
+    rises = tuple(f"rise {share * span:g}" for share in DISTANCES)
     rows: list[tuple[Scalar, ...]] = [
         (one["label"], str(column["exit"]), column["centre"], *column["rise"], column["curvature"])
         for one in networks
         for column in (*one["exits"], one["total"])
     ]
-    title = "mean loss at the weights, its mean rise along the directions, and the largest curvature in their span"
+    title = "mean loss at the weights, its mean rise at distances along the directions, and the largest curvature"
     tables = [Listing(title, ("", "exit", "loss", *rises, "curvature"), tuple(rows))]
     if alike:
         names = list(dict.fromkeys(each["of"] for each in alike))

@@ -1,5 +1,6 @@
 """Pictures of loss landscapes: contours and a surface per network, with one scale for all; lines where there is one direction."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DECADES = 4  # below and above this much of the smallest loss, levels would crowd
+_CLOSE = 50  # the largest loss is less than this many times the smallest
 _MAP = "viridis"
 
 
@@ -65,14 +67,13 @@ def _draw_planes(
 
 
 def _levels(surfaces: Sequence[Sequence[Any]]) -> list[float]:
-    """1, 2, 5, 10, … around all losses there are, at most _DECADES of them from the smallest."""
-    import math
-
+    """1, 2, 5, 10, … around all losses there are, at most _DECADES of them from the smallest; closer where they are close."""
     known = [value for surface in surfaces for row in surface for value in row if value is not None and value > 0]
     low, high = (min(known), max(known)) if known else (0.1, 1.0)
     high = min(high, low * 10**_DECADES)
-    steps = [mantissa * 10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-             for mantissa in (1, 2, 5)]  # fmt: skip
+    mantissas = (1, 2, 5) if high > _CLOSE * low else (1, 1.4, 2, 3, 4, 5, 7)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [mantissa * 10.0**power for power in powers for mantissa in mantissas]
     first = max((index for index, step in enumerate(steps) if step <= low), default=0)
     last = next((index for index, step in enumerate(steps) if step >= high), len(steps) - 1)
     return steps[first : max(last, first + 1) + 1]

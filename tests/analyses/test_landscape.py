@@ -103,6 +103,19 @@ def test_the_network_is_left_as_it_was(runs, reestimated):
     assert not any(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), drawn)
 
 
+def test_the_weights_come_back_to_the_bit():
+    """A zero's sign included, which equality does not see; and 0 times a direction past all numbers is not taken."""
+    net = nn.Linear(2, 2, bias=False)
+    net.weight.data = torch.tensor([[-0.0, 1.0], [3e38, 3e38]])
+    before = net.weight.detach().clone().view(torch.int32)
+    with random_plane(net, ["weight"], seed=0, dimensions=2) as move:
+        for place in ((0.0, 0.0), (10.0, 0.0), (0.0, -0.0)):
+            move(*place)
+        assert torch.equal(net.weight.detach().view(torch.int32), before)
+        move(0.3, 0.3)
+    assert torch.equal(net.weight.detach().view(torch.int32), before)
+
+
 def test_filters_get_their_own_norms():
     weight = torch.tensor([[[3.0, 0.0]], [[0.0, 4.0]], [[6.0, 8.0]], [[0.0, 0.0]]])
     noise = torch.tensor([[[1.0, 1.0]], [[0.0, -2.0]], [[3.0, 4.0]], [[1.0, 0.0]]])
