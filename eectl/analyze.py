@@ -11,12 +11,14 @@ import torch
 
 from eectl import __version__
 from eectl.analyses.asking import Answer, Context, Settings, Subject
+from eectl.analyses.connectivity import ask as ask_connectivity
 from eectl.analyses.dominance import ask as ask_dominance
 from eectl.checkpoint import About
 from eectl.display import Display
 from eectl.distributed import World, join, leave
 from eectl.errors import EectlError
 from eectl.files import check_outputs, replacing, write_json
+from eectl.plots.connectivity import draw as draw_connectivity
 from eectl.plots.dominance import draw as draw_dominance
 from eectl.plots.style import save_figures
 from eectl.session import Session, open_session
@@ -177,4 +179,5 @@ def _write(files: Sequence[Path], report: Report, analysis: Analysis) -> None:
 
 ANALYSES: dict[str, Analysis] = {
     "gradient-dominance": Analysis(ask_dominance, draw_dominance),
+    "mode-connectivity": Analysis(ask_connectivity, draw_connectivity, least=2, needs_exits=False),
 }
