@@ -11,6 +11,7 @@ import torch
 
 from eectl import __version__
 from eectl.analyses.asking import Answer, Context, Settings, Subject
+from eectl.analyses.connectivity import ask as ask_connectivity
 from eectl.analyses.dominance import ask as ask_dominance
 from eectl.analyses.information import ask as ask_information
 from eectl.analyses.landscape import ask as ask_landscape
@@ -20,6 +21,7 @@ from eectl.display import Display
 from eectl.distributed import World, join, leave
 from eectl.errors import EectlError, lookup
 from eectl.files import check_outputs, replacing, write_json
+from eectl.plots.connectivity import draw as draw_connectivity
 from eectl.plots.depth import draw_information, draw_rank
 from eectl.plots.dominance import draw as draw_dominance
 from eectl.plots.landscape import draw as draw_landscape
@@ -197,6 +199,7 @@ def _write(files: Sequence[Path], report: Report, analysis: Analysis) -> None:
 
 ANALYSES: dict[str, Analysis] = {
     "gradient-dominance": Analysis(ask_dominance, draw_dominance),
+    "mode-connectivity": Analysis(ask_connectivity, draw_connectivity, least=2, needs_exits=False),
     "numerical-rank": Analysis(ask_rank, draw_rank, needs_exits=False),
     "mutual-information": Analysis(ask_information, draw_information, needs_exits=False),
     "loss-landscape": Analysis(ask_landscape, draw_landscape, needs_exits=False),

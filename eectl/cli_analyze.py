@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 analyze = typer.Typer(
     name="analyze",
-    help="Answer one of the paper's questions about checkpoints.",
+    help="Answer one of the paper's five questions about checkpoints.",
     no_args_is_help=True,
 )
 
@@ -89,6 +89,38 @@ def gradient_dominance(
     settings = DominanceSettings(split=split, samples=samples, train_mode=train_mode, tracked=tracked)
     _run(
         "gradient-dominance", checkpoints, settings, out=out, seed=seed, label=label, device=device, data_root=data_root,
+        batch_size=batch_size, overwrite=overwrite, json=json, quiet=quiet,
+    )  # fmt: skip
+
+
+@analyze.command("mode-connectivity")
+def mode_connectivity(
+    checkpoints: Checkpoints,
+    out: OutFolder,
+    points: Annotated[int, typer.Option(help="networks on each line, both ends included")] = 11,
+    samples: Annotated[int, typer.Option(help="how many rows of train, and of test, each of them sees")] = 1000,
+    bn_samples: Annotated[int, typer.Option(help="train rows for BatchNorm's statistics at each point")] = 1000,
+    reestimate: Annotated[bool, typer.Option("--reestimate/--no-reestimate", help="take BatchNorm's statistics anew at each "
+                                             "point, ends included")] = True,
+    orders: Annotated[int, typer.Option(help="random orders in which matching is tried; the best is kept")] = 5,
+    label: Label = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Losses on the line between each two networks, as they are and with their units matched (paper's Figure 3).
+
+    Example: eectl analyze mode-connectivity joint-0/model.safetensors joint-1/model.safetensors -o connectivity
+    """
+    from eectl.analyses.connectivity import ConnectivitySettings
+
+    settings = ConnectivitySettings(points=points, samples=samples, bn_samples=bn_samples, orders=orders, reestimate=reestimate)
+    _run(
+        "mode-connectivity", checkpoints, settings, out=out, seed=seed, label=label, device=device, data_root=data_root,
         batch_size=batch_size, overwrite=overwrite, json=json, quiet=quiet,
     )  # fmt: skip
 

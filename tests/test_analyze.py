@@ -14,7 +14,6 @@ from test_cli import refused
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl import __version__, cli, models
-from eectl.analyses import QUESTIONS
 from eectl.analyze import ANALYSES, _labels
 from eectl.checkpoint import load_checkpoint, save_checkpoint
 from eectl.data import load_data
@@ -228,7 +227,6 @@ def test_another_data_set_and_a_split_it_lacks(runs, tmp_path, monkeypatch, refu
 
 
 def test_every_question_has_its_command_and_none_needs_torch_for_help():
-    assert set(ANALYSES) <= set(QUESTIONS)
     import typer
 
     commands = typer.main.get_command(cli.app).commands["analyze"].commands

@@ -1,6 +1,8 @@
 """Numerical rank: planted ranks, numpy's own covariance, and the question from end to end."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,7 +93,8 @@ def test_two_networks_by_numpy(runs, tmp_path, monkeypatch, memory):
 
 
 def test_a_feature_subset_is_the_same_for_every_network(runs, tmp_path):
-    found = answer([runs[0], runs[0]], tmp_path / "twice", features=50)["networks"]
+    copy = shutil.copy(runs[0], tmp_path / "copy.safetensors")
+    found = answer([runs[0], Path(copy)], tmp_path / "twice", features=50)["networks"]
     assert found[0]["blocks"] == found[1]["blocks"]
     assert {block["features"] for block in found[0]["blocks"]} == {50}
     assert all(block["rank"] <= 50 for block in found[0]["blocks"])
