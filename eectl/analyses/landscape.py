@@ -19,7 +19,8 @@ from eectl.analyses.asking import (
     sample_batches,
     sample_rows,
 )
-from eectl.analyses.plane import PARTS, batch_norms, moved_names, random_plane, reestimate
+from eectl.analyses.batch_norms import batch_norms, norm_batches, reestimate
+from eectl.analyses.plane import PARTS, moved_names, random_plane
 from eectl.analyses.surfaces import (
     CURVATURE_STEP,
     DISTANCES,
@@ -35,7 +36,6 @@ from eectl.analyses.surfaces import (
 )
 from eectl.errors import EectlError, lookup
 from eectl.losses import TASKS
-from eectl.seeds import derive_seed
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _measure(subject: Subject, coordinates: Sequence[float], settings: Landscape
     batches = list(sample_batches(split, rows, size))  # kept: files are read once, not once per point
     prepare, task = eval_inputs(subject.session), TASKS[checkpoint.about.task]
     smoothing = float(checkpoint.about.recipe.get("label_smoothing", 0.0))
-    seen = _norm_batches(subject, settings, context, size)
+    seen = norm_batches(subject, settings.samples, context) if settings.reestimate else []
 
     @torch.inference_mode()
     def losses() -> Tensor:
@@ -150,19 +150,6 @@ def _measure(subject: Subject, coordinates: Sequence[float], settings: Landscape
             step()
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.dim() >= 2}
     return _Surface(found, len(rows), size, smoothing, sum(sizes.get(name, 0) for name in names), plain)
-
-
-def _norm_batches(subject: Subject, settings: LandscapeSettings, context: Context, size: int) -> list[Tensor]:
-    """The inputs that BatchNorm's statistics come from: as many training rows as `samples`, in whole batches; else none."""
-    if not settings.reestimate or not batch_norms(subject.session.checkpoint.model):
-        return []
-    split = check_split(subject.session, "train")
-    rows = sample_rows(split, settings.samples, context.seed)
-    size = min(size, len(rows))
-    check_count(size, 2, option="--samples" if len(rows) < 2 else "--batch-size", why="BatchNorm takes no statistics of one row")
-    generator = torch.Generator().manual_seed(derive_seed(context.seed, "loss-landscape", "statistics"))
-    shuffled = rows[torch.randperm(len(rows), generator=generator)]  # a folder's rows come by class
-    return [batch.inputs for batch in sample_batches(split, shuffled[: len(rows) // size * size], size)]
 
 
 def _check_centre(subject: Subject, plain: Tensor, split: str) -> None:

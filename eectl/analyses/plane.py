@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from eectl.errors import lookup
 from eectl.models.multi_exit import MultiExitModel
@@ -86,27 +85,6 @@ def random_plane(model: nn.Module, names: Iterable[str], *, seed: int, dimension
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-
-
-def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The layers that keep statistics of what passes them."""
-    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
-
-
-@torch.no_grad()
-def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set BatchNorm's statistics to the mean over these batches' own; everything else stays in eval mode, so dropout is off."""
-    norms = batch_norms(model)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's word for the plain mean over batches
-        norm.train()
-    for inputs in batches:
-        model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
 
 
 PARTS: dict[str, tuple[bool, ...]] = {"all": (False, True), "backbone": (False,), "heads": (True,)}

@@ -70,10 +70,11 @@ def common_starts(subjects: Sequence[Subject]) -> list[str]:
 
 
 def _ancestors(subject: Subject) -> set[str]:
-    """The checkpoint itself and the one that it came from, by digest; then by its first phase, which is the same for its kin."""
+    """The checkpoint itself and the one that it came from, by digest; and its first phase, whose validation losses tell apart
+    any two that were not one."""
     checkpoint = subject.session.checkpoint
     found = {checkpoint.digest} | ({checkpoint.about.parent} if checkpoint.about.parent else set())
     history = checkpoint.about.history
     if history and history[0].get("phase") == 1:
-        found.add(repr(sorted((key, value) for key, value in history[0].items() if key != "regime")))
+        found.add(repr(sorted((key, value) for key, value in history[0].items() if key not in ("regime", "seconds"))))
     return found

@@ -14,8 +14,9 @@ from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl import models
 from eectl.analyses.asking import Context, Subject
+from eectl.analyses.batch_norms import reestimate
 from eectl.analyses.landscape import LandscapeSettings, ask
-from eectl.analyses.plane import filter_normalised, moved_names, random_plane, raw_noise, reestimate
+from eectl.analyses.plane import filter_normalised, moved_names, random_plane, raw_noise
 from eectl.analyses.surfaces import CURVATURE_STEP, column, grid_coordinates, places
 from eectl.analyze import analyze_checkpoints
 from eectl.checkpoint import load_checkpoint, save_checkpoint
