@@ -25,7 +25,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user can set, `split` being the rows that are looked at; a question adds its own fields."""
+    """What the user can set: fields that a question adds."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the question reads."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SplitSettings(Settings):
+    """Settings of a question about the rows of one `split`."""
 
     split: str = "test"
 

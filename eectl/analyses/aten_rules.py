@@ -59,10 +59,23 @@ def _along(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 def _ordered(tracer: Tracer, call: Call) -> list[AxisLabels]:
     """Cumulative sums and flips: the axes they run along stay, the others pass."""
+    return _pass_but(tracer, call, call.argument(1, "dim"))
+
+
+def _roll(tracer: Tracer, call: Call) -> list[AxisLabels]:
+    """The axes it turns stay, the others pass."""
+    return _pass_but(tracer, call, call.argument(2, "dims"))
+
+
+def _pass_but(tracer: Tracer, call: Call, dims: Any) -> list[AxisLabels]:
     labels = list(tracer.get(call.args[0]))
-    for axis in _dims(call.argument(1, "dim"), len(labels)):
-        tracer.labels.pin(labels[axis])
+    tracer.pin([labels[axis] for axis in _dims(dims, len(labels))])
     return [list(labels) for _ in call.outputs]
+
+
+def _norm(tracer: Tracer, call: Call) -> list[AxisLabels] | None:
+    """A reduction whose second argument is its order."""
+    return _reduce(tracer, Call([call.args[0], *call.args[2:]], call.kwargs, call.outputs))
 
 
 def _reduce(tracer: Tracer, call: Call) -> list[AxisLabels] | None:
@@ -323,6 +336,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_BATCH_NORMS.split(), _batch_norm),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), _along),
     **dict.fromkeys(("cumsum", "flip"), _ordered),
+    "roll": _roll,
+    "linalg_vector_norm": _norm,
     **dict.fromkeys(("t", "transpose", "permute"), _reorder),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"), _reshape),
     **dict.fromkeys(("select", "unbind"), _select),

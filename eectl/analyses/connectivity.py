@@ -76,10 +76,11 @@ class _Yardstick:
     @torch.inference_mode()
     def _means(self, model: MultiExitModel, batches: Sequence[Batch]) -> dict[str, list[float]]:
         kind = TASKS[self.task]
+        measures: list[Callable[[Tensor, Tensor], Tensor]] = [lambda x, y: kind.losses(x, y, 0.0), kind.points]
         sums = torch.zeros(2, model.num_exits, dtype=torch.float64)
         for batch in batches:
             logits = [output.logits for output in model(self.prepare(batch.inputs))]
-            for line, measure in zip(sums, (lambda x, y: kind.losses(x, y, 0.0), kind.points), strict=True):
+            for line, measure in zip(sums, measures, strict=True):
                 line += torch.stack([measure(each, batch.targets).sum(dtype=torch.float64) for each in logits]).cpu()
         loss, score = (sums / sum(len(batch.targets) for batch in batches)).tolist()
         return {"loss": loss, "score": score}

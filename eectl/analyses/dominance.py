@@ -10,7 +10,7 @@ from torch import Tensor
 from eectl.analyses.asking import (
     Answer,
     Context,
-    Settings,
+    SplitSettings,
     Subject,
     check_count,
     check_split,
@@ -30,7 +30,7 @@ from eectl.weighting import exit_weights
 
 
 @dataclass(frozen=True)
-class DominanceSettings(Settings):
+class DominanceSettings(SplitSettings):
     """`samples` rows of `split`, in whole batches; `train_mode`: batch statistics and dropout as in training; `tracked`: none of
     these, but what the runs tracked while they trained."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from eectl.analyses.asking import (
     Answer,
     Context,
-    Settings,
+    SplitSettings,
     Subject,
     check_count,
     check_split,
@@ -36,7 +36,7 @@ BINS = 10  # groups of equal size that stand for a regression's target
 
 
 @dataclass(frozen=True)
-class InformationSettings(Settings):
+class InformationSettings(SplitSettings):
     """`samples` rows of `split`; a block's `view`, projected to `dimensions`; noise of variance `noise` × the mean variance."""
 
     samples: int = 5_000

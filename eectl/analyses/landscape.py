@@ -11,7 +11,7 @@ from torch import Tensor
 from eectl.analyses.asking import (
     Answer,
     Context,
-    Settings,
+    SplitSettings,
     Subject,
     check_count,
     check_split,
@@ -39,7 +39,7 @@ from eectl.losses import TASKS
 
 
 @dataclass(frozen=True)
-class LandscapeSettings(Settings):
+class LandscapeSettings(SplitSettings):
     """`points` a side from −`span` to `span` (1 is the filters' own norms) in `dimensions`; `samples` rows of `split`; `only`:
     which parameters move, an entry of PARTS; `reestimate`: BatchNorm's statistics anew at every point, from training rows."""
 

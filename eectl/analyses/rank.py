@@ -13,7 +13,7 @@ from torch import Tensor
 from eectl.analyses.asking import (
     Answer,
     Context,
-    Settings,
+    SplitSettings,
     Subject,
     check_count,
     check_split,
@@ -30,7 +30,7 @@ MEMORY = 2**30  # bytes of running sums that one pass may hold; more blocks than
 
 
 @dataclass(frozen=True)
-class RankSettings(Settings):
+class RankSettings(SplitSettings):
     """`samples` rows of `split`, at most `features` numbers of a block's `view`, eigenvalues above `tolerance` of the largest."""
 
     samples: int = 10_000

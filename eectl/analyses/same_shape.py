@@ -62,11 +62,23 @@ def without_heads(subjects: Sequence[Subject]) -> list[MultiExitModel]:
 
 
 def common_starts(subjects: Sequence[Subject]) -> list[str]:
-    """A note on each group of networks that grew from one checkpoint: their lines say little about training."""
-    kin = [f"{one.label} and {other.label}" for one, other in combinations(subjects, 2) if _ancestors(one) & _ancestors(other)]
-    if not kin:
-        return []
-    return [f"{'; '.join(kin)}: grown from one checkpoint, so a low barrier between them is near trivial"]
+    """Notes on networks that grew from one checkpoint or began with one seed's weights: no independent runs."""
+    kin, twins = [], []
+    for one, other in combinations(subjects, 2):
+        if _ancestors(one) & _ancestors(other):
+            kin.append(f"{one.label} and {other.label}")
+        elif _recipe_seed(one) == _recipe_seed(other):
+            twins.append(f"{one.label} and {other.label}")
+    notes = []
+    if kin:
+        notes.append(f"{'; '.join(kin)}: grown from one checkpoint, so a low barrier between them is near trivial")
+    if twins:
+        notes.append(f"{'; '.join(twins)}: of one seed, so they began with the same weights and are no independent runs")
+    return notes
+
+
+def _recipe_seed(subject: Subject) -> Any:
+    return subject.session.checkpoint.about.recipe["seed"]
 
 
 def _ancestors(subject: Subject) -> set[str]:
