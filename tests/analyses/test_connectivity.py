@@ -117,15 +117,21 @@ def test_permuted_networks_are_matched_back(runs, tmp_path, name):
     assert pair["matching"]["after"] == pytest.approx(1.0, abs=1e-5) and pair["matching"]["before"] < 0.9
 
 
-def test_losses_are_those_of_a_naive_loop(runs, tmp_path):
-    """Interpolated by hand, BatchNorm as stored, cross-entropy and hits over all rows of the split."""
-    found = connect([runs["joint"], runs["other"]], tmp_path, points=3, samples=10_000, reestimate=False)
-    line = found["values"]["pairs"][0]["paths"]["naive"]["test"]
+@pytest.mark.parametrize("anew", [False, True], ids=["stored", "re-estimated"])
+def test_losses_are_those_of_a_naive_loop(runs, tmp_path, anew):
+    """Interpolated by hand, cross-entropy and hits over all rows; BatchNorm as stored, or from one pass over all train rows."""
+    settings = {"points": 3, "samples": 10_000, "bn_samples": 10_000, "reestimate": anew}
+    line = connect([runs["joint"], runs["other"]], tmp_path, **settings)["values"]["pairs"][0]["paths"]["naive"]["test"]
     one, other = (load_checkpoint(runs[name]) for name in ("joint", "other"))
     data = load_data(one.about.data_spec, device=torch.device("cpu"))
-    rows = data.splits["test"]
-    (batch,) = rows.batches([torch.arange(len(rows))])
     mean, std = (torch.tensor(each)[:, None, None] for each in (data.info.mean, data.info.std))
+
+    def whole(name):
+        (batch,) = data.splits[name].batches([torch.arange(len(data.splits[name]))])
+        return (batch.inputs / 255 - mean) / std, batch.targets
+
+    (inputs, targets), (train_inputs, _) = whole("test"), whole("train")
+    assert len(train_inputs) <= one.about.eval_batch_size  # one batch, so that the mean over batches is this one's
     model = one.model.eval()
     mine, theirs = ({key: each.clone() for key, each in it.model.state_dict().items()} for it in (one, other))
     for point, share in enumerate((0.0, 0.5, 1.0)):
@@ -134,10 +140,16 @@ def test_losses_are_those_of_a_naive_loop(runs, tmp_path):
         }
         model.load_state_dict(blended)
         with torch.no_grad():
-            outputs = model((batch.inputs / 255 - mean) / std)
+            if anew:
+                for norm in (each for each in model.modules() if isinstance(each, nn.BatchNorm2d)):
+                    norm.momentum = 1.0  # what the last batch says, and nothing of before
+                    norm.train()
+                model(train_inputs)
+                model.eval()
+            outputs = model(inputs)
         for exit_, output in enumerate(outputs):
-            loss = functional.cross_entropy(output.logits, batch.targets).item()
-            hits = (output.logits.argmax(1) == batch.targets).float().mean().item()
+            loss = functional.cross_entropy(output.logits, targets).item()
+            hits = (output.logits.argmax(1) == targets).float().mean().item()
             assert line["loss"][point][exit_] == pytest.approx(loss, rel=1e-4)
             assert line["score"][point][exit_] == pytest.approx(hits, abs=1e-6)
 
@@ -156,7 +168,7 @@ def test_the_map_and_its_records(runs, tmp_path):
             assert all(grid[i][i] == 0 for i in range(4))
     notes = " ".join(found["notes"])
     assert "disjoint, seed 0 and mixed, seed 0: grown from one checkpoint" in notes
-    assert "of one seed" in notes
+    assert "joint, seed 0 and disjoint, seed 0; joint, seed 0 and mixed, seed 0: of one seed" in notes
     lines = (tmp_path / "mode-connectivity.csv").read_text().splitlines()
     exits = len(values["pairs"][0]["paths"]["naive"]["test"]["barrier"])
     assert len(lines) == 1 + 6 * 2 * 2 * 3 * exits
