@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eectl.distributed import join, leave
+from eectl.errors import EectlError, lookup
 from eectl.files import check_outputs
 from eectl.predict import save_predictions
 from eectl.results import Policies, parse_budgets, write_policies
 from eectl.session import open_session, split_predictions
-from eectl.thresholds import calibrate, check_request
+from eectl.thresholds import SEARCHES, calibrate, check_request
+from eectl.timings import BENCH, CostTable, parse_cost, read_times
 
 
 def calibrate_checkpoint(
@@ -16,6 +18,9 @@ def calibrate_checkpoint(
     *,
     budgets: str,
     criterion: str | None,
+    search: str = "shared",
+    cost: str = "macs",
+    bench: Path | None = None,
     out: Path,
     predictions: Path | None = None,
     save_to: Path | None = None,
@@ -27,21 +32,41 @@ def calibrate_checkpoint(
 ) -> Policies | None:
     """Choose thresholds for `budgets` (as the user wrote them) and write the policy file; None in all processes but the first.
 
-    Raises EectlError, before the pass, for budgets, criterion or outputs that will not do.
+    `search` names an entry of SEARCHES; `cost` is what the user wrote, and `bench` the file with the times that a cost of
+    `latency` needs (none: bench.json beside the checkpoint).
+
+    Raises EectlError, before the pass, for budgets, criterion, costs or outputs that will not do.
     """
-    percentages = parse_budgets(budgets)
-    check_outputs([out, save_to], inputs=[path, predictions], overwrite=overwrite)
+    percentages, wanted = parse_budgets(budgets), parse_cost(cost)
+    lookup(SEARCHES, search, what="kind of thresholds")
+    if bench is not None and wanted.name == "macs":
+        raise EectlError(f"--bench {bench} has times, and --cost {cost} counts MACs; add --cost latency, or leave it out")
+    times = None if wanted.name == "macs" else bench or path.with_name(BENCH)
+    check_outputs([out, save_to], inputs=[path, predictions, times], overwrite=overwrite)
     world = join(device)
     try:
         session = open_session(path, world=world, data_root=data_root, needs=("calibration",))
-        check_request(criterion, task=session.checkpoint.about.task, num_exits=session.checkpoint.model.num_exits)
+        network = session.checkpoint
+        check_request(criterion, task=network.about.task, num_exits=network.model.num_exits)
+        costs = CostTable(session.costs.exits, session.costs.plain)
+        if times is not None:
+            size, num_exits = wanted.batch_size, network.model.num_exits
+            costs = read_times(times, batch_size=size, checkpoint=network.digest, num_exits=num_exits, name=path)
         found = split_predictions(session, "calibration", file=predictions, batch_size=batch_size)
         if not world.is_main:
             return None
-        for note in session.notes:
+        for note in (*session.notes, *costs.notes):
             say(f"note: {note}")
-        costs = session.costs
-        policies = calibrate(found, exit_costs=costs.exits, plain_cost=costs.plain, budgets=percentages, criterion=criterion)
+        policies = calibrate(
+            found,
+            exit_costs=costs.exits,
+            plain_cost=costs.plain,
+            budgets=percentages,
+            criterion=criterion,
+            search=search,
+            cost=wanted.name,
+            measured=costs.measured,
+        )
         if save_to is not None:
             save_predictions(save_to, found)
         write_policies(out, policies)

@@ -264,6 +264,14 @@ def calibrate_thresholds(
     checkpoint: Checkpoint,
     budgets: Budgets = BUDGETS,
     criterion: Criterion = None,
+    thresholds: Annotated[str, typer.Option(help="shared: one for all exits; per-exit: one each, better on the calibration split "
+                                            "and readier to overfit a small one",
+                                            autocompletion=among("shared", "per-exit"))] = "shared",
+    cost: Annotated[str, typer.Option(help="macs; or latency: budgets are % of the plain backbone's time as eectl bench measured "
+                                      "it, latency:BATCH where it did so at several batch sizes",
+                                      autocompletion=among("macs", "latency"))] = "macs",
+    bench: Annotated[Path | None, typer.Option(help="the times for --cost latency; none: bench.json beside the checkpoint",
+                                               show_default=False)] = None,
     out: Out = None,
     predictions: Annotated[Path | None, typer.Option(help="predictions of the calibration split, instead of a pass over it",
                                                      show_default=False)] = None,
@@ -277,7 +285,7 @@ def calibrate_thresholds(
 ) -> None:  # fmt: skip
     """Choose exit thresholds for cost budgets on the calibration split.
 
-    Without -o the policy goes to policy.json beside the checkpoint.
+    Without -o the policy goes to policy.json beside the checkpoint. Evaluate takes it as it is, whatever the thresholds or costs.
     Example: eectl calibrate-thresholds model.safetensors --budgets 25,50,75,100 -o policy.json
     """
     from eectl.calibrate import calibrate_checkpoint
@@ -285,8 +293,9 @@ def calibrate_thresholds(
 
     path = out or checkpoint.with_name("policy.json")
     policies = calibrate_checkpoint(
-        checkpoint, budgets=budgets, criterion=criterion, out=path, predictions=predictions, save_to=save_predictions,
-        device=device, data_root=data_root, batch_size=batch_size, overwrite=overwrite, say=_say,
+        checkpoint, budgets=budgets, criterion=criterion, search=thresholds, cost=cost, bench=bench, out=path,
+        predictions=predictions, save_to=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
+        overwrite=overwrite, say=_say,
     )  # fmt: skip
     if policies is None:
         return

@@ -65,7 +65,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table: rows by budgets (% of the plain backbone, None is unlimited, last). `data` and `backbone` name the setting."""
+    """The table: rows by budgets (% of the plain backbone's cost, None is unlimited, last).
+
+    `data` and `backbone` name the setting, `cost` and `measured` the unit of costs as an evaluation does.
+    """
 
     task: str
     data: str
@@ -78,6 +81,8 @@ class Comparison:
     budgets: tuple[float | None, ...]
     rows: tuple[Row, ...]
     published: PublishedTable | None
+    cost: str = "macs"
+    measured: str | None = None
 
 
 def compare(
@@ -98,6 +103,8 @@ def compare(
         raise EectlError(
             f"--published {published.number}: {published.setting} is {published.task}, these runs do {first.evaluation.task}"
         )
+    if published is not None and first.evaluation.cost != "macs":
+        raise EectlError(f"--published {published.number}: the paper's budgets are MACs, and these runs' are time; leave it out")
     budgets = _budgets(runs)
     rows = []
     for (label, regime), members in _grouped(runs, published).items():
@@ -122,6 +129,8 @@ def compare(
         budgets=budgets,
         rows=tuple(rows),
         published=published,
+        cost=first.evaluation.cost,
+        measured=first.evaluation.measured,
     )
 
 

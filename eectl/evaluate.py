@@ -70,7 +70,8 @@ def evaluate_checkpoint(
         if save_to is not None:
             save_predictions(save_to, found)
         if plot is not None:
-            plot_curve(plot, result, every_point(found, exit_costs=session.costs.exits, criterion=result.criterion))
+            exit_costs = [entry.cost for entry in result.exits]
+            plot_curve(plot, result, every_point(found, exit_costs=exit_costs, criterion=result.criterion))
             say(f"{plot}: written")
         if out is not None:
             write_evaluation(out, result)
@@ -108,4 +109,6 @@ def _score(
     if given is None:
         chosen_on = split_predictions(session, "calibration", batch_size=batch_size)
         given = calibrate(chosen_on, exit_costs=exits, plain_cost=plain, budgets=budgets, criterion=criterion)
+    if given.cost != "macs":  # measured, so only the policy knows it
+        exits, plain = given.exit_costs, given.plain_cost
     return evaluate(found, given, exit_costs=exits, plain_cost=plain)

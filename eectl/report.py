@@ -16,7 +16,7 @@ from rich.table import Table
 from eectl.exiting import ALWAYS, NEVER
 from eectl.files import clean_json
 from eectl.losses import TASKS
-from eectl.results import BudgetResult, Evaluation, ExitResult, Policies
+from eectl.results import COSTS, BudgetPolicy, BudgetResult, Evaluation, ExitResult, Policies
 
 if TYPE_CHECKING:
     from eectl.costs import Costs
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SAVES_NOTHING = 0.99  # an exit at this share of the plain backbone's cost is pointed out
 _OUT_OF_REACH = "- out of reach: even if every row leaves as early as it can, the mean cost is over the budget."
 _BUDGETS_ACROSS = 7  # columns of budgets that fit 80 characters
+_UNITS = {"macs": "MACs", "latency": "µs/row"}  # the columns' names, by what a cost is
 
 
 Scalar = str | int | float | None
@@ -47,7 +48,9 @@ def show_evaluation(result: Evaluation) -> None:
     """Budgets, exits and where rows leave, and a sentence for everything that should not be overlooked."""
     console = make_console()
     title = f"{result.split} split, {result.num_rows:,} rows, {result.criterion}, {result.protocol} thresholds"
+    title += "" if result.search == "shared" else f", {result.search}"
     print_table(console, title, _budget_table(result))
+    _show_thresholds(console, result.budgets)
     print_table(console, "every row at one exit", _exit_table(result))
     for start in range(0, len(result.budgets), _BUDGETS_ACROSS):
         part = result.budgets[start : start + _BUDGETS_ACROSS]
@@ -59,6 +62,8 @@ def show_evaluation(result: Evaluation) -> None:
 def evaluation_notes(result: Evaluation) -> list[str]:
     """What a reader of the tables must know: the protocol, overshot budgets, exits that nobody uses."""
     notes = []
+    if result.measured is not None:
+        notes.append(_time_note(result.measured))
     if result.protocol == "paper":
         notes.append(f"The authors' protocol: thresholds were chosen on the {result.split} split that they are scored on.")
     over = [(entry.budget, entry.mean_cost / result.plain_cost) for entry in result.budgets if entry.is_over and entry.mean_cost]
@@ -74,28 +79,30 @@ def evaluation_notes(result: Evaluation) -> list[str]:
 
 
 def _budget_table(result: Evaluation) -> Table:
-    correlates = result.task == "regression"  # two columns, for which the MACs make room: the share says the cost
-    more = ("Pearson", "Spearman") if correlates else ("mean MACs",)
-    table = make_table("budget", f"{TASKS[result.task].score_name} ± s.e.", *more, "% of plain", "", "threshold")
+    correlates = result.task == "regression"  # two columns, for which the cost makes room: the share says it
+    more = ("Pearson", "Spearman") if correlates else (f"mean {_UNITS[result.cost]}",)
+    threshold = () if _differ(result.budgets) else ("threshold",)
+    columns = "budget", f"{TASKS[result.task].score_name} ± s.e.", *more, _share_of(result.cost), "", *threshold
+    table = make_table(*columns)
     for entry in result.budgets:
         if entry.value is None or entry.error is None or entry.mean_cost is None:
-            table.add_row(budget_name(entry.budget), "-", *("-" for _ in more), "-", "", "-")
+            table.add_row(budget_name(entry.budget), "-", *("-" for _ in more), "-", "", *("-" for _ in threshold))
             continue
         value, share = score_text(entry.value, entry.error, result.task), entry.mean_cost / result.plain_cost
         mark = "!" if entry.is_over else ""
-        thresholds = threshold_text(entry.thresholds or ())
-        middle = _correlations(entry) if correlates else [human(entry.mean_cost)]
-        table.add_row(budget_name(entry.budget), value, *middle, f"{100 * share:.1f}", mark, thresholds)
+        words = [shared_threshold(entry.thresholds or ()) for _ in threshold]
+        middle = _correlations(entry) if correlates else [cost_text(entry.mean_cost, result.cost)]
+        table.add_row(budget_name(entry.budget), value, *middle, f"{100 * share:.1f}", mark, *words)
     return table
 
 
 def _exit_table(result: Evaluation) -> Table:
     more = ("Pearson", "Spearman") if result.task == "regression" else ()
-    table = make_table("exit", f"{TASKS[result.task].score_name} ± s.e.", *more, "MACs", "% of plain")
+    table = make_table("exit", f"{TASKS[result.task].score_name} ± s.e.", *more, _UNITS[result.cost], _share_of(result.cost))
     for entry in result.exits:
         share = f"{100 * entry.cost / result.plain_cost:.1f}"
         value = score_text(entry.value, entry.error, result.task)
-        table.add_row(str(entry.number), value, *_correlations(entry), human(entry.cost), share)
+        table.add_row(str(entry.number), value, *_correlations(entry), cost_text(entry.cost, result.cost), share)
     return table
 
 
@@ -115,18 +122,53 @@ def _leave_table(num_exits: int, budgets: Sequence[BudgetResult]) -> Table:
 def show_calibration(policies: Policies) -> None:
     """The thresholds chosen for each budget, and what they give where they were chosen."""
     console = make_console()
-    table = make_table("budget", "threshold", TASKS[policies.task].score_name, "mean MACs", "% of plain")
+    threshold = () if _differ(policies.budgets) else ("threshold",)
+    score_name = TASKS[policies.task].score_name
+    columns = "budget", *threshold, score_name, f"mean {_UNITS[policies.cost]}", _share_of(policies.cost)
+    table = make_table(*columns)
     for entry in policies.budgets:
         if entry.thresholds is None or entry.value is None or entry.mean_cost is None:
-            table.add_row(budget_name(entry.budget), "-", "-", "-", "-")
+            table.add_row(budget_name(entry.budget), *("-" for _ in columns[1:]))
             continue
         share = f"{100 * entry.mean_cost / policies.plain_cost:.1f}"
         value = score_text(entry.value, None, policies.task)
-        table.add_row(budget_name(entry.budget), threshold_text(entry.thresholds), value, human(entry.mean_cost), share)
-    title = f"thresholds of {policies.criterion}, chosen on {policies.num_rows:,} rows ({policies.split} split)"
+        words = [shared_threshold(entry.thresholds) for _ in threshold]
+        table.add_row(budget_name(entry.budget), *words, value, cost_text(entry.mean_cost, policies.cost), share)
+    title = f"{policies.search} thresholds of {policies.criterion}, chosen on {policies.num_rows:,} rows ({policies.split} split)"
     print_table(console, title, table)
+    _show_thresholds(console, policies.budgets)
+    if policies.measured is not None:
+        console.print(_time_note(policies.measured), markup=False)
     if any(entry.thresholds is None for entry in policies.budgets):
         console.print(_OUT_OF_REACH, markup=False)
+
+
+def _differ(entries: Sequence[BudgetPolicy | BudgetResult]) -> bool:
+    """Whether some budget has thresholds that differ between exits, which takes a table of its own."""
+    return any(len(set(entry.thresholds or ())) > 1 for entry in entries)
+
+
+def _show_thresholds(console: Console, entries: Sequence[BudgetPolicy | BudgetResult]) -> None:
+    """Where exits have thresholds of their own, a row per exit and a column per budget; unlimited, without any, is left out."""
+    entries = [entry for entry in entries if entry.budget is not None]
+    if not _differ(entries):
+        return
+    num_attached = max(len(entry.thresholds or ()) for entry in entries)
+    for start in range(0, len(entries), _BUDGETS_ACROSS):
+        part = entries[start : start + _BUDGETS_ACROSS]
+        table = make_table("exit", *(budget_name(entry.budget) for entry in part))
+        for index in range(num_attached):
+            cells = ["-" if entry.thresholds is None else threshold_text(entry.thresholds[index]) for entry in part]
+            table.add_row(str(index + 1), *cells)
+        print_table(console, "thresholds of each exit, by budget", table)
+
+
+def _share_of(cost: str) -> str:
+    return "% of plain" if cost == "macs" else f"% of plain {COSTS[cost]}"
+
+
+def _time_note(measured: str) -> str:
+    return f"Costs are time, of rows in full batches, measured on {measured}; budgets are % of the plain backbone's time there."
 
 
 def show_costs(costs: "Costs", *, after: Sequence[int]) -> None:
@@ -183,10 +225,19 @@ def budget_name(budget: float | None) -> str:
     return "unlimited" if budget is None else f"{budget:g}%"
 
 
-def threshold_text(thresholds: Sequence[float]) -> str:
-    """The shared threshold, or one for each exit where they differ; `always` and `never` for the two ends."""
-    words = ["always" if each == ALWAYS else "never" if each == NEVER else f"{each:.4g}" for each in thresholds]
-    return ", ".join(dict.fromkeys(words) if len(set(thresholds)) == 1 else words) or "none"
+def cost_text(cost: float, unit: str) -> str:
+    """MACs with three digits and a unit, or nanoseconds as microseconds."""
+    return human(cost) if unit == "macs" else f"{cost / 1000:#.4g}".rstrip(".")
+
+
+def threshold_text(threshold: float) -> str:
+    """A threshold; `always` and `never` for the two ends."""
+    return "always" if threshold == ALWAYS else "never" if threshold == NEVER else f"{threshold:.4g}"
+
+
+def shared_threshold(thresholds: Sequence[float]) -> str:
+    """The one threshold of all attached exits, if there are any."""
+    return threshold_text(thresholds[0]) if thresholds else "none"
 
 
 def score_text(value: float, error: float | None, task: str) -> str:

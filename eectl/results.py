@@ -1,13 +1,14 @@
 """What calibrating and evaluating hand over, as plain data: budgets, the policy file, and an evaluation with its JSON.
 
-Nothing is computed and nothing is printed here. Costs are MACs of one row, budgets are % of the plain backbone's MACs.
+Nothing is computed and nothing is printed here. Costs are MACs of one row or its measured time in nanoseconds, as `cost` says (an
+entry of COSTS); budgets are % of the plain backbone's.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,10 +21,12 @@ from eectl.sweep import Point
 POLICY_KIND, POLICY_SCHEMA = "policy", 1
 EVALUATION_KIND, EVALUATION_SCHEMA = "evaluation", 1
 MOST_BUDGET = 1000.0
+_Form = TypeVar("_Form")
+COSTS = {"macs": "MACs", "latency": "time"}  # what a cost may be, and what budgets are then percentages of
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:
-    """`25,50,75,100` as rising percentages of the plain backbone's MACs; raises EectlError for anything else."""
+    """`25,50,75,100` as rising percentages of the plain backbone's cost; raises EectlError for anything else."""
     budgets = []
     for part in text.split(","):
         try:
@@ -63,7 +66,11 @@ class BudgetPolicy:
 
 @dataclass(frozen=True)
 class Policies:
-    """The thresholds for a list of budgets, and what they were made for and from. `checkpoint` is a weights' digest."""
+    """The thresholds for a list of budgets, and what they were made for and from. `checkpoint` is a weights' digest.
+
+    `search` says how thresholds were chosen: one shared by all exits, or one per exit. `measured` says where a cost of latency
+    was measured, and is None for MACs. Files of older versions lack the last three.
+    """
 
     checkpoint: str
     task: str
@@ -74,6 +81,9 @@ class Policies:
     exit_costs: tuple[int, ...]
     plain_cost: int
     budgets: tuple[BudgetPolicy, ...]
+    search: str = "shared"
+    cost: str = "macs"
+    measured: str | None = None
 
     def to_json(self) -> Mapping[str, Any]:
         """The policy file's content: JSON-able data with its kind and schema number."""
@@ -92,6 +102,16 @@ class Policies:
             )
 
 
+def read_as(form: type[_Form], path: Path, *, kind: str, schema: int, again: str) -> _Form:
+    """A dataclass from a JSON file; raises EectlError for the first thing that does not fit, naming the command to run again."""
+    try:
+        return TypeAdapter(form).validate_python(read_json(path, kind=kind, schema=schema))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise EectlError(f"{path}: {place}: {first['msg']}; write it again with {again}") from error
+
+
 def write_policies(path: Path, policies: Policies) -> None:
     """Write the policy file."""
     write_json(path, policies.to_json())
@@ -99,15 +119,10 @@ def write_policies(path: Path, policies: Policies) -> None:
 
 def read_policies(path: Path) -> Policies:
     """Read a policy file; raises EectlError where it is not one, or where an edit by hand broke it."""
-    value = read_json(path, kind=POLICY_KIND, schema=POLICY_SCHEMA)
-    try:
-        policies: Policies = TypeAdapter(Policies).validate_python(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise EectlError(f"{path}: {place}: {first['msg']}; write it again with eectl calibrate-thresholds") from error
+    policies = read_as(Policies, path, kind=POLICY_KIND, schema=POLICY_SCHEMA, again="eectl calibrate-thresholds")
     try:
         lookup(TASKS, policies.task, what="task")
+        lookup(COSTS, policies.cost, what="cost")
         criterion_named(policies.criterion)
         for entry in policies.budgets:
             if entry.thresholds is not None:
@@ -125,7 +140,7 @@ def read_policies(path: Path) -> Policies:
 
 @dataclass(frozen=True)
 class ExitResult:
-    """One exit on all rows; `number` counts from 1, `error` is the value's standard error, `cost` its MACs.
+    """One exit on all rows; `number` counts from 1, `error` is the value's standard error, `cost` that of a row.
 
     `pearson` and `spearman` are its correlations with the labels: None for classification, NaN where an exit gives one value.
     """
@@ -160,7 +175,7 @@ class BudgetResult:
 
 @dataclass(frozen=True)
 class Curve:
-    """Operating points on a split, cheapest first: a threshold shared by all attached exits, its mean MACs, its value."""
+    """Operating points on a split, cheapest first: a threshold shared by all attached exits, its mean cost, its value."""
 
     thresholds: tuple[float, ...]
     mean_costs: tuple[float, ...]
@@ -182,7 +197,8 @@ class Evaluation:
 
     `dead` has the attached exits (numbers from 1) at which no row leaves under any budget. `curve` is the whole sweep on this
     split, thinned; `grid` has the authors' thresholds, the same for every network, and is None where they have none. Both are
-    diagnostics: nobody may choose on them and call it calibrated. The last four are None in files of older versions.
+    diagnostics: nobody may choose on them and call it calibrated. From `curve` to `origin` fields are None in files of older
+    versions; `search`, `cost` and `measured` are the policies'.
     """
 
     checkpoint: str
@@ -199,6 +215,9 @@ class Evaluation:
     grid: Curve | None = None
     fingerprint: str | None = None
     origin: Origin | None = None
+    search: str = "shared"
+    cost: str = "macs"
+    measured: str | None = None
 
     def to_json(self) -> Mapping[str, Any]:
         """The evaluation as JSON-able data with its kind and schema number."""
@@ -212,15 +231,10 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 def read_evaluation(path: Path) -> Evaluation:
     """Read what `eectl evaluate` wrote, by this version or an older one; raises EectlError where it is something else."""
-    value = read_json(path, kind=EVALUATION_KIND, schema=EVALUATION_SCHEMA)
-    try:
-        evaluation: Evaluation = TypeAdapter(Evaluation).validate_python(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise EectlError(f"{path}: {place}: {first['msg']}; write it again with eectl evaluate") from error
+    evaluation = read_as(Evaluation, path, kind=EVALUATION_KIND, schema=EVALUATION_SCHEMA, again="eectl evaluate")
     try:
         lookup(TASKS, evaluation.task, what="task")
+        lookup(COSTS, evaluation.cost, what="cost")
     except EectlError as error:
         raise EectlError(f"{path}: {error}") from error
     return evaluation

@@ -5,6 +5,7 @@ The exception is the authors' protocol, which picks and scores its thresholds on
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ CURVE_POINTS = 500  # more cannot be told apart in a plot
 
 
 def evaluate(predictions: Predictions, policies: Policies, *, exit_costs: Sequence[int], plain_cost: int) -> Evaluation:
-    """Apply calibrated policies to the test split's predictions.
+    """Apply calibrated policies to the test split's predictions; costs are in the policies' unit.
 
     Raises EectlError where the policies are for another task or number of exits, or were chosen on this very split.
     """
@@ -34,7 +35,8 @@ def evaluate(predictions: Predictions, policies: Policies, *, exit_costs: Sequen
             f"the policies are for {policies.task} with {len(policies.exit_costs)} exits, the network does {predictions.task} "
             f"with {len(predictions.logits)}; run eectl calibrate-thresholds on it"
         )
-    return _evaluate(predictions, policies.budgets, policies.criterion, exit_costs, plain_cost, protocol="calibrated")
+    result = _evaluate(predictions, policies.budgets, policies.criterion, exit_costs, plain_cost, protocol="calibrated")
+    return replace(result, search=policies.search, cost=policies.cost, measured=policies.measured)
 
 
 def evaluate_as_paper(

@@ -8,7 +8,7 @@ from typing import Any
 
 from eectl.errors import EectlError
 from eectl.recipe import Recipe, start_of
-from eectl.results import Evaluation, Origin
+from eectl.results import COSTS, Evaluation, Origin
 
 # what may differ between seeds, or says where a run was made and not what it is
 _UNNAMED = frozenset({
@@ -21,12 +21,12 @@ _MUST_AGREE_BELOW = "backbone.name", "backbone.args"
 
 
 def settings(origin: Origin, evaluation: Evaluation) -> dict[str, Any]:
-    """A run's settings as flat keys: the recipe's, with this version's defaults for keys it does not have, and the criterion."""
+    """A run's settings as flat keys: the recipe's, with this version's defaults for keys it lacks, and how rows leave."""
     found = dict(_flat(Recipe().model_dump(mode="json"))) | dict(_flat(origin.recipe))
     found = {key: value for key, value in found.items() if key not in _UNNAMED and value is not None}
     found.setdefault("backbone.start", start_of(origin.recipe.get("backbone", {})))
     found |= {"exits.after": list(origin.after), "exits.head": "+".join(dict.fromkeys(origin.heads)) or None}
-    return found | {"criterion": evaluation.criterion}
+    return found | {"criterion": evaluation.criterion, "thresholds": evaluation.search}
 
 
 def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -52,11 +52,18 @@ def check_comparable(runs: Sequence[tuple[str, Mapping[str, Any], Evaluation]]) 
             "the thresholds' protocol": (evaluation.protocol, other_evaluation.protocol),
             "the fingerprint of the test rows": (_short(evaluation.fingerprint), _short(other_evaluation.fingerprint)),
             "the number of test rows": (evaluation.num_rows, other_evaluation.num_rows),
-            "the plain backbone's cost": (evaluation.plain_cost, other_evaluation.plain_cost),
+            "the cost of a row": (_cost(evaluation), _cost(other_evaluation)),
         }
+        if evaluation.cost == "macs":  # times are each network's own
+            facts["the plain backbone's cost"] = evaluation.plain_cost, other_evaluation.plain_cost
         for what, (mine, theirs) in facts.items():
             if mine != theirs:
                 raise EectlError(f"{both}: {what} is {mine} and {theirs}; report them apart, or evaluate them alike")
+
+
+def _cost(evaluation: Evaluation) -> str:
+    """What a cost is, and where it was measured."""
+    return COSTS[evaluation.cost] + (f" on {evaluation.measured}" if evaluation.measured else "")
 
 
 def _short(fingerprint: str | None) -> str:

@@ -22,7 +22,7 @@ def outcomes(logits: Tensor, labels: Tensor, *, task: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Point:
-    """One operating point: a threshold shared by all attached exits, the accuracy or MSE, and the mean MACs of a row."""
+    """One operating point: a threshold shared by all attached exits, the accuracy or MSE, and the mean cost of a row."""
 
     threshold: float
     value: float
@@ -34,7 +34,7 @@ class OperatingPoints:
     """Every operating point that one shared threshold can reach, cheapest first.
 
     Point i holds for thresholds from `edges[i]` (float32, itself a score that occurs) up to but without `edges[i + 1]`.
-    `totals` sums the outcomes (float64) and `costs` the MACs (int64) over `num_rows` rows; `task` names an entry of TASKS.
+    `totals` sums the outcomes (float64) and `costs` what rows cost (int64) over `num_rows` rows; `task` names an entry of TASKS.
     """
 
     edges: Tensor
@@ -50,7 +50,7 @@ class OperatingPoints:
 
     @property
     def mean_costs(self) -> Tensor:
-        """Mean MACs of a row at each point, float64."""
+        """Mean cost of a row at each point, float64."""
         return self.costs.double() / self.num_rows
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class OperatingPoints:
 
 
 def sweep(scores: Tensor, outcome: Tensor, exit_costs: Sequence[int], *, task: str) -> OperatingPoints:
-    """All operating points of scores [exit, row] and outcomes [exit, row]; `exit_costs` are MACs, rising with the exit.
+    """All operating points of scores [exit, row] and outcomes [exit, row]; `exit_costs` rise with the exit.
 
     As the threshold falls, a row moves to an earlier exit whenever it drops below a new maximum of the row's scores so far.
     These moves, sorted by value and summed up, are the whole curve: O(rows · exits · log). NaN scores never fire.
@@ -96,12 +96,12 @@ def sweep(scores: Tensor, outcome: Tensor, exit_costs: Sequence[int], *, task: s
 
 
 def limit(budget: float, plain_cost: int) -> float:
-    """The MACs a row may cost on average under a budget in % of the plain backbone."""
+    """What a row may cost on average under a budget in % of the plain backbone."""
     return budget * plain_cost / 100
 
 
 def pick(points: OperatingPoints, budgets: Sequence[float], plain_cost: int) -> list[Point | None]:
-    """For each budget (% of the plain backbone's MACs) the best point within it, the cheapest of equally good ones.
+    """For each budget (% of `plain_cost`) the best point within it, the cheapest of equally good ones.
 
     None where no point is within the budget. A larger budget never does worse on the rows that `points` are made from.
     """

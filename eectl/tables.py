@@ -80,6 +80,8 @@ def title(comparison: Comparison) -> str:
 def notes(comparison: Comparison) -> list[str]:
     """What a reader of the table must know: where the thresholds come from, budgets that were overshot, whose the rest is."""
     said = []
+    if comparison.measured is not None:
+        said.append(f"Budgets and costs are time, measured on {comparison.measured}.")
     if comparison.lookup == "average-first" or comparison.protocol == "paper":
         said.append(f"The authors' protocol: thresholds were chosen on the {comparison.split} split that they are scored on.")
     over = [
@@ -247,7 +249,7 @@ def as_json(comparison: Comparison) -> str:
         }
         for row in comparison.rows
     ]
-    facts = ("task", "data", "backbone", "split", "num_rows", "criteria", "protocol", "lookup", "budgets")
+    facts = ("task", "data", "backbone", "split", "num_rows", "criteria", "protocol", "lookup", "cost", "measured", "budgets")
     value = {"kind": KIND, "schema": SCHEMA, **{name: getattr(comparison, name) for name in facts}, "rows": rows}
     papers = comparison.published
     value["published"] = papers and {"paper": PAPER, "table": papers.number, "setting": papers.setting}

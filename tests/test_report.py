@@ -12,7 +12,7 @@ from eectl.errors import EectlError
 from eectl.exiting import ALWAYS, NEVER
 from eectl.plots import check_plot_path, plot_curve
 from eectl.plots.curves import readable
-from eectl.report import human, show_calibration, show_costs, show_evaluation, show_json, threshold_text
+from eectl.report import human, shared_threshold, show_calibration, show_costs, show_evaluation, show_json, threshold_text
 from eectl.scoring import evaluate, evaluate_as_paper, every_point
 from eectl.thresholds import calibrate
 
@@ -102,10 +102,8 @@ def test_human(count, text):
 
 
 def test_threshold_text():
-    assert threshold_text((0.12345678, 0.12345678)) == "0.1235"
-    assert threshold_text((ALWAYS, NEVER)) == "always, never"
-    assert threshold_text((ALWAYS, ALWAYS)) == "always"
-    assert threshold_text(()) == "none"
+    assert [threshold_text(each) for each in (0.12345678, ALWAYS, NEVER)] == ["0.1235", "always", "never"]
+    assert shared_threshold((0.5, 0.5)) == "0.5" and shared_threshold(()) == "none"
 
 
 def test_readable_keeps_the_last():

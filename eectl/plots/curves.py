@@ -12,7 +12,7 @@ from eectl.errors import EectlError
 from eectl.files import replacing
 from eectl.losses import TASKS
 from eectl.plots.style import COLOURS, DASHES, MARKERS
-from eectl.results import Evaluation
+from eectl.results import COSTS, Evaluation
 from eectl.sweep import OperatingPoints
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _dress(axes: "Axes", result: Evaluation, scale: float) -> None:
     axes.spines["top"].set_visible(False)
     name = TASKS[result.task].score_name
     axes.set_ylabel(f"{name}, %" if scale > 1 else f"{name}, lower is better")
-    axes.set_xlabel("mean cost of a row, % of the plain backbone's MACs (budgets on top)")
+    axes.set_xlabel(f"mean cost of a row, % of the plain backbone's {COSTS[result.cost]} (budgets on top)")
     axes.set_title(f"{result.split} split, {result.num_rows:,} rows, {result.criterion}", fontsize=10, loc="left")
     axes.grid(axis="y", color="#e4e4e4", lw=0.6)
     axes.set_axisbelow(True)
@@ -161,7 +161,7 @@ def _styles(comparison: Comparison) -> list[tuple[str, Any]]:
 def _dress_comparison(axes: "Axes", comparison: Comparison, scale: float) -> None:
     name = TASKS[comparison.task].score_name
     axes.set_ylabel(f"{name}, %" if scale > 1 else f"{name}, lower is better")
-    axes.set_xlabel("mean cost of a row, % of the plain backbone's MACs")
+    axes.set_xlabel(f"mean cost of a row, % of the plain backbone's {COSTS[comparison.cost]}")
     chosen = "authors' lookup" if comparison.lookup == "average-first" else f"{comparison.protocol} thresholds"
     axes.set_title(
         f"{comparison.data}, {comparison.backbone}; lines: any threshold ({comparison.split} split), marks: {chosen}\n"
