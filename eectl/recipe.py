@@ -58,6 +58,11 @@ class Augment(Section):
     mixup: NonNegative = Field(0.0, description="Mixup's alpha; 0 is off")
     cutmix: NonNegative = Field(0.0, description="CutMix's alpha; 0 is off; with Mixup on, one of the two by a fair coin")
 
+    @property
+    def is_random(self) -> bool:
+        """Whether two looks at one image may differ."""
+        return self.model_copy(update={"trivial_interpolation": "nearest"}) != Augment()
+
     @model_validator(mode="after")
     def _a_range(self) -> "Augment":
         if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1]:
@@ -263,6 +268,11 @@ class Recipe(Section):
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, float32 on a CPU")
     channels_last: bool | Literal["auto"] = Field("auto", description="auto: on for convolutional networks")
     compile: bool = Field(False, description="torch.compile: minutes at first, then faster steps; pays in long runs")
+    cache_features: NonNegative = Field(
+        2e9,
+        description="bytes in each process for what heads read of a frozen backbone, where no augmentation is random; 0: off",
+    )
+    checkpoint_activations: bool = Field(False, description="compute blocks again in the backward pass: less memory, more time")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="before")
