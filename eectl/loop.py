@@ -84,6 +84,7 @@ def _begin(job: Job, model: MultiExitModel, phase: Phase, place: Place) -> Phase
     if job.channels_last(model):
         model.to(memory_format=torch.channels_last)
     model.set_trainable(phase.segments, phase.heads, combine=phase.combine)
+    model.checkpoint_activations(recipe.checkpoint_activations)
     patience = own.get("patience", recipe.patience)
     weighting = job.recipe.loss_weights if model.num_exits > 1 else "uniform"  # no exits are attached yet
     weighting = model.default_weights if weighting == "auto" else weighting

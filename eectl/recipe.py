@@ -295,6 +295,14 @@ class Recipe(Section):
             raise ValueError("loss_weights l2w and distillation exclude each other; set distillation.teacher=none")
         return self
 
+    @model_validator(mode="after")
+    def _recomputes_alone(self) -> "Recipe":
+        if self.checkpoint_activations and self.compile:
+            raise ValueError("checkpoint_activations and compile exclude each other; set one of them to false")
+        if self.checkpoint_activations and self.loss_weights == "l2w":
+            raise ValueError("loss_weights l2w differentiates its backward pass; set checkpoint_activations=false")
+        return self
+
     @property
     def start(self) -> str | None:
         """What the weights start from, as `start_of`; None where that is a checkpoint's business."""

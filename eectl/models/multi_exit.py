@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from eectl.errors import EectlError
@@ -10,6 +11,7 @@ from eectl.models.backbone import Backbone, Hidden
 from eectl.models.ensembles import Ensembles
 from eectl.models.equilibrium import rescale
 from eectl.models.heads import ExitHead, ExitOutput
+from eectl.models.recompute import Recomputed
 
 Reads = tuple[Tensor, ...]
 """What exits 1..K read of some rows, [row, …] each: see MultiExitModel.read."""
@@ -54,6 +56,7 @@ class MultiExitModel(nn.Module):
         self.exits = nn.ModuleList(exits)
         self.after = tuple(after)
         self.combine = combine
+        self._recomputed: Recomputed | None = None
         for number, head in enumerate(exits, 1):
             head.join(exits, number)
 
@@ -83,8 +86,9 @@ class MultiExitModel(nn.Module):
         last = self.backbone.depth - 1 if exit_number == self.num_exits else self.after[exit_number - 1]
         if isinstance(hidden, Tensor):
             hidden = self.backbone.stem(hidden)
+        run = self._recomputed.block if self._recomputed and torch.is_grad_enabled() else self.backbone.block
         for index in range(first, last + 1):
-            hidden = self.backbone.block(index, hidden)
+            hidden = run(index, hidden)
         return hidden
 
     def leave(self, hidden: Hidden, exit_number: int, earlier: Sequence[ExitOutput | None] = ()) -> ExitOutput:
@@ -148,6 +152,10 @@ class MultiExitModel(nn.Module):
         """Whether an exit's output is wanted, or read by a wanted later exit (a cascade)."""
         later = (k for k in wanted if number < k < self.num_exits)
         return number in wanted or any(self.heads[k - 1].uses_earlier for k in later)
+
+    def checkpoint_activations(self, wanted: bool) -> None:
+        """Whether blocks keep their inputs alone and run again in the backward pass: see `models.recompute`."""
+        self._recomputed = Recomputed(self.backbone) if wanted else None
 
     def part(self, name: str) -> tuple[str, int]:
         """Who owns a parameter, buffer or module: ("segment", 1..K), ("head", 1..K-1) or, of all ensembles, ("combine", 1)."""
