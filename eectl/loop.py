@@ -16,9 +16,10 @@ from eectl.data import Split, eval_batches, num_batches, train_batches
 from eectl.distributed import share_buffers, total
 from eectl.dominance import Tracker, why_untracked
 from eectl.errors import EectlError, Interrupted
+from eectl.feature_cache import CachedSplit, bytes_per_row, cache_split
 from eectl.l2w import LearnedWeights
 from eectl.models.heads import ExitOutput
-from eectl.models.multi_exit import MultiExitModel
+from eectl.models.multi_exit import MultiExitModel, Reads
 from eectl.optim import EarlyStopper, make_optimizer
 from eectl.phase_state import Job, LossSet, PhaseRun, Place, gather_sums, restore_state, save_state
 from eectl.recipe import phase_change
@@ -41,13 +42,16 @@ def run_phase(job: Job, model: MultiExitModel, phase: Phase, *, place: Place, re
     run = _begin(job, model, phase, place)
     if resumed is not None:
         restore_state(job, run, resumed)
+    started = time.monotonic()
+    run.cached = _cached(job, run)
+    run.seconds += time.monotonic() - started
     job.display.start_phase(phase.number, phase.title, epochs=run.epochs, steps=run.steps_per_epoch, done=run.step)
     while run.epoch < run.epochs and not run.stopper.should_stop:
         started = time.monotonic()
         _train_epoch(job, run)
         _check_finite(job, run)
         share_buffers(model)
-        validation = validate(job, model, job.data.splits["validation"])
+        validation = validate(job, model, job.data.splits["validation"], run.cached.get("validation"))
         values = validation[job.recipe.metric]
         improved = run.stopper.update({number: values[number - 1] for number in sorted(phase.scored)})
         run.epoch, run.batch = run.epoch + 1, 0
@@ -80,6 +84,7 @@ def _begin(job: Job, model: MultiExitModel, phase: Phase, place: Place) -> Phase
     if job.channels_last(model):
         model.to(memory_format=torch.channels_last)
     model.set_trainable(phase.segments, phase.heads, combine=phase.combine)
+    model.checkpoint_activations(recipe.checkpoint_activations)
     patience = own.get("patience", recipe.patience)
     weighting = job.recipe.loss_weights if model.num_exits > 1 else "uniform"  # no exits are attached yet
     weighting = model.default_weights if weighting == "auto" else weighting
@@ -124,6 +129,35 @@ def _tracker(job: Job, model: MultiExitModel, phase: Phase, weighting: str | tup
     return tracker
 
 
+def _cached(job: Job, run: PhaseRun) -> dict[str, CachedSplit]:
+    """What the exits read of training and validation rows, where nothing changes it in the whole phase and it is small enough."""
+    recipe, model, place = job.recipe, run.model, f"phase {run.phase.number}: the frozen backbone runs"
+    if run.phase.segments or recipe.data.augment.is_random or not recipe.cache_features:
+        return {}
+    if run.learned:
+        job.display.say(f"{place} at every step: l2w takes its batches as they are")
+        return {}
+
+    def read(inputs: Tensor) -> Reads:
+        with torch.no_grad(), job.autocast():
+            return model.reads(job.laid_out(model, job.augmenter.eval(inputs)))
+
+    model.eval()
+    splits = {name: job.data.splits[name] for name in ("train", "validation")}
+    example = read(splits["train"].rows(torch.arange(1)))
+    rows = sum(map(len, splits.values()))
+    size = rows * bytes_per_row(example)
+    amount = f"what heads read of {rows:,} rows takes {size / 1e6:,.1f} MB"
+    if size > recipe.cache_features:
+        job.display.say(f"{place} at every step: {amount}, and cache_features allows {recipe.cache_features / 1e6:,.1f} MB")
+        return {}
+    job.display.say(f"{place} once: {amount} and is kept")
+    return {
+        name: cache_split(model, split, read, like=example, batch_size=recipe.eval_batch_size, world=job.world)
+        for name, split in splits.items()
+    }
+
+
 def _loss_sets(job: Job, run: PhaseRun) -> list[LossSet]:
     """The exits of each loss and their weights: a function of the epoch, constant within it."""
     device = job.world.device
@@ -163,7 +197,7 @@ def _train_epoch(job: Job, run: PhaseRun) -> None:
     take_step = learned_step if run.learned else step
     seed = derive_seed(job.recipe.seed, "order", run.phase.number)
     batches = train_batches(
-        job.data.splits["train"],
+        run.cached["train"].split if run.cached else job.data.splits["train"],
         batch_size=run.batch_size,
         seed=seed,
         epoch=run.epoch,
@@ -212,15 +246,17 @@ def _check_finite(job: Job, run: PhaseRun) -> None:
     )
 
 
-def validate(job: Job, model: MultiExitModel, split: Split) -> dict[str, list[float]]:
-    """Every exit's mean loss and score on a split, in eval mode, over all processes: {"loss": [exit], "score": [exit]}."""
+def validate(job: Job, model: MultiExitModel, split: Split, cached: CachedSplit | None = None) -> dict[str, list[float]]:
+    """Every exit's mean loss and score on a split, in eval mode, over all processes: {"loss": [exit], "score": [exit]}.
+
+    `cached` is the split with what the exits read, where that is kept.
+    """
+    split = cached.split if cached else split
     model.eval()
     sums = torch.zeros(2, model.num_exits, dtype=_wide(job.world.device), device=job.world.device)
     with torch.no_grad():
         for batch in eval_batches(split, batch_size=job.recipe.eval_batch_size, rank=job.world.rank, world=job.world.size):
-            inputs = job.augmenter.eval(batch.inputs)
-            if job.channels_last(model):
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            inputs = cached.take(batch.inputs) if cached else job.laid_out(model, job.augmenter.eval(batch.inputs))
             with job.autocast():
                 outputs = model(inputs)
             for number, output in enumerate(outputs):

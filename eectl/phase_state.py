@@ -13,6 +13,7 @@ from eectl.data import Augmenter, Dataset
 from eectl.display import Display
 from eectl.distributed import World, total
 from eectl.dominance import Tracker
+from eectl.feature_cache import CachedSplit
 from eectl.l2w import LearnedWeights
 from eectl.losses import Task
 from eectl.models.heads import ExitOutput
@@ -57,6 +58,10 @@ class Job:
         wish = self.recipe.channels_last
         return model.backbone.prefers_channels_last if wish == "auto" else wish
 
+    def laid_out(self, model: MultiExitModel, inputs: Tensor) -> Tensor:
+        """The inputs in the memory layout that the network has."""
+        return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last(model) else inputs
+
 
 @dataclass(frozen=True)
 class Place:
@@ -98,6 +103,7 @@ class PhaseRun:
     shares: tuple[float, ...] = ()  # what `sdn-ramp` reads: each attached exit's share of the backbone's cost
     learned: LearnedWeights | None = None
     tracker: Tracker | None = None
+    cached: Mapping[str, CachedSplit] = field(default_factory=dict)  # by split, where the heads alone run; else empty
     loss_sets: list[LossSet] = field(default_factory=list)  # of this epoch
     best_validation: Mapping[str, list[float]] = field(default_factory=dict)
     best_epoch: int = 0

@@ -58,6 +58,11 @@ class Augment(Section):
     mixup: NonNegative = Field(0.0, description="Mixup's alpha; 0 is off")
     cutmix: NonNegative = Field(0.0, description="CutMix's alpha; 0 is off; with Mixup on, one of the two by a fair coin")
 
+    @property
+    def is_random(self) -> bool:
+        """Whether two looks at one image may differ."""
+        return self.model_copy(update={"trivial_interpolation": "nearest"}) != Augment()
+
     @model_validator(mode="after")
     def _a_range(self) -> "Augment":
         if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1]:
@@ -263,6 +268,11 @@ class Recipe(Section):
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, float32 on a CPU")
     channels_last: bool | Literal["auto"] = Field("auto", description="auto: on for convolutional networks")
     compile: bool = Field(False, description="torch.compile: minutes at first, then faster steps; pays in long runs")
+    cache_features: NonNegative = Field(
+        2e9,
+        description="bytes in each process for what heads read of a frozen backbone, where no augmentation is random; 0: off",
+    )
+    checkpoint_activations: bool = Field(False, description="compute blocks again in the backward pass: less memory, more time")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="before")
@@ -283,6 +293,14 @@ class Recipe(Section):
     def _one_objective(self) -> "Recipe":
         if self.loss_weights == "l2w" and self.distillation.teacher != "none":
             raise ValueError("loss_weights l2w and distillation exclude each other; set distillation.teacher=none")
+        return self
+
+    @model_validator(mode="after")
+    def _recomputes_alone(self) -> "Recipe":
+        if self.checkpoint_activations and self.compile:
+            raise ValueError("checkpoint_activations and compile exclude each other; set one of them to false")
+        if self.checkpoint_activations and self.loss_weights == "l2w":
+            raise ValueError("loss_weights l2w differentiates its backward pass; set checkpoint_activations=false")
         return self
 
     @property

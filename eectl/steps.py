@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from eectl.data import Batch
 from eectl.losses import distil, with_auxiliary
+from eectl.models.multi_exit import Reads
 from eectl.optim import learning_rate
 from eectl.phase_state import Job, LossSet, PhaseRun
 from eectl.seeds import derive_seed
@@ -47,6 +48,7 @@ def learned_step(job: Job, run: PhaseRun, batch: Batch) -> None:
     wanted, inputs, targets = _prepare(job, run, batch)
     for group in learned.optimizer.param_groups:
         group["lr"] = learned.settings.lr * rate(job, run, run.step) / run.optimizer_settings.lr
+    assert isinstance(inputs, Tensor)  # no features are kept under learned weighting
     first, second = zip(inputs.chunk(2), targets.chunk(2), strict=True)
     smoothing = job.recipe.label_smoothing
     for own, other in ((first, second), (second, first)):
@@ -70,15 +72,16 @@ def learned_step(job: Job, run: PhaseRun, batch: Batch) -> None:
         _note(run, wanted, losses.detach().mean(dim=0), len(own[0]))
 
 
-def _prepare(job: Job, run: PhaseRun, batch: Batch) -> tuple[LossSet, Tensor, Tensor]:
-    """Seeds the step, sets its learning rate, augments: the exits of its loss, inputs and targets."""
+def _prepare(job: Job, run: PhaseRun, batch: Batch) -> tuple[LossSet, Tensor | Reads, Tensor]:
+    """Seeds the step, sets its learning rate, augments: the exits of its loss, inputs (or what exits read) and targets."""
     torch.manual_seed(derive_seed(job.recipe.seed, run.phase.number, run.step, job.world.rank))
-    inputs, targets = job.augmenter.train(batch.inputs, batch.targets)
-    if job.channels_last(run.model):
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
     for group in run.optimizer.param_groups:
         group["lr"] = rate(job, run, run.step)
-    return run.loss_sets[run.step % len(run.loss_sets)], inputs, targets
+    wanted = run.loss_sets[run.step % len(run.loss_sets)]
+    if run.cached:
+        return wanted, run.cached["train"].take(batch.inputs), batch.targets
+    inputs, targets = job.augmenter.train(batch.inputs, batch.targets)
+    return wanted, job.laid_out(run.model, inputs), targets
 
 
 def _update(run: PhaseRun, objective: Tensor) -> None:

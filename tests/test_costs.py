@@ -156,8 +156,11 @@ class Cascade(ExitHead):
         self.fc = nn.Linear(width + earlier, 3)
         self.state = nn.Linear(3, 7)
 
-    def forward(self, feature: Feature, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
-        x = torch.cat([feature.pooled(), *(output.logits for output in earlier if output)], dim=1)
+    def reads(self, feature: Feature) -> Tensor:
+        return feature.pooled()
+
+    def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
+        x = torch.cat([read, *(output.logits for output in earlier if output)], dim=1)
         query, keys = torch.ones(1, 2, 3, 4), torch.ones(1, 2, 5, 4)
         shift = nn.functional.scaled_dot_product_attention(query, keys, torch.ones(1, 2, 5, 6)).mean()
         logits = self.fc(x + shift)
@@ -194,8 +197,11 @@ def test_hand_counted_pieces() -> None:
 )
 def test_an_unknown_operation_is_an_error(operation: object, name: str) -> None:
     class Strange(ExitHead):
-        def forward(self, feature: Feature, earlier: Sequence[ExitOutput | None]) -> ExitOutput:  # noqa: ARG002
-            x = feature.map()[:, 0] + torch.eye(4)
+        def reads(self, feature: Feature) -> Tensor:
+            return feature.map()[:, 0]
+
+        def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:  # noqa: ARG002
+            x = read + torch.eye(4)
             return ExitOutput(operation(x, x).mean(dim=(1, 2))[:, None])
 
     model = MultiExitModel(Toy(), [Strange()], after=[0])

@@ -13,7 +13,7 @@ LAYERS = [  # from the bottom; a module may import from its own layer (verbs exc
     {"files", "regimes", "weighting", "recipe", "published"},
     {"models", "distributed", "optim", "losses"},
     {"exiting", "sweep", "per_exit", "results", "timings", "settings", "compare", "data", "costs", "l2w", "dominance"},
-    {"predict", "checkpoint", "run_folder", "report", "tables", "display"},
+    {"predict", "feature_cache", "checkpoint", "run_folder", "report", "tables", "display"},
     {"network", "session", "loop", "steps", "phase_state", "thresholds", "scoring", "describe", "analyses", "plots"},
     {"train", "attach", "calibrate", "evaluate", "plan", "summarize", "analyze"},
     {"cli_options", "cli_analyze"},

@@ -47,8 +47,11 @@ class PlainHead(ExitHead):
         super().__init__()
         self.fc = nn.Linear(WIDTH, num_outputs)
 
-    def forward(self, feature, earlier):  # noqa: ARG002
-        return ExitOutput(self.fc(feature.cls()))
+    def reads(self, feature):
+        return feature.cls()
+
+    def says(self, read, earlier):  # noqa: ARG002
+        return ExitOutput(self.fc(read))
 
 
 class CascadeHead(PlainHead):
@@ -56,8 +59,8 @@ class CascadeHead(PlainHead):
 
     uses_earlier = True
 
-    def forward(self, feature, earlier):
-        logits = self.fc(feature.cls())
+    def says(self, read, earlier):
+        logits = self.fc(read)
         if earlier:
             assert len(earlier[-1].logits) == len(logits), "the earlier outputs must be those of the rows that are left"
             logits = logits + 0.5 * earlier[-1].logits + earlier[-1].state

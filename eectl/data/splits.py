@@ -5,6 +5,7 @@ Carving depends on the labels and `split_seed` alone; a split's fingerprint says
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,6 +101,12 @@ class Split:
     def noun(self) -> str:
         """What its rows are, for messages."""
         return "images" if self.lengths is None else "texts"
+
+    def reading(self, inputs: Inputs) -> "Split":
+        """The same rows, targets and order with other inputs."""
+        other = copy(self)
+        other._inputs = inputs
+        return other
 
     def rows(self, index: Tensor) -> Tensor:
         """The inputs of an int64 tensor of rows, on the device, as in Batch."""

@@ -26,7 +26,9 @@ class ExitOutput:
 
 
 class ExitHead(nn.Module, ABC):
-    """An exit's classifier. `uses_earlier` says that it reads the outputs of the exits before it; `kind` is its recipe name.
+    """An exit's classifier: what it `reads` of a feature, which no parameter touches, and what it `says` of that.
+
+    `uses_earlier` says that it reads the outputs of the exits before it; `kind` is its recipe name.
 
     `default_weights` is how the losses of such exits are weighted where the recipe says `auto`, `auxiliary` names their entry in
     `losses.AUXILIARY` and `ensemble` theirs in `ensembles.ENSEMBLES`, if any.
@@ -39,8 +41,16 @@ class ExitHead(nn.Module, ABC):
     kind: str = ""
 
     @abstractmethod
+    def reads(self, feature: Feature) -> Tensor:
+        """All that the head takes from a block's feature, [row, …]: small, and the same as long as the backbone is."""
+
+    @abstractmethod
+    def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
+        """Logits [row, class] from what it `reads` and the outputs of the exits before this one."""
+
     def forward(self, feature: Feature, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
         """Logits [row, class] from a block's feature and the outputs of the exits before this one."""
+        return self.says(self.reads(feature), earlier)
 
     def join(self, peers: "Sequence[ExitHead]", number: int) -> None:
         """Take a place among a network's attached exits `peers`, as exit `number` (from 1); may make the layers that this needs.
@@ -57,8 +67,11 @@ class LinearHead(ExitHead):
         super().__init__()
         self.fc = nn.Linear(feature.cls().shape[1], num_outputs)
 
-    def forward(self, feature: Feature, earlier: Sequence[ExitOutput | None]) -> ExitOutput:  # noqa: ARG002
-        return ExitOutput(self.fc(feature.cls()))
+    def reads(self, feature: Feature) -> Tensor:
+        return feature.cls()
+
+    def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:  # noqa: ARG002
+        return ExitOutput(self.fc(read))
 
 
 class MlpHead(ExitHead):
@@ -69,8 +82,11 @@ class MlpHead(ExitHead):
         self.fc1 = nn.Linear(feature.cls().shape[1], width)
         self.fc2 = nn.Linear(width, num_outputs)
 
-    def forward(self, feature: Feature, earlier: Sequence[ExitOutput | None]) -> ExitOutput:  # noqa: ARG002
-        return ExitOutput(self.fc2(functional.gelu(self.fc1(feature.cls()))))
+    def reads(self, feature: Feature) -> Tensor:
+        return feature.cls()
+
+    def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:  # noqa: ARG002
+        return ExitOutput(self.fc2(functional.gelu(self.fc1(read))))
 
 
 class SdnHead(ExitHead):
@@ -84,13 +100,22 @@ class SdnHead(ExitHead):
         self.mix = nn.Parameter(torch.rand(()))
         self.fc = nn.Linear(16 * feature.map().shape[1], num_outputs)
 
-    def forward(self, feature: Feature, earlier: Sequence[ExitOutput | None]) -> ExitOutput:  # noqa: ARG002
-        return ExitOutput(self.fc(_pool_grid(feature.map(), self.mix)))
+    def reads(self, feature: Feature) -> Tensor:
+        return _pool_grid(feature.map())
+
+    def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:  # noqa: ARG002
+        return ExitOutput(self.fc(_mixed(read, self.mix)))
 
 
-def _pool_grid(x: Tensor, mix: Tensor) -> Tensor:
-    """[row, 16 · channel]: mix · max + (1 − mix) · mean over a 4×4 grid of a map, as SDN pools."""
-    return (mix * functional.adaptive_max_pool2d(x, 4) + (1 - mix) * functional.adaptive_avg_pool2d(x, 4)).flatten(1)
+def _pool_grid(x: Tensor) -> Tensor:
+    """[row, 2 · channel, 4, 4]: the maxima of all channels over a 4×4 grid of a map, then the means."""
+    return torch.cat([functional.adaptive_max_pool2d(x, 4), functional.adaptive_avg_pool2d(x, 4)], dim=1)
+
+
+def _mixed(pooled: Tensor, mix: Tensor) -> Tensor:
+    """[row, 16 · channel]: mix · max + (1 − mix) · mean of what `_pool_grid` gave, as SDN pools."""
+    largest, mean = pooled.chunk(2, dim=1)
+    return (mix * largest + (1 - mix) * mean).flatten(1)
 
 
 class ZtwHead(ExitHead):
@@ -109,7 +134,7 @@ class ZtwHead(ExitHead):
         if num_outputs == 1:
             raise EectlError("exit head ztw combines class probabilities, and this network has one output; take another head")
         self.mix = nn.Parameter(torch.rand(())) if feature.is_map else None
-        self.fc = nn.Linear(self._features(feature).shape[1], num_outputs)
+        self.fc = nn.Linear(self._features(self.reads(feature)).shape[1], num_outputs)
         self.norm: nn.LayerNorm | None = None
 
     def join(self, peers: Sequence[ExitHead], number: int) -> None:  # noqa: ARG002
@@ -118,11 +143,14 @@ class ZtwHead(ExitHead):
             self.norm = nn.LayerNorm(num_outputs)
             self.fc = nn.Linear(self.fc.in_features + num_outputs, num_outputs)
 
-    def _features(self, feature: Feature) -> Tensor:
-        return feature.cls() if self.mix is None else _pool_grid(feature.map(), self.mix)
+    def _features(self, read: Tensor) -> Tensor:
+        return read if self.mix is None else _mixed(read, self.mix)
 
-    def forward(self, feature: Feature, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
-        x = self._features(feature)
+    def reads(self, feature: Feature) -> Tensor:
+        return feature.cls() if self.mix is None else _pool_grid(feature.map())
+
+    def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
+        x = self._features(read)
         if self.norm is not None:
             before = earlier[-1]
             assert before is not None and before.state is not None, "exits that read earlier ones run after them"
@@ -207,8 +235,11 @@ class GpfHead(ExitHead):
         assert self.imitate is not None
         return self.squash(self.imitate(state))
 
-    def forward(self, feature: Feature, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
-        state = self.squash(self.project(feature.cls()))
+    def reads(self, feature: Feature) -> Tensor:
+        return feature.cls()
+
+    def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
+        state = self.squash(self.project(read))
         past = [output.state.detach() for output in earlier if output is not None and output.state is not None]
         assert len(past) == self._index, "exits that read earlier ones run after them"
         later = self._peers[self._index + 1 :]

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from eectl.errors import EectlError
@@ -10,6 +11,10 @@ from eectl.models.backbone import Backbone, Hidden
 from eectl.models.ensembles import Ensembles
 from eectl.models.equilibrium import rescale
 from eectl.models.heads import ExitHead, ExitOutput
+from eectl.models.recompute import Recomputed
+
+Reads = tuple[Tensor, ...]
+"""What exits 1..K read of some rows, [row, …] each: see MultiExitModel.read."""
 
 PLACEMENTS_16 = {  # paper §4.6, for the 16 blocks of a ResNet-50; other depths take the same relative positions
     "dense-sparse": (1, 2, 3, 4, 5, 6, 7, 11),
@@ -51,6 +56,7 @@ class MultiExitModel(nn.Module):
         self.exits = nn.ModuleList(exits)
         self.after = tuple(after)
         self.combine = combine
+        self._recomputed: Recomputed | None = None
         for number, head in enumerate(exits, 1):
             head.join(exits, number)
 
@@ -80,23 +86,43 @@ class MultiExitModel(nn.Module):
         last = self.backbone.depth - 1 if exit_number == self.num_exits else self.after[exit_number - 1]
         if isinstance(hidden, Tensor):
             hidden = self.backbone.stem(hidden)
+        run = self._recomputed.block if self._recomputed and torch.is_grad_enabled() else self.backbone.block
         for index in range(first, last + 1):
-            hidden = self.backbone.block(index, hidden)
+            hidden = run(index, hidden)
         return hidden
 
     def leave(self, hidden: Hidden, exit_number: int, earlier: Sequence[ExitOutput | None] = ()) -> ExitOutput:
         """Exit `exit_number`'s output from what its segment gave and the outputs of the exits before it."""
+        return self.answer(self.read(hidden, exit_number), exit_number, earlier)
+
+    def read(self, hidden: Hidden, exit_number: int) -> Tensor:
+        """What exit `exit_number` takes from its segment, [row, …]: see ExitHead.reads. The network's own head: its logits."""
         if exit_number == self.num_exits:
-            return ExitOutput(self.backbone.head(hidden))
-        output: ExitOutput = self.exits[exit_number - 1](self.backbone.feature(hidden), earlier)
+            return self.backbone.head(hidden)
+        return self.heads[exit_number - 1].reads(self.backbone.feature(hidden))
+
+    def answer(self, read: Tensor, exit_number: int, earlier: Sequence[ExitOutput | None] = ()) -> ExitOutput:
+        """Exit `exit_number`'s output from what it has `read` and the outputs of the exits before it."""
+        if exit_number == self.num_exits:
+            return ExitOutput(read)
+        output = self.heads[exit_number - 1].says(read, earlier)
         if self.combine is None:
             return output
         own = [each.state for each in (*earlier, output) if each is not None and each.state is not None]
         assert len(own) == exit_number
         return replace(output, logits=self.combine(own))
 
+    def reads(self, inputs: Tensor) -> Reads:
+        """What all exits read of these inputs: `forward` takes it in their place, and then no part of the backbone runs."""
+        hidden: Hidden | Tensor = inputs
+        found = []
+        for number in range(1, self.num_exits + 1):
+            hidden = self.advance(hidden, number)
+            found.append(self.read(hidden, number))
+        return tuple(found)
+
     def forward(
-        self, inputs: Tensor, exits: Collection[int] | None = None, *, equilibrium: bool = False
+        self, inputs: Tensor | Reads, exits: Collection[int] | None = None, *, equilibrium: bool = False
     ) -> list[ExitOutput | None]:
         """Every exit's output, the network's own head last; logits are [row, class].
 
@@ -106,22 +132,30 @@ class MultiExitModel(nn.Module):
         """
         wanted = set(range(1, self.num_exits + 1)) if exits is None else set(exits)
         outputs: list[ExitOutput | None] = []
+        numbers = range(1, max(wanted) + 1)
+        if isinstance(inputs, tuple):
+            for number, read in zip(numbers, inputs, strict=False):
+                outputs.append(self.answer(read, number, outputs) if self._is_heard(number, wanted) else None)
+            return outputs + [None] * (self.num_exits - len(outputs))
         hidden: Hidden | Tensor = inputs
-        for number in range(1, max(wanted) + 1):
+        for number in numbers:
             hidden = self.advance(hidden, number)
             rest = sum(k >= number for k in wanted)
             if equilibrium and number in wanted:
                 hidden = rescale(hidden, 1 / rest)
-            heard = number in wanted or (number < self.num_exits and self._heard_later(number, wanted))
-            outputs.append(self.leave(hidden, number, outputs) if heard else None)
+            outputs.append(self.leave(hidden, number, outputs) if self._is_heard(number, wanted) else None)
             if equilibrium and number in wanted and rest > 1:
                 hidden = rescale(hidden, rest - 1)
         return outputs + [None] * (self.num_exits - len(outputs))
 
-    def _heard_later(self, number: int, wanted: Collection[int]) -> bool:
-        """Whether a wanted later exit reads this one's output (a cascade)."""
+    def _is_heard(self, number: int, wanted: Collection[int]) -> bool:
+        """Whether an exit's output is wanted, or read by a wanted later exit (a cascade)."""
         later = (k for k in wanted if number < k < self.num_exits)
-        return any(getattr(self.exits[k - 1], "uses_earlier", False) for k in later)
+        return number in wanted or any(self.heads[k - 1].uses_earlier for k in later)
+
+    def checkpoint_activations(self, wanted: bool) -> None:
+        """Whether blocks keep their inputs alone and run again in the backward pass: see `models.recompute`."""
+        self._recomputed = Recomputed(self.backbone) if wanted else None
 
     def part(self, name: str) -> tuple[str, int]:
         """Who owns a parameter, buffer or module: ("segment", 1..K), ("head", 1..K-1) or, of all ensembles, ("combine", 1)."""
