@@ -1,21 +1,26 @@
-"""One self-describing .safetensors file per network: it rebuilds with no recipe beside it. Holds no training state."""
+"""One self-describing .safetensors file per network: it rebuilds with no recipe beside it. Holds no training state.
+
+What a file says beside its weights is read without torch.
+"""
 
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from eectl import __version__, files
 from eectl.errors import EectlError
 from eectl.files import digest, write_tensors
 from eectl.models import build_model
-from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe import Data, ModelSpec
-from eectl.results import Origin
+
+if TYPE_CHECKING:
+    import torch
+
+    from eectl.models.multi_exit import MultiExitModel
+    from eectl.results import Origin
 
 KIND = "checkpoint"
 SCHEMA = 1
@@ -62,8 +67,10 @@ class About:
         return [number for number in range(1, len(self.spec.after) + 1) if number not in trained]
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> "Origin":
         """What an evaluation keeps of it; its backbone section is the network's, not that of the last of its phases."""
+        from eectl.results import Origin
+
         backbone = dict(self.recipe.get("backbone", {}))
         starts = [entry["start"] for entry in self.history if entry.get("start")]  # files made before this was kept have none
         if starts:
@@ -88,12 +95,12 @@ class Checkpoint:
     """A loaded network, what its file says, and the digest that names its weights."""
 
     path: Path
-    model: MultiExitModel
+    model: "MultiExitModel"
     about: About
     digest: str
 
 
-def save_checkpoint(path: Path, model: MultiExitModel, about: About) -> str:
+def save_checkpoint(path: Path, model: "MultiExitModel", about: About) -> str:
     """Write the network in one step and return the digest of its weights."""
     tensors = model.state_dict()
     weights = digest(tensors)
@@ -114,8 +121,10 @@ def read_about(path: Path) -> About:
     return _about(path, read_metadata(path))
 
 
-def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
+def load_checkpoint(path: Path, *, device: "torch.device | str" = "cpu") -> Checkpoint:
     """Rebuild the network of a checkpoint, in eval mode; raises EectlError where the file is not one, cut or altered."""
+    import torch
+
     tensors, metadata = files.read_tensors(path, kind=KIND, schema=SCHEMA)
     about = _about(path, metadata)
     if digest(tensors) != metadata["weights"]:

@@ -289,7 +289,8 @@ def calibrate_thresholds(
     Example: eectl calibrate-thresholds model.safetensors --budgets 25,50,75,100 -o policy.json
     """
     from eectl.calibrate import calibrate_checkpoint
-    from eectl.report import show_calibration, show_json
+    from eectl.printing import show_json
+    from eectl.report import show_calibration
 
     path = out or checkpoint.with_name("policy.json")
     policies = calibrate_checkpoint(
@@ -335,7 +336,8 @@ def evaluate(
     Example: eectl evaluate model.safetensors --budgets 25,50,75,100 --plot curve.png
     """
     from eectl.evaluate import evaluate_checkpoint
-    from eectl.report import show_evaluation, show_json
+    from eectl.printing import show_json
+    from eectl.report import show_evaluation
 
     result = evaluate_checkpoint(
         checkpoint, budgets=budgets, policy=policy, criterion=criterion, protocol=protocol, out=out, plot=plot,
@@ -405,7 +407,8 @@ def flops(
 ) -> None:  # fmt: skip
     """Print what each exit costs: multiply-adds (MACs) of one input, heads passed on the way included."""
     from eectl.plan import costs_of
-    from eectl.report import costs_json, show_costs, show_json
+    from eectl.printing import show_json
+    from eectl.report import costs_json, show_costs
 
     measured = costs_of(source, changes=changes or [], data_root=data_root)
     if json:
@@ -419,7 +422,7 @@ def info(checkpoint: Checkpoint, json: Json = False) -> None:
     """Say what a checkpoint holds and how it came about."""
     from eectl.checkpoint import read_about, read_metadata
     from eectl.describe import show_info
-    from eectl.report import show_json
+    from eectl.printing import show_json
 
     metadata = read_metadata(checkpoint)
     if json:

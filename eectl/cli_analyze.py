@@ -49,7 +49,8 @@ def _run(
 ) -> None:
     """Answer, and print the answer."""
     from eectl.analyze import analyze_checkpoints
-    from eectl.report import show_answer, show_json
+    from eectl.printing import show_json
+    from eectl.report import show_answer
 
     report = analyze_checkpoints(
         question, checkpoints, settings, out=out, seed=seed, labels=label or (), device=device, data_root=data_root,

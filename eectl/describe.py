@@ -1,14 +1,16 @@
-"""What a plan, a finished run and a checkpoint look like: tables on stdout. Results of measuring are `report`'s."""
+"""What a plan, a finished run and a checkpoint look like: tables on stdout. Results of measuring are `report`'s.
+
+No torch: `eectl info` reads no weights.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eectl.checkpoint import About
-from eectl.losses import TASKS
-from eectl.recipe import Recipe, dump_recipe, phase_change
+from eectl.printing import make_console, make_table, print_table, score_text
+from eectl.recipe import SCORE_NAMES, Recipe, dump_recipe, phase_change
 from eectl.regimes import Phase
-from eectl.report import make_console, make_table, print_table, score_text
 from eectl.weighting import exit_weights
 
 
@@ -92,7 +94,7 @@ def show_training(path: Path, about: About) -> None:
     entry = [entry for entry in about.history if "phase" in entry][-1]
     why = "patience ran out" if entry["stopped_by"] == "patience" else "the cap was reached"
     title = f"phase {entry['phase']} ({entry['title']}): epoch {entry['restored_epoch']} of {entry['epochs']} kept, {why}"
-    table = make_table("exit", "after block", f"validation {TASKS[about.task].score_name}", "validation loss")
+    table = make_table("exit", "after block", f"validation {SCORE_NAMES[about.task]}", "validation loss")
     blocks = [str(block) for block in about.spec.after] + ["own head"]
     for number, (block, score, loss) in enumerate(
         zip(blocks, entry["validation"]["score"], entry["validation"]["loss"], strict=True), 1
@@ -128,7 +130,7 @@ def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
         console.print(f"{name:>9}  {text}", markup=False, soft_wrap=True)
     if about.untrained:
         console.print(f"{'untrained':>9}  exits {', '.join(map(str, about.untrained))}", markup=False)
-    table = make_table("step", "epochs", "stopped by", "exits", f"validation {TASKS[about.task].score_name}", "seed")
+    table = make_table("step", "epochs", "stopped by", "exits", f"validation {SCORE_NAMES[about.task]}", "seed")
     for entry in about.history:
         if "attached" in entry:
             table.add_row(f"{entry['head']} exits after {', '.join(map(str, entry['attached']))}", "", "", "", "", "")

@@ -135,7 +135,7 @@ def read_tensors(path: Path, *, kind: str, schema: int) -> "tuple[dict[str, Tens
 
 def read_metadata(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
     """The JSON object alone, without reading the tensors; raises EectlError as `read_tensors` does."""
-    with _opened(path) as file:
+    with _opened(path, framework="numpy") as file:  # safetensors imports torch where a file is opened for it
         return _own_metadata(path, file.metadata() or {}, kind=kind, schema=schema)
 
 
@@ -157,7 +157,7 @@ def read_any_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, *, framework: str = "pt") -> Iterator[Any]:
     """The file, open for safetensors; raises EectlError for a missing, cut or foreign file."""
     from safetensors import SafetensorError, safe_open
 
@@ -166,7 +166,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with open(path, "rb"):
             pass  # says what is wrong in the system's words, which safetensors does not
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             yield file
     except OSError as error:
         raise _unreadable(path, error) from error

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eectl.errors import lookup
 from eectl.models.heads import ExitOutput
+from eectl.recipe import SCORE_NAMES
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ AUXILIARY: dict[str, tuple[Callable[[Sequence[ExitOutput | None]], Tensor | None
     "imitation-halved": (imitation, 0.5),
 }
 TASKS: dict[str, Task] = {
-    "classification": Task(_cross_entropy, _correct, True, "accuracy", _cross_entropies, _divergence),
-    "regression": Task(_mean_squared_error, _squared_error, False, "MSE", _squared_errors, _distance),
+    "classification": Task(_cross_entropy, _correct, True, SCORE_NAMES["classification"], _cross_entropies, _divergence),
+    "regression": Task(_mean_squared_error, _squared_error, False, SCORE_NAMES["regression"], _squared_errors, _distance),
 }
 TEACHERS: dict[str, Callable[[Sequence[Tensor]], Sequence[Tensor]]] = {
     "last": lambda later: later[-1:],

@@ -23,6 +23,7 @@ Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+SCORE_NAMES = {"classification": "accuracy", "regression": "MSE"}  # what is reported of each task, an entry of losses.TASKS
 
 
 def _known_regime(name: str) -> str:

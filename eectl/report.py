@@ -1,21 +1,15 @@
-"""What a result looks like: tables and JSON on stdout. Computes only shares and units, and knows no verb.
+"""What a result looks like: tables and JSON-able data. Computes only shares and units, and knows no verb."""
 
-Tables are made to fit 80 columns and never cut a cell short; where a terminal is narrower, cells wrap. NO_COLOR and pipes are
-rich's business.
-"""
-
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from eectl.exiting import ALWAYS, NEVER
-from eectl.files import clean_json
 from eectl.losses import TASKS
+from eectl.printing import make_console, make_table, print_table, score_text
 from eectl.results import COSTS, BudgetPolicy, BudgetResult, Evaluation, ExitResult, Policies
 
 if TYPE_CHECKING:
@@ -37,11 +31,6 @@ class Listing:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Scalar, ...], ...]
-
-
-def show_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, NaN as null, with no colour and no wrapping."""
-    print(json.dumps(clean_json(value), indent=2))
 
 
 def show_evaluation(result: Evaluation) -> None:
@@ -240,12 +229,6 @@ def shared_threshold(thresholds: Sequence[float]) -> str:
     return threshold_text(thresholds[0]) if thresholds else "none"
 
 
-def score_text(value: float, error: float | None, task: str) -> str:
-    """Accuracies as percentages with two decimals, errors of a regression as they are."""
-    scale, form, error_form = (100, ".2f", ".2f") if task == "classification" else (1, ".4g", ".2g")
-    return f"{scale * value:{form}}" + ("" if error is None else f" ± {scale * error:{error_form}}")
-
-
 def show_answer(tables: Sequence[Listing], reading: Sequence[str], notes: Sequence[str]) -> None:
     """The tables of an analysis, what should not be overlooked, and its reading."""
     console = make_console()
@@ -262,22 +245,3 @@ def _cell(value: Scalar) -> str:
     if value is None:
         return "·"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
-
-
-def make_table(*columns: str) -> Table:
-    """An empty table whose cells fold where they do not fit."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
-    return table
-
-
-def make_console() -> Console:
-    """Stdout, without colouring of numbers."""
-    return Console(highlight=False)
-
-
-def print_table(console: Console, title: str, table: Table) -> None:
-    """A table under its title."""
-    console.print(title, style="bold", markup=False)
-    console.print(table)

@@ -16,8 +16,9 @@ from eectl.compare import Cell, Comparison
 from eectl.errors import lookup
 from eectl.files import clean_json
 from eectl.losses import TASKS
+from eectl.printing import make_console, make_table, print_table
 from eectl.published import PAPER, PublishedCell, PublishedTable
-from eectl.report import budget_name, make_console, make_table, print_table
+from eectl.report import budget_name
 
 KIND, SCHEMA = "report", 1
 _NO_NUMBER = "-"

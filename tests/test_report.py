@@ -12,7 +12,8 @@ from eectl.errors import EectlError
 from eectl.exiting import ALWAYS, NEVER
 from eectl.plots import check_plot_path, plot_curve
 from eectl.plots.curves import readable
-from eectl.report import human, shared_threshold, show_calibration, show_costs, show_evaluation, show_json, threshold_text
+from eectl.printing import show_json
+from eectl.report import human, shared_threshold, show_calibration, show_costs, show_evaluation, threshold_text
 from eectl.scoring import evaluate, evaluate_as_paper, every_point
 from eectl.thresholds import calibrate
 
