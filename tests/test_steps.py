@@ -18,6 +18,7 @@ from eectl.train import train
 from tests.test_train import rows, same, weights
 
 CPU = torch.device("cpu")
+VIT = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 3, heads: 2, dropout: 0.3}}"
 ONE_STEP = ("optimizer={name: sgd, lr: 0.1, momentum: 0}", "schedule.name=constant", "data.augment={}", "epochs=1",
             "batch_size=1000", "channels_last=false")  # fmt: skip
 
@@ -182,11 +183,10 @@ def test_auto_is_what_the_heads_take(small, tmp_path, monkeypatch):
     "changes",
     [
         ("regime=mixed", "exits.head=ztw", "data.augment={crop: 1, erasing: 0.5}"),
-        ("backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 3, heads: 2, dropout: 0.3}}", "exits.after=[0, 1]",
-         "loss_weights=equilibrium"),
+        (VIT, "exits.after=[0, 1]", "loss_weights=equilibrium"),
     ],
     ids=["resnet", "vit"],
-)  # fmt: skip
+)
 def test_checkpointed_activations_change_no_bit(small, tmp_path, changes):
     """Of the weights, BatchNorm's statistics, the metrics, and the gradient dominance that is tracked on the way."""
     recipe = small(*changes, "epochs=1")
