@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eectl.data import Split, eval_batches
+from eectl.data.splits import send_all
 from eectl.distributed import World, gather_rows
 from eectl.models.multi_exit import MultiExitModel, Reads
 
@@ -24,7 +25,7 @@ class _Numbers:
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
         """Each tensor of rows."""
-        return (rows.to(self._device, non_blocking=True) for rows in batches)
+        return iter(send_all(batches, self._device))
 
 
 @dataclass(frozen=True)

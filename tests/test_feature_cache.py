@@ -22,6 +22,7 @@ MSDNET = (
     "backbone={name: msdnet, args: {blocks: 3, base: 1, step: 1, channels: 4, growth: 2, growth_factors: [1, 2], "
     "bottleneck_factors: [1, 2]}}"
 )
+STOP = signal.SIGINT
 STILL = ("data.augment={}", "regime=disjoint", "batch_size=20", "eval_batch_size=64")
 KEPT = "the frozen backbone runs once: what heads read of {} rows takes "
 CASES = {
@@ -174,9 +175,7 @@ def test_resume_reads_again_and_ends_in_the_same_weights(small, tmp_path, monkey
     folder, steps = tmp_path / "run", []
     with monkeypatch.context() as patched:
         stops = (7 * 3 + 4, 7 * 3 + 9)  # of 7 steps an epoch
-        patched.setattr(
-            Display, "step", lambda _: steps.append(1) or (len(steps) in stops and os.kill(os.getpid(), signal.SIGINT))
-        )
+        patched.setattr(Display, "step", lambda _: steps.append(1) or (len(steps) in stops and signal.raise_signal(STOP)))
         for stop in stops:
             with pytest.raises(Interrupted):
                 train(recipe, out=folder, device="cpu", resume=True, quiet=True)

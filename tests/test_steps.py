@@ -18,6 +18,7 @@ from eectl.train import train
 from tests.test_train import rows, same, weights
 
 CPU = torch.device("cpu")
+VIT = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 3, heads: 2, dropout: 0.3}}"
 ONE_STEP = ("optimizer={name: sgd, lr: 0.1, momentum: 0}", "schedule.name=constant", "data.augment={}", "epochs=1",
             "batch_size=1000", "channels_last=false")  # fmt: skip
 
@@ -176,3 +177,30 @@ def test_auto_is_what_the_heads_take(small, tmp_path, monkeypatch):
     train(small(*ONE_STEP), out=tmp_path / "uniform", device="cpu", quiet=True)
     auto, linear, uniform = (weights(tmp_path / name / "model.safetensors") for name in ("auto", "linear", "uniform"))
     assert same(auto, linear) and not same(auto, uniform)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("regime=mixed", "exits.head=ztw", "data.augment={crop: 1, erasing: 0.5}"),
+        (VIT, "exits.after=[0, 1]", "loss_weights=equilibrium"),
+    ],
+    ids=["resnet", "vit"],
+)
+def test_checkpointed_activations_change_no_bit(small, tmp_path, changes):
+    """Of the weights, BatchNorm's statistics, the metrics, and the gradient dominance that is tracked on the way."""
+    recipe = small(*changes, "epochs=1")
+    for name, wanted in (("plain", False), ("again", True)):
+        recipe = recipe.model_copy(update={"checkpoint_activations": wanted})
+        train(recipe, out=tmp_path / name, device="cpu", quiet=True, track="gradient-dominance", track_every=2)
+    plain, again = (weights(tmp_path / name / "model.safetensors") for name in ("plain", "again"))
+    assert same(again, plain)
+    logs = [[row | {"seconds": 0} for row in rows(tmp_path / name)] for name in ("plain", "again")]
+    assert logs[0] == logs[1] and any(row.get("gradient_dominance", {}).get("batches") for row in logs[0])
+
+
+def test_what_checkpointed_activations_do_not_go_with(small):
+    with pytest.raises(EectlError, match="checkpoint_activations and compile exclude each other; set one of them to false"):
+        small("checkpoint_activations=true", "compile=true")
+    with pytest.raises(EectlError, match="l2w differentiates its backward pass; set checkpoint_activations=false"):
+        small("checkpoint_activations=true", "loss_weights=l2w")

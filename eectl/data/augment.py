@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eectl import recipe
-from eectl.data.splits import DataInfo
+from eectl.data.splits import DataInfo, send
 
 
 class Augmenter:
@@ -79,7 +79,7 @@ class Augmenter:
 
 def _to(values: Tensor, images: Tensor) -> Tensor:
     """One value per image, on the images' device, shaped [n, 1, 1, 1]."""
-    return values.to(images.device, non_blocking=True).view(-1, 1, 1, 1)
+    return send(values, images.device).view(-1, 1, 1, 1)
 
 
 def _uniform(count: int, low: float, high: float) -> Tensor:
@@ -107,7 +107,7 @@ def _warp(images: Tensor, matrices: Tensor, *, mode: str = "nearest", padding: s
     """
     height, width = images.shape[-2:]
     half = torch.tensor([width / 2, height / 2]).view(1, 2, 1)
-    matrix = (matrices / half).to(images.device, non_blocking=True)[..., None, None]
+    matrix = send(matrices / half, images.device)[..., None, None]
     x = torch.arange(width, device=images.device) - (width - 1) / 2
     y = (torch.arange(height, device=images.device) - (height - 1) / 2)[:, None]
     grid = x * matrix[:, :, 0] + y * matrix[:, :, 1] + matrix[:, :, 2]
@@ -189,13 +189,13 @@ def trivial_augment(images: Tensor, operations: Tensor, magnitudes: Tensor, *, m
 
     moved = rows_of(*GEOMETRIC)
     if len(moved):
-        rows = moved.to(images.device, non_blocking=True)
+        rows = send(moved, images.device)
         matrices = _trivial_matrices(operations[moved], magnitudes[moved], images.shape[-2:])
         result.index_copy_(0, rows, _warp(images.index_select(0, rows), matrices, mode=mode))
     for name, operation in PIXEL_OPERATIONS.items():
         chosen = rows_of(name)
         if len(chosen):
-            rows, strength = chosen.to(images.device, non_blocking=True), _to(magnitudes[chosen], images)
+            rows, strength = send(chosen, images.device), _to(magnitudes[chosen], images)
             result.index_copy_(0, rows, operation(images.index_select(0, rows), strength))
     return result
 

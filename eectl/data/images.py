@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eectl.data.splits import Ids
+from eectl.data.splits import Ids, send_all
 from eectl.errors import EectlError
 from eectl.seeds import derive_seed
 
@@ -33,8 +33,8 @@ class MemoryImages:
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
         """The images of each tensor of rows."""
-        for rows in batches:
-            images = self._pixels.index_select(0, rows.to(self._pixels.device, non_blocking=True))
+        for rows in send_all(batches, self._pixels.device):
+            images = self._pixels.index_select(0, rows)
             yield self._prepare(images) if self._prepare else images
 
 

@@ -23,6 +23,18 @@ OVERLAP_ALLOWED = 0.01  # share of the smaller split; MNIST and its like hold a 
 QUANTILES = 10  # groups of equal size by which a regression's rows are drawn
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; no step waits for it. A GPU is sure to copy on its own only what lies in pinned memory."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def send_all(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Tensors [n] of numbers on the device, in one copy for all."""
+    if device.type == "cpu" or not batches:
+        return batches
+    return torch.split(send(torch.cat(list(batches)), device), [len(batch) for batch in batches])
+
+
 @dataclass(frozen=True)
 class DataInfo:
     """A data set as the network sees it.
@@ -116,8 +128,9 @@ class Split:
 
     def batches(self, rows: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Batch]:
         """A Batch for each int64 CPU tensor of rows, read ahead where the images are in files; `draw` as for Inputs."""
-        for index, inputs in zip(rows, self._inputs.read(rows, draw=draw), strict=True):
-            yield Batch(inputs, self._targets.index_select(0, index.to(self._targets.device, non_blocking=True)), index)
+        sent = send_all(rows, self._targets.device)
+        for index, there, inputs in zip(rows, sent, self._inputs.read(rows, draw=draw), strict=True):
+            yield Batch(inputs, self._targets.index_select(0, there), index)
 
 
 @dataclass(frozen=True)

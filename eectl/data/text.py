@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eectl import recipe
-from eectl.data.splits import DataInfo, Dataset, Ids, Split, carve, quantiles
+from eectl.data.splits import DataInfo, Dataset, Ids, Split, carve, quantiles, send_all
 from eectl.data.text_sources import TEXT_DATASETS, TextPart, text_classes
 from eectl.errors import EectlError, lookup
 
@@ -44,10 +44,9 @@ class Texts:
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
         """int64 [n, 3, token] on the device for each tensor of rows: token ids, attention mask, token type ids."""
-        for rows in batches:
+        for rows, index in zip(batches, send_all(batches, self._device), strict=True):
             longest = int(self.lengths[rows].max()) if len(rows) else 0
             width = min(-(-longest // PAD_TO) * PAD_TO, self._max_length)
-            index = rows.to(self._device, non_blocking=True)
             places = self._starts[index, None] + torch.arange(width, device=self._device)
             real = places < self._ends[index, None]
             places = places.clamp(max=len(self._ids) - 1)
