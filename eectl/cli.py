@@ -397,6 +397,46 @@ def report(
 
 
 @app.command(rich_help_panel="Measure")
+def bench(
+    checkpoint: Checkpoint,
+    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; none: the policy's, or {BUDGETS}",
+                                                show_default=False)] = None,
+    batch_size: Annotated[str, typer.Option(help="rows at once, one size or several")] = "1,32,256",
+    policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; none: calibrate first",
+                                                show_default=False)] = None,
+    criterion: Criterion = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="test rows to measure on; none: twice the largest batch, 256 at least",
+                                             show_default=False)] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="about how long the plain backbone is timed at each batch size")] = 2.0,
+    seed: Annotated[int, typer.Option(help="which rows are drawn")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write the measurements", metavar="FILE.json",
+                                             show_default=False)] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Time early exit against the plain backbone on this device, on rows of the test split.
+
+    Example: eectl bench model.safetensors --policy policy.json --batch-size 1,32,256 -o bench.json
+    """
+    from eectl.bench import bench_checkpoint
+    from eectl.printing import show_json
+    from eectl.speed_tables import show_bench
+
+    result = bench_checkpoint(
+        checkpoint, budgets=budgets, batch_sizes=batch_size, policy=policy, criterion=criterion, rows=rows, seconds=seconds,
+        seed=seed, out=out, device=device, data_root=data_root, overwrite=overwrite, say=_say,
+    )  # fmt: skip
+    if json:
+        show_json(result.to_json())
+    else:
+        show_bench(result)
+    if out is not None:
+        _say(f"next: eectl calibrate-thresholds {checkpoint} --cost latency --bench {out}")
+
+
+@app.command(rich_help_panel="Measure")
 def flops(
     source: Annotated[str, typer.Argument(metavar="CKPT|RECIPE", help="a checkpoint, a YAML file or a shipped recipe's name",
                                           autocompletion=_recipes_and_files, show_default=False)],

@@ -9,7 +9,7 @@ from eectl.errors import EectlError, lookup
 from eectl.files import check_outputs
 from eectl.plots import check_plot_path, plot_curve
 from eectl.predict import Predictions, save_predictions
-from eectl.results import Evaluation, Policies, parse_budgets, read_policies, write_evaluation
+from eectl.results import Evaluation, Policies, parse_budgets, policies_for, write_evaluation
 from eectl.scoring import evaluate, evaluate_as_paper, every_point
 from eectl.session import Session, open_session, split_predictions
 from eectl.sweep import check_paper
@@ -49,7 +49,7 @@ def evaluate_checkpoint(
     if plot is not None:
         check_plot_path(plot)
     check_outputs([out, plot, save_to], inputs=[path, policy, predictions], overwrite=overwrite)
-    given = None if policy is None else _from_file(policy, None if budgets is None else wanted)
+    given = None if policy is None else policies_for(policy, None if budgets is None else wanted)
     world = join(device)
     try:
         session = open_session(path, world=world, data_root=data_root, needs=("test",))
@@ -78,20 +78,6 @@ def evaluate_checkpoint(
         return result
     finally:
         leave()
-
-
-def _from_file(path: Path, wanted: tuple[float, ...] | None) -> Policies:
-    """The policies in a file, all of them or those for the budgets that are wanted."""
-    policies = read_policies(path)
-    there = {entry.budget: entry for entry in policies.budgets}
-    missing = [budget for budget in wanted or () if budget not in there]
-    if missing:
-        has = ", ".join(f"{budget:g}" for budget in there)
-        raise EectlError(
-            f"{path} has no thresholds for {missing[0]:g}%, it has {has}; run eectl calibrate-thresholds CKPT --budgets "
-            f"{','.join(f'{budget:g}' for budget in wanted or ())}"
-        )
-    return policies if wanted is None else policies.only(wanted)
 
 
 def _score(

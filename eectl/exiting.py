@@ -1,7 +1,7 @@
-"""When a row leaves: criteria, thresholds, the offline choice and the forward pass that really stops. The only home of "when".
+"""When a row leaves: criteria, thresholds, the offline choice and the same choice exit by exit. The only home of "when".
 
 A criterion turns an exit's logits into a score, higher = readier, from what is known at that exit and not later. Knows no
-budget and reads no file: which thresholds to use is the sweep's business.
+budget and reads no file: which thresholds to use is the sweep's business, and running a network that stops is the router's.
 """
 
 import math
@@ -13,9 +13,6 @@ import torch
 from torch import Tensor
 
 from eectl.errors import EectlError, lookup
-from eectl.models.backbone import Hidden
-from eectl.models.heads import ExitOutput
-from eectl.models.multi_exit import MultiExitModel
 
 ALWAYS = -torch.finfo(torch.float32).max  # a threshold below every finite score, and a number that JSON can hold
 NEVER = torch.finfo(torch.float32).max
@@ -139,51 +136,26 @@ def choose(scores: Tensor, thresholds: Sequence[float]) -> Tensor:
     return fires.int().argmax(dim=0)  # the first of equal maxima
 
 
-def early_exit(model: MultiExitModel, inputs: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
-    """Logits [row, class] of the exit at which each row leaves, and that exit's index [row], from 0.
+class Rule:
+    """A policy that is asked at one exit after the other, and chooses as `choose` does.
 
-    Rows that left are dropped at once, and once none is left nothing more runs. A batch that stays whole, such as a single
-    row, is never regrouped. The network must be in eval mode; call under torch.inference_mode().
+    `remembers` says that it reads the logits of the exits before: only then must they be given.
     """
-    assert not any(module.training for module in model.modules())
-    assert len(inputs) and len(policy.thresholds) == model.num_exits - 1
-    criterion = criterion_named(policy.criterion)
-    remembers = criterion.compares or any(getattr(head, "uses_earlier", False) for head in model.exits)
-    hidden: Hidden | Tensor = inputs
-    earlier: list[ExitOutput | None] = []
-    rows: Tensor | None = None  # which rows are still here; None: all of them
-    gone: list[tuple[Tensor, Tensor, int]] = []
-    for number in range(1, model.num_exits + 1):
-        hidden = model.advance(hidden, number)
-        output = model.leave(hidden, number, earlier)
-        if number == model.num_exits:
-            break
-        past = [each.logits for each in earlier if each is not None]
-        fires = criterion.score(output.logits, past) > policy.thresholds[number - 1]
-        num_fired = int(fires.sum())  # the one wait for the device
-        if num_fired == len(fires):
-            break
-        earlier.append(output if remembers else None)
-        if num_fired:
-            rows = torch.arange(len(fires), device=fires.device) if rows is None else rows
-            leaving, staying = fires.nonzero()[:, 0], (~fires).nonzero()[:, 0]
-            gone.append((rows.index_select(0, leaving), output.logits.index_select(0, leaving), number - 1))
-            rows, hidden = rows.index_select(0, staying), hidden.take(staying)
-            earlier = [each and _take(each, staying) for each in earlier]
-    if rows is None:
-        return output.logits, torch.full((len(inputs),), number - 1, device=output.logits.device)
-    return _in_order([*gone, (rows, output.logits, number - 1)])
 
+    def __init__(self, policy: Policy) -> None:
+        criterion = criterion_named(policy.criterion)
+        self.remembers = criterion.compares
+        self._score = criterion.score
+        self._thresholds = torch.tensor(policy.thresholds, dtype=torch.float32).tolist()  # a score in Python meets no other bits
 
-def _take(output: ExitOutput, rows: Tensor) -> ExitOutput:
-    return ExitOutput(output.logits.index_select(0, rows), None if output.state is None else output.state.index_select(0, rows))
+    def fires(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+        """Which rows [row] leave at exit `number` (from 1), given its logits and, first exit first, those before it."""
+        fires: Tensor = self._score(logits, earlier) > self._thresholds[number - 1]
+        return fires
 
-
-def _in_order(parts: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Logits and exits of (rows, logits, exit) groups, back in the batch's order."""
-    back = torch.cat([rows for rows, _, _ in parts]).argsort()
-    exits = torch.cat([torch.full_like(rows, index) for rows, _, index in parts])
-    return torch.cat([logits for _, logits, _ in parts])[back], exits[back]
+    def fires_alone(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> bool:
+        """The same for a single row, in Python: one operation on the device less."""
+        return bool(self._score(logits, earlier).item() > self._thresholds[number - 1])
 
 
 CRITERIA: dict[str, Criterion] = {

@@ -138,6 +138,20 @@ def read_policies(path: Path) -> Policies:
     return policies
 
 
+def policies_for(path: Path, wanted: tuple[float, ...] | None) -> Policies:
+    """The policies in a file, all of them or those for the budgets that are wanted; raises EectlError where one is missing."""
+    policies = read_policies(path)
+    there = {entry.budget: entry for entry in policies.budgets}
+    missing = [budget for budget in wanted or () if budget not in there]
+    if missing:
+        has = ", ".join(f"{budget:g}" for budget in there)
+        raise EectlError(
+            f"{path} has no thresholds for {missing[0]:g}%, it has {has}; run eectl calibrate-thresholds CKPT --budgets "
+            f"{','.join(f'{budget:g}' for budget in wanted or ())}"
+        )
+    return policies if wanted is None else policies.only(wanted)
+
+
 @dataclass(frozen=True)
 class ExitResult:
     """One exit on all rows; `number` counts from 1, `error` is the value's standard error, `cost` that of a row.

@@ -7,11 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from eectl.bench_file import KIND, SCHEMA
 from eectl.errors import EectlError, lookup
 from eectl.results import COSTS, read_as
 
 BENCH = "bench.json"
-KIND, SCHEMA = "bench", 1
+
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

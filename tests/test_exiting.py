@@ -7,7 +7,8 @@ import torch
 from toy_exits import WIDTH, CascadeHead, PlainHead, toy_model
 
 from eectl.errors import EectlError
-from eectl.exiting import ALWAYS, CRITERIA, NEVER, Policy, choose, early_exit, find_criterion
+from eectl.exiting import ALWAYS, CRITERIA, NEVER, Policy, choose, find_criterion
+from eectl.routing import early_exit
 
 CLASSIFYING = [name for name, criterion in CRITERIA.items() if criterion.task == "classification"]
 

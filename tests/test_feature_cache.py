@@ -1,6 +1,5 @@
 """Phases on a frozen backbone: no graph in it, and where nothing random touches the inputs it sees every row once."""
 
-import os
 import signal
 
 import pytest

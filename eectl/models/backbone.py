@@ -5,7 +5,7 @@ composition equals the library's own forward bitwise. Parameters keep the librar
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,8 +22,45 @@ class Hidden:
 
     def take(self, rows: Tensor) -> "Hidden":
         """Only these rows (an index tensor), in the given order."""
-        x = self.x.index_select(0, rows) if isinstance(self.x, Tensor) else tuple(s.index_select(0, rows) for s in self.x)
-        return replace(self, x=x, mask=None if self.mask is None else self.mask.index_select(0, rows))
+        return self._each(lambda x: _take(x, rows))
+
+    def split(self, count: int) -> "tuple[Hidden, Hidden]":
+        """The first `count` rows and the rest, as views."""
+        return self._each(lambda x: x[:count]), self._each(lambda x: x[count:])
+
+    @staticmethod
+    def cat(parts: "Sequence[Hidden]") -> "Hidden":
+        """The rows of all `parts`, one after the other; texts are padded to the longest, with tokens that the mask hides."""
+        assert len({part.mask is None for part in parts}) == 1 and len({isinstance(part.x, Tensor) for part in parts}) == 1
+        if isinstance(parts[0].x, tuple):
+            return Hidden(tuple(torch.cat(scales) for scales in zip(*(part.x for part in parts), strict=True)))
+        xs = [part.x for part in parts if isinstance(part.x, Tensor)]
+        masks = [part.mask for part in parts if part.mask is not None]
+        return Hidden(_cat_padded(xs), _cat_padded(masks)) if masks else Hidden(torch.cat(xs))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Hidden":
+        x = change(self.x) if isinstance(self.x, Tensor) else tuple(change(scale) for scale in self.x)
+        return replace(self, x=x, mask=None if self.mask is None else change(self.mask))
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """index_select that leaves a channels_last map channels_last: convolutions are much slower on mixed layouts."""
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return x.index_select(0, rows)
+
+
+def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
+    """[row, token, …] of all parts; shorter ones get tokens of 0 at the end."""
+    longest = max(part.shape[1] for part in parts)
+    if all(part.shape[1] == longest for part in parts):
+        return torch.cat(list(parts))
+    whole = parts[0].new_zeros(sum(map(len, parts)), longest, *parts[0].shape[2:])
+    start = 0
+    for part in parts:
+        whole[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return whole
 
 
 class Feature(ABC):

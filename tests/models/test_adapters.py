@@ -11,12 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eectl.costs import measure_costs
 from eectl.errors import EectlError
-from eectl.exiting import CRITERIA, Policy, choose, early_exit
+from eectl.exiting import CRITERIA, Policy, choose
 from eectl.models import attach_exits, build_backbone, build_model, model_spec
 from eectl.models.backbone import Backbone, Hidden, dry_run
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe import Backbone as BackboneSpec
 from eectl.recipe import ModelSpec
+from eectl.routing import early_exit
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -10,12 +10,13 @@ from toy_exits import WIDTH, CountingBackbone
 
 from eectl.costs import measure_costs
 from eectl.errors import EectlError
-from eectl.exiting import CRITERIA, Policy, choose, early_exit
+from eectl.exiting import CRITERIA, Policy, choose
 from eectl.losses import imitation, with_auxiliary
 from eectl.models import attach_exits, build_model, model_spec
 from eectl.models.backbone import MapFeature
 from eectl.models.heads import ExitOutput, head_class, make_head
 from eectl.recipe import Backbone
+from eectl.routing import early_exit
 
 C, D = 4, 5
 KINDS = [f"gpf-{D}", f"gpf-lancopku-{D}"]

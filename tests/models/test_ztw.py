@@ -9,12 +9,13 @@ from toy_exits import WIDTH, CountingBackbone
 
 from eectl.costs import measure_costs
 from eectl.errors import EectlError
-from eectl.exiting import CRITERIA, Policy, choose, early_exit
+from eectl.exiting import CRITERIA, Policy, choose
 from eectl.models import attach_ensembles, attach_exits, build_backbone, build_model, model_spec
 from eectl.models.backbone import MapFeature, TokenFeature
 from eectl.models.ensembles import ENSEMBLES, Ensembles
 from eectl.models.heads import make_head
 from eectl.recipe import Backbone
+from eectl.routing import early_exit
 
 C = 4
 
