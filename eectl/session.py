@@ -111,7 +111,7 @@ def score_split(
     if file is not None:
         if save_to is not None:
             raise EectlError(
-                f"--save-predictions {save_to} is for the outputs of a pass, and --predictions replaces it; copy {file}"
+                f"--save-predictions {save_to} keeps what a pass gives, and --predictions stands in for the pass; leave one out"
             )
         read = read_source(file)
         check_belongs(read, checkpoint.digest, path=file)
