@@ -9,13 +9,12 @@ from torch import Tensor
 
 from eectl import __version__
 from eectl.bench_file import Bench
-from eectl.data import Augmenter
 from eectl.distributed import join, leave
 from eectl.errors import EectlError
 from eectl.exiting import Policy
 from eectl.files import check_outputs, write_json
 from eectl.results import Policies, parse_budgets, policies_for
-from eectl.session import Session, open_session, split_predictions
+from eectl.session import Session, lies_channels_last, open_session, preparing, score_split
 from eectl.speed import measure_speed
 from eectl.stopwatch import device_name
 from eectl.thresholds import calibrate, check_request
@@ -68,9 +67,8 @@ def bench_checkpoint(
         for note in session.notes:
             say(f"note: {note}")
         if given is None:
-            found = split_predictions(session, "calibration")
-            costs = session.costs
-            given = calibrate(found, exit_costs=costs.exits, plain_cost=costs.plain, budgets=wanted, criterion=criterion)
+            found = score_split(session, "calibration", criterion=criterion)
+            given = calibrate(found, exit_costs=session.costs.exits, plain_cost=session.costs.plain, budgets=wanted)
         result = _measure(session, given, sizes, chosen, seconds=seconds, seed=seed, say=say)
         if out is not None:
             write_json(out, result.to_json())
@@ -122,20 +120,17 @@ def _measure(
         raise EectlError(
             f"no budget is within reach: leaving at the first exit costs {least:.1%}; give a larger one in --budgets"
         )
-    channels_last = model.backbone.prefers_channels_last
-    if channels_last:
-        model.to(memory_format=torch.channels_last)
     measured = []
     for size in sizes:
         say(f"measuring at batch size {size}")
-        batches = _on_device(session, rows, size, channels_last=channels_last)
+        batches = _on_device(session, rows, size)
         shares = session.costs.shares
         measured.append(measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds))
     return Bench(
         checkpoint=session.checkpoint.digest,
         device=device_name(session.world.device),
         threads=torch.get_num_threads(),
-        channels_last=channels_last,
+        channels_last=lies_channels_last(session.checkpoint),
         task=about.task,
         criterion=policies.criterion,
         split="test",
@@ -147,11 +142,7 @@ def _measure(
     )
 
 
-def _on_device(session: Session, rows: Tensor, size: int, *, channels_last: bool) -> list[Tensor]:
+def _on_device(session: Session, rows: Tensor, size: int) -> list[Tensor]:
     """Full batches of `rows` as the network takes them; what fills no batch is left out."""
-    info = session.data.info
-    augmenter = Augmenter(info, session.checkpoint.about.data_spec.augment, len(info.classes))
-    pieces = torch.split(rows[: len(rows) // size * size], size)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    batches = session.data.splits["test"].batches(pieces)
-    return [augmenter.eval(batch.inputs).contiguous(memory_format=layout) for batch in batches]
+    pieces, prepare = torch.split(rows[: len(rows) // size * size], size), preparing(session)
+    return [prepare(batch.inputs) for batch in session.data.splits["test"].batches(pieces)]

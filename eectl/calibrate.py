@@ -6,9 +6,8 @@ from pathlib import Path
 from eectl.distributed import join, leave
 from eectl.errors import EectlError, lookup
 from eectl.files import check_outputs
-from eectl.predict import save_predictions
 from eectl.results import Policies, parse_budgets, write_policies
-from eectl.session import open_session, split_predictions
+from eectl.session import open_session, score_split
 from eectl.thresholds import SEARCHES, calibrate, check_request
 from eectl.timings import BENCH, CostTable, parse_cost, read_times
 
@@ -52,7 +51,7 @@ def calibrate_checkpoint(
         if times is not None:
             size, num_exits = wanted.batch_size, network.model.num_exits
             costs = read_times(times, batch_size=size, checkpoint=network.digest, num_exits=num_exits, name=path)
-        found = split_predictions(session, "calibration", file=predictions, batch_size=batch_size)
+        found = score_split(session, "calibration", criterion=criterion, file=predictions, save_to=save_to, batch_size=batch_size)
         if not world.is_main:
             return None
         for note in (*session.notes, *costs.notes):
@@ -62,13 +61,10 @@ def calibrate_checkpoint(
             exit_costs=costs.exits,
             plain_cost=costs.plain,
             budgets=percentages,
-            criterion=criterion,
             search=search,
             cost=wanted.name,
             measured=costs.measured,
         )
-        if save_to is not None:
-            save_predictions(save_to, found)
         write_policies(out, policies)
         return policies
     finally:

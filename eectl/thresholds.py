@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from eectl.errors import EectlError, lookup
-from eectl.exiting import DEFAULT_CRITERION, find_criterion
+from eectl.exiting import find_criterion
 from eectl.per_exit import pick_per_exit
-from eectl.predict import Predictions
 from eectl.results import BudgetPolicy, Policies
-from eectl.sweep import outcomes, pick, sweep
+from eectl.scored import Scored
+from eectl.sweep import pick, sweep
 
 
 def check_request(criterion: str | None, *, task: str, num_exits: int) -> None:
@@ -20,34 +20,30 @@ def check_request(criterion: str | None, *, task: str, num_exits: int) -> None:
 
 
 def calibrate(
-    predictions: Predictions,
+    scored: Scored,
     *,
     exit_costs: Sequence[int],
     plain_cost: int,
     budgets: Sequence[float],
-    criterion: str | None = None,
     search: str = "shared",
     cost: str = "macs",
     measured: str | None = None,
 ) -> Policies:
-    """The best thresholds of `criterion` (none: the task's default) for each budget, in % of `plain_cost`.
+    """The best thresholds for each budget, in % of `plain_cost`.
 
     `exit_costs` are what a row costs that leaves at each exit, in the unit of `cost` (results.COSTS), rising. `search` names an
-    entry of SEARCHES. Every distinct threshold is weighed, not a grid of them.
-    Raises EectlError for a criterion that does not fit. A network without attached exits gets policies without thresholds.
+    entry of SEARCHES. Every distinct threshold is weighed, not a grid of them. A network without attached exits gets policies
+    without thresholds.
     """
-    num_exits = len(predictions.logits)
-    rule = find_criterion(criterion, task=predictions.task, num_exits=num_exits)
-    outcome = outcomes(predictions.logits, predictions.labels, task=predictions.task)
     find = lookup(SEARCHES, search, what="search")
-    chosen = find(rule.scores(predictions.logits), outcome, exit_costs, budgets, plain_cost, task=predictions.task)
+    chosen = find(scored.scores, scored.outcome, exit_costs, budgets, plain_cost, task=scored.task)
     return Policies(
-        checkpoint=predictions.checkpoint,
-        task=predictions.task,
-        criterion=criterion or DEFAULT_CRITERION[predictions.task],
-        split=predictions.split,
-        fingerprint=predictions.fingerprint,
-        num_rows=len(predictions.labels),
+        checkpoint=scored.checkpoint,
+        task=scored.task,
+        criterion=scored.criterion,
+        split=scored.split,
+        fingerprint=scored.fingerprint,
+        num_rows=scored.num_rows,
         exit_costs=tuple(exit_costs),
         plain_cost=plain_cost,
         budgets=tuple(chosen),

@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1] / "eectl"
 LAYERS = [  # from the bottom; a module may import from its own layer (verbs excepted) and from below
     {"errors", "seeds", "text_sets"},
-    {"files", "regimes", "weighting", "recipe", "published", "printing"},
+    {"files", "tensor_parts", "regimes", "weighting", "recipe", "published", "printing"},
     {"models", "distributed", "optim", "losses", "stopwatch"},
     {"exiting", "sweep", "per_exit", "results", "bench_file", "timings", "settings", "compare"},
     {"data", "costs", "l2w", "dominance", "stage_times"},
-    {"predict", "feature_cache", "checkpoint", "run_folder", "report", "tables", "display", "routing", "speed_tables"},
+    {"scored", "predict", "feature_cache", "checkpoint", "run_folder", "report", "tables", "display", "routing", "speed_tables"},
     {"network", "session", "loop", "steps", "phase_state", "thresholds", "scoring", "describe", "analyses", "plots", "speed"},
     {"train", "attach", "calibrate", "evaluate", "plan", "summarize", "analyze", "bench"},
     {"cli_options", "cli_analyze"},
@@ -23,7 +23,7 @@ LAYERS = [  # from the bottom; a module may import from its own layer (verbs exc
 ]
 VERBS = LAYERS[7]
 NO_TORCH = [
-    *("errors", "files", "regimes", "weighting", "recipe", "text_sets", "published", "printing"),
+    *("errors", "files", "tensor_parts", "regimes", "weighting", "recipe", "text_sets", "published", "printing"),
     *("checkpoint", "describe", "cli", "models", "analyses"),
 ]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eectl.data import Augmenter, Batch, Split
+from eectl.data import Batch, Split
 from eectl.errors import EectlError, lookup
 from eectl.report import Listing, Scalar
 from eectl.seeds import derive_seed
@@ -92,12 +92,6 @@ def sample_batches(split: Split, rows: Tensor, batch_size: int) -> Iterator[Batc
     if split.lengths is not None:
         rows = rows[split.lengths[rows].argsort(descending=True, stable=True)]
     yield from split.batches(torch.split(rows, batch_size))
-
-
-def eval_inputs(session: Session) -> Callable[[Tensor], Tensor]:
-    """What brings a batch's inputs into the form the network takes in evaluation."""
-    info = session.data.info
-    return Augmenter(info, session.checkpoint.about.data_spec.augment, len(info.classes)).eval
 
 
 def check_split(session: Session, name: str) -> Split:

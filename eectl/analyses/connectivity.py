@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eectl.analyses import barriers
-from eectl.analyses.asking import Answer, Context, Settings, Subject, check_count, eval_inputs, sample_batches, sample_rows
+from eectl.analyses.asking import Answer, Context, Settings, Subject, check_count, sample_batches, sample_rows
 from eectl.analyses.barriers import PATHS, SPLITS
 from eectl.analyses.batch_norms import norm_batches, reestimate
 from eectl.analyses.matching import Matching, match
@@ -33,6 +33,7 @@ from eectl.errors import EectlError
 from eectl.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
 from eectl.seeds import derive_seed
+from eectl.session import preparing
 
 CHECK_ROWS = 16  # on which a permuted network must do what the original does
 
@@ -154,7 +155,7 @@ def _prepare(subject: Subject, settings: ConnectivitySettings, context: Context)
         for name, split in splits.items()
     }
     statistics = norm_batches(subject, settings.bn_samples, context, option="--bn-samples") if settings.reestimate else []
-    return _Yardstick(rows, statistics, eval_inputs(session), session.checkpoint.about.task)
+    return _Yardstick(rows, statistics, preparing(session), session.checkpoint.about.task)
 
 
 def _check_finite(found: Measured, place: str) -> None:

@@ -14,7 +14,6 @@ from eectl.analyses.asking import (
     Subject,
     check_count,
     check_split,
-    eval_inputs,
     sample_batches,
     sample_rows,
 )
@@ -26,6 +25,7 @@ from eectl.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
 from eectl.report import Scalar
 from eectl.seeds import derive_seed
+from eectl.session import preparing
 from eectl.weighting import exit_weights
 
 
@@ -94,7 +94,7 @@ def _measure(subject: Subject, settings: DominanceSettings, context: Context) ->
         check_count(size, 2, option="--batch-size", why="BatchNorm takes no statistics of one row")
     weighting, weights = _weights(subject)
     task, smoothing = TASKS[checkpoint.about.task], float(recipe.get("label_smoothing", 0.0))
-    prepare, segments, grams = eval_inputs(subject.session), shared_parameters(model), []
+    prepare, segments, grams = preparing(subject.session), shared_parameters(model), []
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     _set_mode(model, train=settings.train_mode)
     num_batches = len(rows) // size

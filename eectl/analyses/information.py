@@ -21,7 +21,6 @@ from eectl.analyses.asking import (
     Subject,
     check_count,
     check_split,
-    eval_inputs,
     sample_batches,
     sample_rows,
 )
@@ -29,6 +28,7 @@ from eectl.analyses.probe import probe, resolve_view
 from eectl.errors import EectlError
 from eectl.report import Listing, Scalar
 from eectl.seeds import derive_seed
+from eectl.session import preparing
 
 CHUNK = 1000  # rows whose distances to all others are held at once
 SATURATED = 0.9  # share of log n from which an estimate says more about n than about the network
@@ -170,7 +170,7 @@ def _measure(subject: Subject, settings: InformationSettings, context: Context) 
     reader = InformationReader(settings.dimensions, view, context.seed)
     depth = model.backbone.depth
     with context.count(subject.label, -(-len(rows) // size) + depth) as step:
-        probe(model, sample_batches(split, rows, size), [reader], prepare=eval_inputs(session), step=step)
+        probe(model, sample_batches(split, rows, size), [reader], prepare=preparing(session), step=step)
         labels = _groups(torch.cat(reader.targets))
         blocks = []
         for block in range(depth):

@@ -15,7 +15,6 @@ from eectl.analyses.asking import (
     Subject,
     check_count,
     check_split,
-    eval_inputs,
     sample_batches,
     sample_rows,
 )
@@ -36,6 +35,7 @@ from eectl.analyses.surfaces import (
 )
 from eectl.errors import EectlError, lookup
 from eectl.losses import TASKS
+from eectl.session import preparing
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _measure(subject: Subject, coordinates: Sequence[float], settings: Landscape
     split = check_split(subject.session, settings.split)
     rows = sample_rows(split, settings.samples, context.seed)
     batches = list(sample_batches(split, rows, size))  # kept: files are read once, not once per point
-    prepare, task = eval_inputs(subject.session), TASKS[checkpoint.about.task]
+    prepare, task = preparing(subject.session), TASKS[checkpoint.about.task]
     smoothing = float(checkpoint.about.recipe.get("label_smoothing", 0.0))
     seen = norm_batches(subject, settings.samples, context) if settings.reestimate else []
 

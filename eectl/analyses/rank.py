@@ -17,7 +17,6 @@ from eectl.analyses.asking import (
     Subject,
     check_count,
     check_split,
-    eval_inputs,
     sample_batches,
     sample_rows,
 )
@@ -25,6 +24,7 @@ from eectl.analyses.probe import probe, resolve_view
 from eectl.errors import EectlError
 from eectl.report import Listing, Scalar
 from eectl.seeds import derive_seed
+from eectl.session import preparing
 
 MEMORY = 2**30  # bytes of running sums that one pass may hold; more blocks than that take another pass
 
@@ -166,7 +166,7 @@ def _measure(subject: Subject, settings: RankSettings, context: Context) -> dict
     with context.count(subject.label, len(parts) * -(-len(rows) // size)) as step:
         for part in parts:
             reader = RankReader(len(rows), settings.features, view, context.seed)
-            probe(model, sample_batches(split, rows, size), [reader], prepare=eval_inputs(session), blocks=part, step=step)
+            probe(model, sample_batches(split, rows, size), [reader], prepare=preparing(session), blocks=part, step=step)
             for block in part:
                 spectrum = reader.covariances.pop(block).eigenvalues()
                 blocks.append(_entry(subject, block, spectrum, reader.widths[block], settings, len(rows)))
