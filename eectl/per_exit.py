@@ -6,7 +6,7 @@ and waking a second thread for each costs more than it brings.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -119,12 +119,7 @@ def _within(cap: int) -> _Aim:
     return best
 
 
-@dataclass
-class _Ladder:
-    """What coordinate ascent reached at each price, dearest setting (lowest price) first."""
-
-    prices: list[float] = field(default_factory=list)
-    states: list[_State] = field(default_factory=list)
+_Ladder = list[tuple[float, _State]]  # what coordinate ascent reached at each price; prices rise, so costs fall
 
 
 class _Search:
@@ -167,20 +162,19 @@ class _Search:
         natural = float(spread.mean()) / max(int(self._costs[-1] - self._costs[0]), 1)
         steps = range(_LOWEST * _PER_OCTAVE, _HIGHEST * _PER_OCTAVE + 1)
         prices = [natural * 2 ** (step / _PER_OCTAVE) for step in steps]
-        states = []
+        ladder = []
         state = _State((ALWAYS if reverse else NEVER,) * self._num_attached)
         for price in reversed(prices) if reverse else prices:
             state = self._ascend(state.thresholds, _at_price(price))
-            states.append(state)
-        return _Ladder(prices, states[::-1] if reverse else states)
+            ladder.append((price, state))
+        return ladder[::-1] if reverse else ladder
 
     def _refine(self, ladder: _Ladder, cap: int) -> None:
         """Close in on the price at which the cost reaches `cap`, between the two of the ladder around it."""
-        over = [index for index, state in enumerate(ladder.states) if state.cost > cap]
-        if not over or over[-1] + 1 == len(ladder.states):
+        over = [index for index, (_, state) in enumerate(ladder) if state.cost > cap]
+        if not over or over[-1] + 1 == len(ladder):
             return
-        low, high = ladder.prices[over[-1]], ladder.prices[over[-1] + 1]
-        dear, cheap = ladder.states[over[-1]], ladder.states[over[-1] + 1]
+        (low, dear), (high, cheap) = ladder[over[-1] : over[-1] + 2]
         for _ in range(_HALVINGS):
             price = (low * high) ** 0.5
             both = [self._ascend(state.thresholds, _at_price(price)) for state in (dear, cheap)]

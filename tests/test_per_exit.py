@@ -51,7 +51,7 @@ def every_combination(scores, outcome, costs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_all_combinations(kind):
-    """Nothing beats the best of all; nearly all reach it."""
+    """Nothing beats the best of all, and on problems of this size it is found, but for one."""
     reached = total = 0
     for seed in range(25):
         num_exits = 2 + seed % 3
@@ -65,7 +65,7 @@ def test_beside_all_combinations(kind):
                 assert sign * entry.value <= within.max() + 1e-12
                 total += 1
                 reached += sign * entry.value >= within.max() - 1e-12
-    assert total >= 50 and reached >= 0.98 * total
+    assert total >= 50 and reached >= total - 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,6 +106,24 @@ def test_by_hand():
     assert none.thresholds is none.value is none.mean_cost is None
     shared = pick(sweep(scores, outcome, [10, 20, 40], task="classification"), [50.0], 40)[0]
     assert shared.value == 0.25
+
+
+def test_a_budget_may_be_spent_to_the_last():
+    scores = torch.tensor([[0.95, 0.95, 0.95], [0.9, 0.5, 0.1], [0, 0, 0]])
+    outcome = torch.tensor([[0, 0, 0], [1, 1, 0], [1, 1, 1]]).double()
+    (found,) = pick_per_exit(scores, outcome, [5, 10, 40], (50.0,), 40, task="classification")
+    assert (found.value, found.mean_cost) == (1, 20) and found.thresholds == (NEVER, np.float32(0.1))
+    (found,) = pick_per_exit(scores, outcome, [5, 10, 40], (49.9,), 40, task="classification")
+    assert (found.value, found.mean_cost) == (2 / 3, 10)
+
+
+@pytest.mark.parametrize(("kind", "seed", "hits"), [("classification", 2, (162, 194, 228)), ("patience", 4, (105, 187, 205))])
+def test_seven_exits_as_good_as_it_was(kind, seed, hits):
+    """Too many combinations to try; one of these hits falls if any part of the search is left out."""
+    scores, outcome, costs, task = problem(kind, seed, 8, 300)
+    found = pick_per_exit(scores, outcome, costs, (30.0, 50.0, 70.0), costs[-1], task=task)
+    now = [round(300 * entry.value) for entry in found]
+    assert all(each >= before for each, before in zip(now, hits, strict=True)), now
 
 
 def test_one_exit_alone():

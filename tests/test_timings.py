@@ -192,6 +192,7 @@ def test_a_table_of_thresholds_where_exits_differ(columns, monkeypatch, capsys):
     show_calibration(replace(policies, budgets=tuple(entries)))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= columns and "…" not in out and "per-exit thresholds of max-softmax" in out
+    assert "threshold" not in out.split()
     rows = [line.split() for line in out.splitlines()]
     assert ["17"] + ["0.66"] * 7 in rows and ["17", "0.66", "0.66", "-"] in rows
     budget = replace(result.budgets[0], budget=50.0, thresholds=(0.25, 0.75))
