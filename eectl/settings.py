@@ -12,8 +12,7 @@ from eectl.results import Evaluation, Origin
 
 # what may differ between seeds, or says where a run was made and not what it is
 _UNNAMED = frozenset({
-    "seed", "regime", "phase", "init", "eval_batch_size", "compile", "channels_last", "cache_features",
-    "checkpoint_activations",
+    "seed", "regime", "phase", "init", "eval_batch_size", "compile", "channels_last", "cache_features", "checkpoint_activations",
     "data.root", "data.workers", "data.in_memory", "exits.placement", "backbone.pretrained", "backbone.weights",
 })  # fmt: skip
 # what must not differ in one table
