@@ -1,9 +1,9 @@
 """What the exits of a frozen backbone read of a split's rows, computed once and kept: steps then run the heads alone.
 
-Whether a phase may do so, and what of it is said, is `loop`'s.
+In which phases nothing else changes what they read is `loop`'s business.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,23 +40,32 @@ class CachedSplit:
         return tuple(each.index_select(0, rows) for each in self.reads)
 
 
-def bytes_per_row(read: Reads) -> int:
-    """What one row of this takes."""
-    return sum(each[0].numel() * each.element_size() for each in read)
+def cache_splits(
+    model: MultiExitModel, splits: Mapping[str, Split], read: Read, *, limit: float, batch_size: int, world: World
+) -> tuple[dict[str, CachedSplit], str]:
+    """What all exits of `model` read of all rows of these splits, unless it takes more than `limit` bytes in a process: then
+    nothing; and how much it is, in words.
 
-
-def cache_split(model: MultiExitModel, split: Split, read: Read, *, like: Reads, batch_size: int, world: World) -> CachedSplit:
-    """What all exits of `model`, in eval mode, read of all rows of a split, on this process's device.
-
-    `read` gives it for a batch's inputs, `like` is an example of any length. Each process runs its share of the rows
-    (`rank::world`) and then holds them all, since every epoch deals them out anew.
+    `read` gives it for a batch's inputs. The network is left in eval mode.
     """
-    assert not any(module.training for module in model.modules())
+    model.eval()
+    example = read(next(iter(splits.values())).rows(torch.arange(1)))
+    rows = sum(map(len, splits.values()))
+    size = rows * sum(each.numel() * each.element_size() for each in example)
+    amount = f"{rows:,} rows takes {size / 1e6:,.1f} MB"
+    if size > limit:
+        return {}, f"{amount}, and cache_features allows {limit / 1e6:,.1f} MB"
+    cached = {name: _cache(split, read, example, batch_size, world) for name, split in splits.items()}
+    return cached, f"{amount} and is kept"
+
+
+def _cache(split: Split, read: Read, example: Reads, batch_size: int, world: World) -> CachedSplit:
+    """Each process runs its share of the rows (`rank::world`) and then holds them all: every epoch deals them out anew."""
     own = len(range(world.rank, len(split), world.size))
-    kept = [torch.empty(own, *each.shape[1:], dtype=each.dtype, device=each.device) for each in like]
+    kept = [torch.empty(own, *each.shape[1:], dtype=each.dtype, device=each.device) for each in example]
     for batch in eval_batches(split, batch_size=batch_size, rank=world.rank, world=world.size):
         places = (batch.rows // world.size).to(world.device)
         for rows, found in zip(kept, read(batch.inputs), strict=True):
             rows.index_copy_(0, places, found)
-    whole = tuple(gather_rows(kept.pop(0), num_rows=len(split)) for _ in like)
+    whole = tuple(gather_rows(kept.pop(0), num_rows=len(split)) for _ in example)
     return CachedSplit(split.reading(_Numbers(world.device)), whole)

@@ -16,7 +16,7 @@ from eectl.data import Split, eval_batches, num_batches, train_batches
 from eectl.distributed import share_buffers, total
 from eectl.dominance import Tracker, why_untracked
 from eectl.errors import EectlError, Interrupted
-from eectl.feature_cache import CachedSplit, bytes_per_row, cache_split
+from eectl.feature_cache import CachedSplit, cache_splits
 from eectl.l2w import LearnedWeights
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel, Reads
@@ -130,7 +130,7 @@ def _tracker(job: Job, model: MultiExitModel, phase: Phase, weighting: str | tup
 
 
 def _cached(job: Job, run: PhaseRun) -> dict[str, CachedSplit]:
-    """What the exits read of training and validation rows, where nothing changes it in the whole phase and it is small enough."""
+    """What the exits read of training and validation rows, where nothing in the phase changes it and it is small enough."""
     recipe, model, place = job.recipe, run.model, f"phase {run.phase.number}: the frozen backbone runs"
     if run.phase.segments or recipe.data.augment.is_random or not recipe.cache_features:
         return {}
@@ -142,20 +142,12 @@ def _cached(job: Job, run: PhaseRun) -> dict[str, CachedSplit]:
         with torch.no_grad(), job.autocast():
             return model.reads(job.laid_out(model, job.augmenter.eval(inputs)))
 
-    model.eval()
     splits = {name: job.data.splits[name] for name in ("train", "validation")}
-    example = read(splits["train"].rows(torch.arange(1)))
-    rows = sum(map(len, splits.values()))
-    size = rows * bytes_per_row(example)
-    amount = f"what heads read of {rows:,} rows takes {size / 1e6:,.1f} MB"
-    if size > recipe.cache_features:
-        job.display.say(f"{place} at every step: {amount}, and cache_features allows {recipe.cache_features / 1e6:,.1f} MB")
-        return {}
-    job.display.say(f"{place} once: {amount} and is kept")
-    return {
-        name: cache_split(model, split, read, like=example, batch_size=recipe.eval_batch_size, world=job.world)
-        for name, split in splits.items()
-    }
+    cached, amount = cache_splits(
+        model, splits, read, limit=recipe.cache_features, batch_size=recipe.eval_batch_size, world=job.world
+    )
+    job.display.say(f"{place} {'once' if cached else 'at every step'}: what heads read of {amount}")
+    return cached
 
 
 def _loss_sets(job: Job, run: PhaseRun) -> list[LossSet]:
