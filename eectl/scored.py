@@ -66,9 +66,8 @@ def reduce_rows(logits: Tensor, targets: Tensor, *, criterion: Criterion, task: 
 
 def scored_from(table: Tensor, labels: Tensor, source: Source, *, criterion: str | None) -> Scored:
     """What was scored, from the table of a whole split's rows; raises EectlError that names exits with outputs not finite."""
-    broken = [
-        f"{number} ({bad} of {len(labels)} rows)" for number, bad in enumerate(table[BROKEN].sum(1).int().tolist(), 1) if bad
-    ]
+    counts = table[BROKEN].count_nonzero(dim=1).tolist()
+    broken = [f"{number} ({count} of {len(labels)} rows)" for number, count in enumerate(counts, 1) if count]
     if broken:
         raise EectlError(
             f"{source.split} split: outputs are not finite at exit {', '.join(broken)}; training diverged: train again with a "

@@ -38,6 +38,21 @@ class Lookup(nn.Module):
         return [ExitOutput(each[inputs]) for each in self.logits]
 
 
+class Images(nn.Module):
+    """A convolution of images that notes how they and its weights lie in memory."""
+
+    def __init__(self, *, prefers):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.num_exits = 1
+        self.backbone = SimpleNamespace(prefers_channels_last=prefers)
+        self.seen = set()
+
+    def forward(self, inputs):
+        self.seen |= {each.is_contiguous(memory_format=torch.channels_last) for each in (inputs, self.conv.weight)}
+        return [ExitOutput(self.conv(inputs).mean(dim=(2, 3)))]
+
+
 class RowNumbers:
     """Inputs that are their rows' numbers."""
 
@@ -106,6 +121,26 @@ def test_refusals(tmp_path):
     with pytest.raises(EectlError, match=r"not finite at exit 3 \(1 of 35 rows\)"):
         score_split(session, "test", criterion=None, save_to=tmp_path / "old")
     assert (tmp_path / "old").read_text() == "old" and {path.name for path in tmp_path.iterdir()} == {"p", "old"}
+
+
+@pytest.mark.parametrize(
+    ("prefers", "recipe", "expected"), [(True, {}, True), (False, {}, False), (True, {"channels_last": False}, False)]
+)
+def test_channels_last_where_training_has_it(prefers, recipe, expected):
+    images = torch.randint(256, (NUM_ROWS, 3, 5, 5), dtype=torch.uint8)
+    labels = torch.arange(NUM_ROWS) % 4
+    session = session_of(torch.empty(1, NUM_ROWS, 4), labels, task="classification")
+    session.data.info.kind, session.data.info.mean, session.data.info.std = "image", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
+    session.data.splits["test"]._inputs = SimpleNamespace(read=lambda batches, draw: (images[rows] for rows in batches))  # noqa: ARG005
+    model = Images(prefers=prefers).eval()
+    with torch.no_grad():
+        plain = (images / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.2, 0.1])[:, None, None]
+        logits = model(plain)[0].logits
+    model.seen.clear()
+    session.checkpoint.model, session.checkpoint.about.recipe = model, recipe
+    found = score_split(session, "test", criterion=None)
+    torch.testing.assert_close(found.scores[0], logits.softmax(dim=1).amax(dim=1))
+    assert model.seen == {expected}
 
 
 def two_processes(folder):
