@@ -19,67 +19,78 @@ from eectl.models.multi_exit import MultiExitModel
 
 ALWAYS = -torch.finfo(torch.float32).max  # a threshold below every finite score, and a number that JSON can hold
 NEVER = torch.finfo(torch.float32).max
-_ROWS_AT_ONCE = 2048  # bounds the temporaries of `scores` to a few MB at 1,000 classes
 
 
 @dataclass(frozen=True)
 class Criterion:
     """How ready an exit is, row by row.
 
-    `score(logits, earlier)` takes this exit's logits [row, class] and those of all exits before it, first exit first, and
-    gives [row] in float32. `task` is the task it is made for; `compares` says that it reads `earlier`; with fewer attached
-    exits than `attached` no row could leave at one, or all would at the first.
+    `reads` is all that it takes from an exit's logits [row, class]: one number per row [row]. `rule(own, earlier)` makes the
+    score [row] in float32 of this exit's numbers and those of all exits before it, first exit first. `task` is the task it is
+    made for; `compares` says that it needs `earlier`; with fewer attached exits than `attached` no row could leave at one, or
+    all would at the first.
     """
 
-    score: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    reads: Callable[[Tensor], Tensor]
+    rule: Callable[[Tensor, Sequence[Tensor]], Tensor]
     task: str
     compares: bool
     about: str
     attached: int = 1
 
+    def score(self, logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+        """The scores [row] of an exit's logits [row, class], given those of all exits before it."""
+        return self.rule(self.reads(logits), [self.reads(each) for each in earlier])
+
     def scores(self, logits: Tensor) -> Tensor:
         """The scores [exit, row] of logits [exit, row, class], on their device."""
-        result = torch.empty(logits.shape[:2], dtype=torch.float32, device=logits.device)
-        for start in range(0, logits.shape[1], _ROWS_AT_ONCE):
-            rows = logits[:, start : start + _ROWS_AT_ONCE]
-            for index in range(len(rows)):
-                result[index, start : start + _ROWS_AT_ONCE] = self.score(rows[index], list(rows[:index]))
-        return result
+        numbers = self.reads(logits.flatten(0, 1)).reshape(logits.shape[:2])
+        return torch.stack([self.rule(own, list(numbers[:index])) for index, own in enumerate(numbers)])
 
 
-def _max_softmax(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:  # noqa: ARG001
+def _max_softmax(logits: Tensor) -> Tensor:
     return logits.float().softmax(dim=1).amax(dim=1)
 
 
-def _entropy(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:  # noqa: ARG001
+def _entropy(logits: Tensor) -> Tensor:
     log_probability = logits.float().log_softmax(dim=1)
-    entropy = -(log_probability.exp() * log_probability).nan_to_num(nan=0.0).sum(dim=1)  # 0 · −inf is 0 here
-    entropy = torch.where(logits.isnan().any(dim=1), torch.nan, entropy)
+    entropy = -log_probability.exp().mul_(log_probability).nan_to_num_(nan=0.0).sum(dim=1)  # 0 · −inf is 0 here
+    entropy = torch.where(logits.amax(dim=1).isnan(), torch.nan, entropy)
     return 1 - entropy / math.log(logits.shape[1])
 
 
-def _margin(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:  # noqa: ARG001
+def _margin(logits: Tensor) -> Tensor:
     best = logits.float().softmax(dim=1).topk(2, dim=1).values
     return best[:, 0] - best[:, 1]
 
 
-def _patience(logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-    prediction = logits.argmax(dim=1)
-    agrees = torch.ones_like(prediction, dtype=torch.bool)
-    run = torch.ones(len(prediction), dtype=torch.float32, device=logits.device)
+def _prediction(logits: Tensor) -> Tensor:
+    return logits.max(dim=1).indices  # the argmax, up to four times as fast on CPUs
+
+
+def _value(outputs: Tensor) -> Tensor:
+    return outputs.float()[:, 0]
+
+
+def _alone(own: Tensor, earlier: Sequence[Tensor]) -> Tensor:  # noqa: ARG001
+    return own
+
+
+def _patience(own: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+    agrees = torch.ones_like(own, dtype=torch.bool)
+    run = torch.ones(len(own), dtype=torch.float32, device=own.device)
     for past in reversed(earlier):
-        agrees = agrees & (past.argmax(dim=1) == prediction)
+        agrees = agrees & (past == own)
         run = run + agrees
     return run
 
 
-def _difference(num_changes: int, logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+def _difference(num_changes: int, own: Tensor, earlier: Sequence[Tensor]) -> Tensor:
     """Minus the largest of the last `num_changes` changes, −inf before there are so many: over −δ means that so many exits in
     a row changed the value by less than δ, which is PABEE's counter (Zhou et al., 2020, §3.3)."""
     if len(earlier) < num_changes:
-        return torch.full((len(logits),), -torch.inf, device=logits.device)
-    values = torch.stack([each.float()[:, 0] for each in (*earlier[len(earlier) - num_changes :], logits)])
-    return -values.diff(dim=0).abs().amax(dim=0)
+        return torch.full_like(own, -torch.inf)
+    return -torch.stack([*earlier[len(earlier) - num_changes :], own]).diff(dim=0).abs().amax(dim=0)
 
 
 def criterion_named(name: str) -> Criterion:
@@ -87,7 +98,7 @@ def criterion_named(name: str) -> Criterion:
     family, _, count = name.partition("-")
     if family == "difference" and count.isascii() and count.isdecimal() and int(count) > 0:
         about = f"minus the largest of the last {count} changes between exits; never before there are so many"
-        return Criterion(partial(_difference, int(count)), "regression", True, about, attached=int(count) + 1)
+        return Criterion(_value, partial(_difference, int(count)), "regression", True, about, attached=int(count) + 1)
     return lookup(CRITERIA, name, what="criterion")
 
 
@@ -187,12 +198,12 @@ def _in_order(parts: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tens
 
 
 CRITERIA: dict[str, Criterion] = {
-    "max-softmax": Criterion(_max_softmax, "classification", False, "the largest class probability"),
-    "entropy": Criterion(_entropy, "classification", False, "1 − entropy / log(classes)"),
-    "margin": Criterion(_margin, "classification", False, "the largest class probability minus the second"),
-    "patience": Criterion(_patience, "classification", True, "how many exits in a row predict the same class", 2),
+    "max-softmax": Criterion(_max_softmax, _alone, "classification", False, "the largest class probability"),
+    "entropy": Criterion(_entropy, _alone, "classification", False, "1 − entropy / log(classes)"),
+    "margin": Criterion(_margin, _alone, "classification", False, "the largest class probability minus the second"),
+    "patience": Criterion(_prediction, _patience, "classification", True, "how many exits in a row predict the same class", 2),
     "difference": Criterion(
-        partial(_difference, 1), "regression", True, "minus the change since the exit before; never at the first", 2
+        _value, partial(_difference, 1), "regression", True, "minus the change since the exit before; never at the first", 2
     ),
 }
 DEFAULT_CRITERION = {"classification": "max-softmax", "regression": "difference"}
