@@ -27,24 +27,40 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises EectlError where the folder is missing, not writable or the disk is full.
     """
-    temporary = None
+    with writing(path):
+        temporary = make_beside(path)
+        try:
+            yield temporary
+            put_in_place(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's errors into one EectlError about `path`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
         raise EectlError(
             f"{path}: cannot be written ({error.strerror or error}); nothing was changed; free some space or name another place"
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+
+
+def make_beside(path: Path) -> Path:
+    """A new, empty file in `path`'s folder, under a name of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    return Path(name)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Let a file that is written take `path`'s place in one step, on the disk."""
+    with open(temporary, "rb") as written:
+        os.fsync(written.fileno())
+    os.chmod(temporary, 0o666 & ~_umask())
+    os.replace(temporary, path)
 
 
 def _umask() -> int:
@@ -91,7 +107,7 @@ def read_json(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except ValueError as error:
         raise EectlError(f"{path}: not JSON, or cut short ({error}); write it again") from error
     check_kind(path, value, kind=kind, schema=schema)
@@ -121,9 +137,14 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         try:
-            save_file(flat, temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(clean_json(metadata))})
+            save_file(flat, temporary, metadata=as_metadata(metadata))
         except SafetensorError as error:
             raise OSError(str(error)) from error
+
+
+def as_metadata(value: Mapping[str, Any]) -> dict[str, str]:
+    """A JSON object as the metadata of a .safetensors file, which holds text alone."""
+    return {"format": "pt", METADATA_KEY: json.dumps(clean_json(value))}
 
 
 def read_tensors(path: Path, *, kind: str, schema: int) -> "tuple[dict[str, Tensor], dict[str, Any]]":
@@ -169,12 +190,13 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except SafetensorError as error:
         raise EectlError(f"{path}: not a safetensors file, or cut short ({error}); write it again") from error
 
 
-def _unreadable(path: Path, error: OSError) -> EectlError:
+def unreadable(path: Path, error: OSError) -> EectlError:
+    """What to say of a file that the system does not read."""
     return EectlError(f"{path}: cannot be read ({error.strerror or error})")
 
 

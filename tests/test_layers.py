@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "eectl"
 LAYERS = [  # from the bottom; a module may import from its own layer (verbs excepted) and from below
     {"errors", "seeds", "text_sets"},
-    {"files", "regimes", "weighting", "recipe", "published"},
+    {"files", "tensor_parts", "regimes", "weighting", "recipe", "published"},
     {"models", "distributed", "optim", "losses"},
     {"exiting", "sweep", "results", "settings", "compare", "data", "costs", "l2w", "dominance"},
-    {"predict", "checkpoint", "run_folder", "report", "tables", "display"},
+    {"scored", "predict", "checkpoint", "run_folder", "report", "tables", "display"},
     {"network", "session", "loop", "steps", "phase_state", "thresholds", "scoring", "describe", "analyses", "plots"},
     {"train", "attach", "calibrate", "evaluate", "plan", "summarize", "analyze"},
     {"cli_options", "cli_analyze"},
@@ -21,7 +21,19 @@ LAYERS = [  # from the bottom; a module may import from its own layer (verbs exc
     {"__main__"},
 ]
 VERBS = LAYERS[6]
-NO_TORCH = ["errors", "files", "regimes", "weighting", "recipe", "text_sets", "published", "cli", "models", "analyses"]
+NO_TORCH = [
+    "errors",
+    "files",
+    "tensor_parts",
+    "regimes",
+    "weighting",
+    "recipe",
+    "text_sets",
+    "published",
+    "cli",
+    "models",
+    "analyses",
+]
 
 
 def modules():
