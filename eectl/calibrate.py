@@ -5,9 +5,8 @@ from pathlib import Path
 
 from eectl.distributed import join, leave
 from eectl.files import check_outputs
-from eectl.predict import save_predictions
 from eectl.results import Policies, parse_budgets, write_policies
-from eectl.session import open_session, split_predictions
+from eectl.session import open_session, score_split
 from eectl.thresholds import calibrate, check_request
 
 
@@ -35,15 +34,13 @@ def calibrate_checkpoint(
     try:
         session = open_session(path, world=world, data_root=data_root, needs=("calibration",))
         check_request(criterion, task=session.checkpoint.about.task, num_exits=session.checkpoint.model.num_exits)
-        found = split_predictions(session, "calibration", file=predictions, batch_size=batch_size)
+        found = score_split(session, "calibration", criterion=criterion, file=predictions, save_to=save_to, batch_size=batch_size)
         if not world.is_main:
             return None
         for note in session.notes:
             say(f"note: {note}")
         costs = session.costs
-        policies = calibrate(found, exit_costs=costs.exits, plain_cost=costs.plain, budgets=percentages, criterion=criterion)
-        if save_to is not None:
-            save_predictions(save_to, found)
+        policies = calibrate(found, exit_costs=costs.exits, plain_cost=costs.plain, budgets=percentages)
         write_policies(out, policies)
         return policies
     finally:

@@ -6,6 +6,7 @@ Launching is torchrun's job: its environment (RANK, WORLD_SIZE, LOCAL_RANK) is r
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -91,6 +92,19 @@ def gather_rows(rows: Tensor, *, num_rows: int) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(size)]
     dist.all_gather(parts, padded)
     return torch.stack(parts, dim=1).flatten(0, 1)[:num_rows]
+
+
+def path_of_main(path: Path | None = None) -> Path:
+    """Process 0's `path`, on every process."""
+    if not dist.is_initialized():
+        assert path is not None
+        return path
+    letters = torch.tensor(list(os.fsencode(path or "")), dtype=torch.uint8)
+    size = torch.tensor(len(letters))
+    dist.broadcast(size, 0)
+    letters = letters if path else letters.new_empty(int(size))
+    dist.broadcast(letters, 0)
+    return Path(os.fsdecode(bytes(letters.tolist())))
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -8,10 +8,10 @@ from eectl.distributed import join, leave
 from eectl.errors import EectlError, lookup
 from eectl.files import check_outputs
 from eectl.plots import check_plot_path, plot_curve
-from eectl.predict import Predictions, save_predictions
 from eectl.results import Evaluation, Policies, parse_budgets, read_policies, write_evaluation
+from eectl.scored import Scored
 from eectl.scoring import evaluate, evaluate_as_paper, every_point
-from eectl.session import Session, open_session, split_predictions
+from eectl.session import Session, open_session, score_split
 from eectl.sweep import check_paper
 from eectl.thresholds import calibrate, check_request
 
@@ -56,21 +56,20 @@ def evaluate_checkpoint(
         num_exits, task = session.checkpoint.model.num_exits, session.checkpoint.about.task
         if protocol == "paper":
             check_paper(task)
+        criterion = criterion if given is None else given.criterion
         if num_exits > 1:
-            check_request(criterion if given is None else given.criterion, task=task, num_exits=num_exits)
+            check_request(criterion, task=task, num_exits=num_exits)
         if given is not None and policy is not None:
             given.check(session.checkpoint.digest, path=policy)
-        found = split_predictions(session, "test", file=predictions, batch_size=batch_size)
-        result = _score(session, found, given, wanted, criterion, protocol, batch_size)
+        found = score_split(session, "test", criterion=criterion, file=predictions, save_to=save_to, batch_size=batch_size)
+        result = _score(session, found, given, wanted, protocol, batch_size)
         result = replace(result, origin=session.checkpoint.about.origin)
         if not world.is_main:
             return None
         for note in session.notes:
             say(f"note: {note}")
-        if save_to is not None:
-            save_predictions(save_to, found)
         if plot is not None:
-            plot_curve(plot, result, every_point(found, exit_costs=session.costs.exits, criterion=result.criterion))
+            plot_curve(plot, result, every_point(found, exit_costs=session.costs.exits))
             say(f"{plot}: written")
         if out is not None:
             write_evaluation(out, result)
@@ -95,17 +94,16 @@ def _from_file(path: Path, wanted: tuple[float, ...] | None) -> Policies:
 
 def _score(
     session: Session,
-    found: Predictions,
+    found: Scored,
     given: Policies | None,
     budgets: tuple[float, ...],
-    criterion: str | None,
     protocol: str,
     batch_size: int | None,
 ) -> Evaluation:
     exits, plain = session.costs.exits, session.costs.plain
     if protocol == "paper":
-        return evaluate_as_paper(found, exit_costs=exits, plain_cost=plain, budgets=budgets, criterion=criterion)
+        return evaluate_as_paper(found, exit_costs=exits, plain_cost=plain, budgets=budgets)
     if given is None:
-        chosen_on = split_predictions(session, "calibration", batch_size=batch_size)
-        given = calibrate(chosen_on, exit_costs=exits, plain_cost=plain, budgets=budgets, criterion=criterion)
+        chosen_on = score_split(session, "calibration", criterion=found.criterion, batch_size=batch_size)
+        given = calibrate(chosen_on, exit_costs=exits, plain_cost=plain, budgets=budgets)
     return evaluate(found, given, exit_costs=exits, plain_cost=plain)

@@ -11,94 +11,75 @@ import torch
 from torch import Tensor
 
 from eectl.errors import EectlError
-from eectl.exiting import DEFAULT_CRITERION, NEVER, choose, find_criterion
-from eectl.predict import Predictions
+from eectl.exiting import NEVER, choose
 from eectl.results import BudgetPolicy, BudgetResult, Curve, Evaluation, ExitResult, Policies
-from eectl.sweep import OperatingPoints, Point, limit, outcomes, paper_walk, pick_as_paper, sweep, thin
+from eectl.scored import Scored
+from eectl.sweep import OperatingPoints, Point, limit, paper_walk, pick_as_paper, sweep, thin
 
 CURVE_POINTS = 500  # more cannot be told apart in a plot
 
 
-def evaluate(predictions: Predictions, policies: Policies, *, exit_costs: Sequence[int], plain_cost: int) -> Evaluation:
-    """Apply calibrated policies to the test split's predictions.
+def evaluate(scored: Scored, policies: Policies, *, exit_costs: Sequence[int], plain_cost: int) -> Evaluation:
+    """Apply calibrated policies to the test split, scored by their criterion.
 
     Raises EectlError where the policies are for another task or number of exits, or were chosen on this very split.
     """
-    if policies.fingerprint == predictions.fingerprint:
+    if policies.fingerprint == scored.fingerprint:
         raise EectlError(
             f"the thresholds were chosen on the rows they would be tested on (the {policies.split} split, fingerprint "
             f"{policies.fingerprint[:12]}…); calibrate on another split, or use --protocol paper, which does that openly"
         )
-    if (policies.task, len(policies.exit_costs)) != (predictions.task, len(predictions.logits)):
+    if (policies.task, len(policies.exit_costs)) != (scored.task, scored.num_exits):
         raise EectlError(
-            f"the policies are for {policies.task} with {len(policies.exit_costs)} exits, the network does {predictions.task} "
-            f"with {len(predictions.logits)}; run eectl calibrate-thresholds on it"
+            f"the policies are for {policies.task} with {len(policies.exit_costs)} exits, the network does {scored.task} "
+            f"with {scored.num_exits}; run eectl calibrate-thresholds on it"
         )
-    return _evaluate(predictions, policies.budgets, policies.criterion, exit_costs, plain_cost, protocol="calibrated")
+    assert policies.criterion == scored.criterion
+    return _evaluate(scored, policies.budgets, exit_costs, plain_cost, protocol="calibrated")
 
 
-def evaluate_as_paper(
-    predictions: Predictions,
-    *,
-    exit_costs: Sequence[int],
-    plain_cost: int,
-    budgets: Sequence[float],
-    criterion: str | None = None,
-) -> Evaluation:
+def evaluate_as_paper(scored: Scored, *, exit_costs: Sequence[int], plain_cost: int, budgets: Sequence[float]) -> Evaluation:
     """The authors' protocol: thresholds from a coarse grid, chosen and scored on the same split."""
-    criterion = criterion or DEFAULT_CRITERION[predictions.task]
-    num_exits = len(predictions.logits)
-    points = every_point(predictions, exit_costs=exit_costs, criterion=criterion)
-    chosen = pick_as_paper(points, budgets, plain_cost, criterion=criterion, num_exits=num_exits)
+    num_exits = scored.num_exits
+    points = every_point(scored, exit_costs=exit_costs)
+    chosen = pick_as_paper(points, budgets, plain_cost, criterion=scored.criterion, num_exits=num_exits)
     entries = [BudgetPolicy.shared(*each, num_exits=num_exits) for each in zip(budgets, chosen, strict=True)]
-    return _evaluate(predictions, entries, criterion, exit_costs, plain_cost, protocol="paper")
+    return _evaluate(scored, entries, exit_costs, plain_cost, protocol="paper")
 
 
-def every_point(predictions: Predictions, *, exit_costs: Sequence[int], criterion: str) -> OperatingPoints:
+def every_point(scored: Scored, *, exit_costs: Sequence[int]) -> OperatingPoints:
     """Every operating point on this split: what the curve of a plot shows, a diagnostic and not a choice."""
-    rule = find_criterion(criterion, task=predictions.task, num_exits=len(predictions.logits))
-    outcome = outcomes(predictions.logits, predictions.labels, task=predictions.task)
-    return sweep(rule.scores(predictions.logits), outcome, exit_costs, task=predictions.task)
+    return sweep(scored.scores, scored.outcome, exit_costs, task=scored.task)
 
 
 def _evaluate(
-    predictions: Predictions,
-    entries: Sequence[BudgetPolicy],
-    criterion: str,
-    exit_costs: Sequence[int],
-    plain_cost: int,
-    *,
-    protocol: str,
+    scored: Scored, entries: Sequence[BudgetPolicy], exit_costs: Sequence[int], plain_cost: int, *, protocol: str
 ) -> Evaluation:
-    num_exits = len(predictions.logits)
-    outcome = outcomes(predictions.logits, predictions.labels, task=predictions.task)
-    scores = find_criterion(criterion, task=predictions.task, num_exits=num_exits).scores(predictions.logits)
+    num_exits = scored.num_exits
     costs = torch.tensor(list(exit_costs))
     unlimited = BudgetPolicy(math.inf, (NEVER,) * (num_exits - 1), None, None)
-    budgets = [_budget(entry, scores, outcome, costs, plain_cost, predictions) for entry in (*entries, unlimited)]
+    budgets = [_budget(entry, scored, costs, plain_cost) for entry in (*entries, unlimited)]
     reached = [result.left for result in budgets[:-1] if result.left is not None]
     used = {index for left in reached for index, count in enumerate(left) if count}
-    points = sweep(scores, outcome, exit_costs, task=predictions.task)
-    has_grid = predictions.task != "regression"  # the paper names no grid there
+    points = every_point(scored, exit_costs=exit_costs)
+    has_grid = scored.task != "regression"  # the paper names no grid there
     return Evaluation(
-        checkpoint=predictions.checkpoint,
-        task=predictions.task,
-        criterion=criterion,
+        checkpoint=scored.checkpoint,
+        task=scored.task,
+        criterion=scored.criterion,
         protocol=protocol,
-        split=predictions.split,
-        num_rows=len(predictions.labels),
+        split=scored.split,
+        num_rows=scored.num_rows,
         plain_cost=plain_cost,
         exits=tuple(
-            ExitResult(
-                k + 1, *_mean(outcome[k]), int(costs[k]), *_correlations(predictions, torch.full_like(predictions.labels, k))
-            )
+            ExitResult(k + 1, *_mean(scored.outcome[k]), int(costs[k]), *_correlations(scored, torch.full((scored.num_rows,), k)))
             for k in range(num_exits)
         ),
         budgets=tuple(budgets),
         dead=tuple(index + 1 for index in range(num_exits - 1) if reached and index not in used),
         curve=_curve(thin(points, CURVE_POINTS)),
-        grid=_curve(paper_walk(points, criterion=criterion, num_exits=num_exits)) if has_grid else None,
-        fingerprint=predictions.fingerprint,
+        grid=_curve(paper_walk(points, criterion=scored.criterion, num_exits=num_exits)) if has_grid else None,
+        fingerprint=scored.fingerprint,
     )
 
 
@@ -107,32 +88,30 @@ def _curve(points: Sequence[Point]) -> Curve:
     return Curve(thresholds, costs, values)
 
 
-def _budget(
-    entry: BudgetPolicy, scores: Tensor, outcome: Tensor, costs: Tensor, plain_cost: int, predictions: Predictions
-) -> BudgetResult:
+def _budget(entry: BudgetPolicy, scored: Scored, costs: Tensor, plain_cost: int) -> BudgetResult:
     budget = None if math.isinf(entry.budget) else entry.budget
     if entry.thresholds is None:
         return BudgetResult(budget)
-    exits = choose(scores, entry.thresholds)
-    value, error = _mean(outcome.gather(0, exits[None])[0])
-    left = torch.bincount(exits, minlength=len(scores))
+    exits = choose(scored.scores, entry.thresholds)
+    value, error = _mean(scored.outcome.gather(0, exits[None])[0])
+    left = torch.bincount(exits, minlength=scored.num_exits)
     mean_cost = int((left * costs).sum()) / len(exits)
     is_over = mean_cost > limit(entry.budget, plain_cost)
-    correlations = _correlations(predictions, exits)
+    correlations = _correlations(scored, exits)
     return BudgetResult(budget, entry.thresholds, value, error, mean_cost, tuple(left.tolist()), is_over, *correlations)
 
 
-def _correlations(predictions: Predictions, exits: Tensor) -> tuple[float | None, float | None]:
+def _correlations(scored: Scored, exits: Tensor) -> tuple[float | None, float | None]:
     """Pearson's and Spearman's correlation with the labels where each row takes the exit in `exits`, from 0.
 
     None for classification, NaN where the values or the labels do not differ.
     """
-    if predictions.task != "regression":
+    if scored.values is None:
         return None, None
     from scipy import stats
 
-    values = predictions.logits[:, :, 0].gather(0, exits[None].long())[0].double().numpy()
-    labels = predictions.labels.double().numpy()
+    values = scored.values.gather(0, exits[None])[0].double().numpy()
+    labels = scored.labels.double().numpy()
     if min(np.ptp(values), np.ptp(labels)) == 0:
         return math.nan, math.nan
     return float(stats.pearsonr(values, labels)[0]), float(stats.spearmanr(values, labels)[0])

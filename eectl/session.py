@@ -1,17 +1,21 @@
 """A checkpoint together with the data it was trained on: what every verb that measures a network starts from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from eectl.checkpoint import Checkpoint, load_checkpoint
 from eectl.costs import Costs, measure_costs
 from eectl.data import Augmenter, Dataset, Split, check_disjoint, eval_batches, eval_order, load_data
 from eectl.distributed import World, gather_rows
 from eectl.errors import EectlError
-from eectl.predict import Predictions, check_belongs, load_predictions, make_predictions, predict_rows
+from eectl.exiting import find_criterion
+from eectl.predict import Keeper, check_belongs, keeping, predict_rows, read_scored, read_source
+from eectl.scored import Scored, Source, scored_from
 
 
 @dataclass(frozen=True)
@@ -89,38 +93,69 @@ def _as_read(split: Split) -> str:
     return split.noun if split.lengths is None else "texts, and take the same tokenizer"
 
 
-def split_predictions(session: Session, name: str, *, file: Path | None = None, batch_size: int | None = None) -> Predictions:
-    """Every exit's outputs on a split: from `file` where one is given, else by one pass over the split, on all processes.
+def score_split(
+    session: Session,
+    name: str,
+    *,
+    criterion: str | None,
+    file: Path | None = None,
+    save_to: Path | None = None,
+    batch_size: int | None = None,
+) -> Scored:
+    """What `criterion` (none: the task's default) sees in every exit's outputs on a split, on every process.
 
-    Raises EectlError for a file made by another checkpoint or from other rows.
+    From `file` where one is given, else by one pass over the split, on all processes, which writes the outputs to `save_to`.
+    Raises EectlError for a file made by another checkpoint or from other rows, and for outputs that are not finite.
     """
     split, checkpoint, world = session.data.splits[name], session.checkpoint, session.world
     if file is not None:
-        read = load_predictions(file)
+        if save_to is not None:
+            raise EectlError(
+                f"--save-predictions {save_to} keeps what a pass gives, and --predictions stands in for the pass; leave one out"
+            )
+        read = read_source(file)
         check_belongs(read, checkpoint.digest, path=file)
         if read.fingerprint != split.fingerprint:
             raise EectlError(f"{file}: holds the {read.split} split, or other rows, where {name} is needed; make it again")
-        return read
+        return read_scored(file, criterion=criterion)
     if len(split) < world.size:
         raise EectlError(f"{name} has {len(split)} rows for {world.size} processes; start at most one process per row")
-    task = checkpoint.about.task
-    augmenter = Augmenter(session.data.info, checkpoint.about.data_spec.augment, len(session.data.info.classes))
-    size = batch_size or checkpoint.about.eval_batch_size
+    source = Source(name, split.fingerprint, checkpoint.digest, checkpoint.about.task)
+    num_exits, num_outputs = checkpoint.model.num_exits, checkpoint.about.spec.num_outputs
+    shape = {"num_exits": num_exits, "num_outputs": num_outputs}
+    with keeping(save_to, source, **shape, labels=split.labels, world=world) if save_to else nullcontext() as keeper:
+        table = _pass(session, split, criterion, keeper, batch_size)
+        if world.size > 1:
+            table = gather_rows(table.permute(2, 0, 1).contiguous(), num_rows=len(split)).permute(1, 2, 0).contiguous()
+        return scored_from(table, split.labels, source, criterion=criterion)
+
+
+def _pass(session: Session, split: Split, criterion: str | None, keeper: Keeper | None, batch_size: int | None) -> Tensor:
+    """The table [plane, exit, row] of this process's rows of a split, in the split's order."""
+    checkpoint, world = session.checkpoint, session.world
     order = eval_order(split, rank=world.rank, world=world.size)
+    size = batch_size or checkpoint.about.eval_batch_size
     try:
-        logits, labels = predict_rows(
+        table = predict_rows(
             checkpoint.model,
             eval_batches(split, batch_size=size, rank=world.rank, world=world.size),
             num_rows=len(order),
-            prepare=augmenter.eval,
+            criterion=find_criterion(criterion, task=checkpoint.about.task, num_exits=checkpoint.model.num_exits),
+            task=checkpoint.about.task,
+            prepare=_preparing(session),
+            keeper=keeper,
         )
     except torch.OutOfMemoryError as error:
         raise EectlError(f"out of memory on {world.device}; try --batch-size {max(size // 2, 1)} (it is {size})") from error
-    if split.lengths is not None:  # texts come by length
-        back = order.argsort()
-        logits, labels = logits[:, back], labels[back]
-    if world.size > 1:
-        by_row = gather_rows(logits.transpose(0, 1).contiguous().to(world.device), num_rows=len(split))
-        logits = by_row.cpu().transpose(0, 1).contiguous()
-        labels = gather_rows(labels.to(world.device), num_rows=len(split)).cpu()
-    return make_predictions(logits, labels, split=name, fingerprint=split.fingerprint, checkpoint=checkpoint.digest, task=task)
+    return table if split.lengths is None else table[:, :, order.argsort()]  # texts come by length
+
+
+def _preparing(session: Session) -> Callable[[Tensor], Tensor]:
+    """What makes a batch's inputs ready; convolutional networks and their inputs lie channels last, as in training."""
+    checkpoint = session.checkpoint
+    augmenter = Augmenter(session.data.info, checkpoint.about.data_spec.augment, len(session.data.info.classes))
+    wish = checkpoint.about.recipe.get("channels_last", "auto")
+    if not (checkpoint.model.backbone.prefers_channels_last if wish == "auto" else wish):
+        return augmenter.eval
+    checkpoint.model.to(memory_format=torch.channels_last)
+    return lambda images: augmenter.eval(images).contiguous(memory_format=torch.channels_last)

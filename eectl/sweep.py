@@ -15,11 +15,6 @@ from eectl.exiting import ALWAYS, NEVER
 from eectl.losses import TASKS
 
 
-def outcomes(logits: Tensor, labels: Tensor, *, task: str) -> Tensor:
-    """How each exit did on each row [exit, row]: 1 a hit and 0 a miss, or the squared error; float64, which counts exactly."""
-    return torch.stack([TASKS[task].points(exit_logits, labels).double() for exit_logits in logits])
-
-
 @dataclass(frozen=True)
 class Point:
     """One operating point: a threshold shared by all attached exits, the accuracy or MSE, and the mean MACs of a row."""

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from eectl.errors import EectlError
-from eectl.exiting import DEFAULT_CRITERION, find_criterion
-from eectl.predict import Predictions
+from eectl.exiting import find_criterion
 from eectl.results import BudgetPolicy, Policies
-from eectl.sweep import outcomes, pick, sweep
+from eectl.scored import Scored
+from eectl.sweep import pick, sweep
 
 
 def check_request(criterion: str | None, *, task: str, num_exits: int) -> None:
@@ -16,32 +16,22 @@ def check_request(criterion: str | None, *, task: str, num_exits: int) -> None:
     find_criterion(criterion, task=task, num_exits=num_exits)
 
 
-def calibrate(
-    predictions: Predictions,
-    *,
-    exit_costs: Sequence[int],
-    plain_cost: int,
-    budgets: Sequence[float],
-    criterion: str | None = None,
-) -> Policies:
-    """The best threshold of `criterion` (none: the task's default) for each budget, in % of `plain_cost`.
+def calibrate(scored: Scored, *, exit_costs: Sequence[int], plain_cost: int, budgets: Sequence[float]) -> Policies:
+    """The best threshold for each budget, in % of `plain_cost`.
 
-    `exit_costs` are the MACs of a row that leaves at each exit. Every distinct threshold is weighed, not a grid of them.
-    Raises EectlError for a criterion that does not fit. A network without attached exits gets policies without thresholds.
+    `exit_costs` are the MACs of a row that leaves at each exit. Every distinct threshold is weighed, not a grid of them. A
+    network without attached exits gets policies without thresholds.
     """
-    num_exits = len(predictions.logits)
-    rule = find_criterion(criterion, task=predictions.task, num_exits=num_exits)
-    outcome = outcomes(predictions.logits, predictions.labels, task=predictions.task)
-    points = sweep(rule.scores(predictions.logits), outcome, exit_costs, task=predictions.task)
+    points = sweep(scored.scores, scored.outcome, exit_costs, task=scored.task)
     chosen = pick(points, budgets, plain_cost)
     return Policies(
-        checkpoint=predictions.checkpoint,
-        task=predictions.task,
-        criterion=criterion or DEFAULT_CRITERION[predictions.task],
-        split=predictions.split,
-        fingerprint=predictions.fingerprint,
-        num_rows=len(predictions.labels),
+        checkpoint=scored.checkpoint,
+        task=scored.task,
+        criterion=scored.criterion,
+        split=scored.split,
+        fingerprint=scored.fingerprint,
+        num_rows=scored.num_rows,
         exit_costs=tuple(exit_costs),
         plain_cost=plain_cost,
-        budgets=tuple(BudgetPolicy.shared(*each, num_exits=num_exits) for each in zip(budgets, chosen, strict=True)),
+        budgets=tuple(BudgetPolicy.shared(*each, num_exits=scored.num_exits) for each in zip(budgets, chosen, strict=True)),
     )

@@ -1,20 +1,18 @@
 """Runs as one table: against numpy, against a plain loop over thresholds, and what must not stand side by side."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from made_runs import PLAIN, made
-from toy_exits import toy_predictions
+from toy_exits import score, toy_outputs, toy_scored
 
 from eectl.compare import average_first, band, compare, per_seed
 from eectl.errors import EectlError
-from eectl.exiting import choose, find_criterion
+from eectl.exiting import choose
 from eectl.published import published_tables
 from eectl.scoring import evaluate_as_paper
 from eectl.settings import labels
-from eectl.sweep import outcomes, sweep, thin
+from eectl.sweep import sweep, thin
 
 VALUES = [(0.60, 0.71, 0.80), (0.64, 0.70, 0.82), (0.61, 0.74, 0.81)]
 
@@ -67,8 +65,8 @@ def test_where_the_two_lookups_differ():
 
 def test_average_first_against_a_loop_over_seeds_and_thresholds():
     costs = (20, 45, 110)
-    seeds = [toy_predictions(seed=seed, num_rows=60) for seed in (1, 2, 3)]
-    evaluations = [evaluate_as_paper(each, exit_costs=costs, plain_cost=100, budgets=(30.0,)) for each in seeds]
+    seeds = [toy_outputs(seed=seed, num_rows=60) for seed in (1, 2, 3)]
+    evaluations = [evaluate_as_paper(score(*each), exit_costs=costs, plain_cost=100, budgets=(30.0,)) for each in seeds]
     for budget in (15.0, 20.0, 30.0, 50.0, 75.0, 100.0, None):
         expected = naive_average_first(seeds, costs, budget)
         found = average_first(evaluations, budget)
@@ -83,10 +81,10 @@ def naive_average_first(seeds, costs, budget):
     for step in range(100):
         threshold = np.float32(step / 99)
         values, shares = [], []
-        for each in seeds:
-            scores = each.logits.softmax(dim=2).amax(dim=2).numpy()
+        for logits, classes in seeds:
+            scores = logits.softmax(dim=2).amax(dim=2).numpy()
             leaves = [next((k for k in range(2) if scores[k, row] > threshold), 2) for row in range(scores.shape[1])]
-            hits = [int(each.logits[k, row].argmax() == each.labels[row]) for row, k in enumerate(leaves)]
+            hits = [int(logits[k, row].argmax() == classes[row]) for row, k in enumerate(leaves)]
             values.append(np.mean(hits))
             shares.append(np.mean([costs[k] for k in leaves]) / 100)
         if budget is not None and np.mean(shares) * 100 > budget + 1e-9:
@@ -231,24 +229,22 @@ def test_band_of_step_functions():
 
 
 def test_an_evaluations_curve_and_grid_are_what_choosing_gives():
-    test, costs = toy_predictions(seed=2), (20, 45, 110)
+    test, costs = toy_scored(seed=2), (20, 45, 110)
     result = evaluate_as_paper(test, exit_costs=costs, plain_cost=PLAIN, budgets=(2.5,))
-    scores = find_criterion("max-softmax", task="classification", num_exits=3).scores(test.logits)
     for curve in (result.curve, result.grid):
         for threshold, cost, value in zip(curve.thresholds, curve.mean_costs, curve.values, strict=True):
-            exits = choose(scores, (threshold, threshold))
+            exits = choose(test.scores, (threshold, threshold))
             assert cost == np.mean([costs[k] for k in exits])
-            assert value == outcomes(test.logits, test.labels, task="classification").gather(0, exits[None])[0].mean()
+            assert value == test.outcome.gather(0, exits[None])[0].mean()
     assert len(result.grid.thresholds) == 100 and result.grid.thresholds[99] == 1 and result.fingerprint == test.fingerprint
-    patient = evaluate_as_paper(test, exit_costs=costs, plain_cost=PLAIN, budgets=(2.5,), criterion="patience")
+    patient = evaluate_as_paper(toy_scored(criterion="patience", seed=2), exit_costs=costs, plain_cost=PLAIN, budgets=(2.5,))
     assert patient.grid.thresholds == (0, 1, 2)
 
 
 def test_thinned_points_lag_by_one_step_at_most():
-    test = toy_predictions(seed=2, num_rows=3000)
-    test = replace(test, logits=test.logits * torch.linspace(1, 2, 3000)[:, None])  # hardly a tie is left
-    scores = find_criterion("margin", task="classification", num_exits=3).scores(test.logits)
-    points = sweep(scores, outcomes(test.logits, test.labels, task="classification"), (20, 45, 110), task="classification")
+    logits, labels = toy_outputs(seed=2, num_rows=3000)
+    test = score(logits * torch.linspace(1, 2, 3000)[:, None], labels, criterion="margin")  # hardly a tie is left
+    points = sweep(test.scores, test.outcome, (20, 45, 110), task="classification")
     kept = thin(points, 50)
     assert 30 < len(kept) <= 51 < len(points)
     costs = np.array([point.mean_cost for point in kept])

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from toy_exits import toy_predictions
+from toy_exits import toy_scored
 
 from eectl.costs import Costs
 from eectl.errors import EectlError
@@ -22,10 +22,10 @@ BUDGETS = (1.0, 12.75, 25.0, 37.25, 50.0, 62.75, 75.0, 87.25, 90.0, 95.75, 98.25
 def results(num_exits=3, task="classification"):
     exit_costs = [60_000_000 * (index + 1) // num_exits * 2 for index in range(num_exits)]
     costs = {"exit_costs": exit_costs, "plain_cost": 118_000_000}
-    calibration = toy_predictions(num_exits=num_exits, seed=1, split="calibration", task=task)
-    test = toy_predictions(num_exits=num_exits, num_rows=1500, seed=2, task=task)
+    calibration = toy_scored(num_exits=num_exits, seed=1, split="calibration", task=task)
+    test = toy_scored(num_exits=num_exits, num_rows=1500, seed=2, task=task)
     policies = calibrate(calibration, budgets=BUDGETS, **costs)
-    points = every_point(test, exit_costs=exit_costs, criterion=policies.criterion)
+    points = every_point(test, exit_costs=exit_costs)
     return policies, evaluate(test, policies, **costs), points
 
 
@@ -134,7 +134,7 @@ def test_plot_says_what_it_shows(tmp_path, num_exits, task):
 
 
 def test_plot_of_the_paper_protocol(tmp_path):
-    test = toy_predictions(seed=2)
+    test = toy_scored(seed=2)
     result = evaluate_as_paper(test, exit_costs=(20, 45, 110), plain_cost=100, budgets=(50.0,))
     plot_curve(tmp_path / "a.svg", result)
     assert "paper for a budget" in (tmp_path / "a.svg").read_text()

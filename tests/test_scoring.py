@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_exits import toy_predictions
+from toy_exits import score, toy_scored
 
 from eectl.errors import EectlError
 from eectl.exiting import ALWAYS, NEVER
 from eectl.files import clean_json
-from eectl.predict import Predictions
 from eectl.results import BudgetPolicy, Policies
 from eectl.scoring import evaluate, evaluate_as_paper, every_point
 from eectl.thresholds import calibrate
@@ -30,7 +29,7 @@ def by_hand():
     first = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.45, 0.55]])
     second = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.9, 0.1], [0.6, 0.4]])
     third = torch.tensor([[0.9, 0.1]] * 4)
-    return Predictions(torch.stack([first, second, third]).log(), torch.zeros(4).long(), "test", "f", "digest", "classification")
+    return score(torch.stack([first, second, third]).log(), torch.zeros(4).long())
 
 
 def test_by_hand():
@@ -56,8 +55,8 @@ def test_dead_exits():
 def test_regression():
     labels = torch.tensor([1.0, 2.0])
     logits = torch.tensor([[3.0, 2.0], [3.0, 4.0], [1.0, 2.5]])[:, :, None]
-    predictions = Predictions(logits, labels, "test", "f", "digest", "regression")
-    result = evaluate(predictions, policies_of((50.0, (-1.0, -1.0)), criterion="difference", task="regression"), **COSTS)
+    scored = score(logits, labels, task="regression")
+    result = evaluate(scored, policies_of((50.0, (-1.0, -1.0)), criterion="difference", task="regression"), **COSTS)
     assert [entry.value for entry in result.exits] == [2, 4, 0.125]
     assert result.budgets[0].left == (0, 1, 1) and result.budgets[0].value == (4 + 0.25) / 2
 
@@ -65,9 +64,9 @@ def test_regression():
 def test_correlations_by_hand():
     labels = torch.tensor([1.0, 2.0, 3.0, 10.0])
     logits = torch.tensor([[5.0, 5.0, 5.0, 5.0], [4.0, 3.0, 2.0, -5.0], [1.0, 3.0, 2.0, 4.0]])[:, :, None]
-    predictions = Predictions(logits, labels, "test", "f", "digest", "regression")
+    scored = score(logits, labels, task="regression")
     policies = policies_of((50.0, (-1.5, -1.5)), criterion="difference", task="regression")  # only row 0 leaves at exit 2
-    result = evaluate(predictions, policies, **COSTS)
+    result = evaluate(scored, policies, **COSTS)
     first, second, third = result.exits
     assert math.isnan(first.pearson) and math.isnan(first.spearman)
     assert (second.pearson, second.spearman) == (pytest.approx(-1), pytest.approx(-1))  # 5 − label
@@ -84,17 +83,18 @@ def test_refusals():
     with pytest.raises(EectlError, match="chosen on the rows they would be tested on"):
         evaluate(replace(test, fingerprint="another split"), policies_of((40.0, (0.5, 0.5))), **COSTS)
     with pytest.raises(EectlError, match="for classification with 3 exits, the network does classification with 2"):
-        evaluate(replace(test, logits=test.logits[:2]), policies_of((40.0, (0.5, 0.5))), exit_costs=(20, 110), plain_cost=100)
+        evaluate(replace(test, scores=test.scores[:2]), policies_of((40.0, (0.5, 0.5))), exit_costs=(20, 110), plain_cost=100)
     with pytest.raises(EectlError, match="are for regression"):
         evaluate(test, policies_of((40.0, (0.5, 0.5)), task="regression"), **COSTS)
 
 
 @pytest.mark.parametrize("criterion", ["max-softmax", "entropy", "margin", "patience"])
 def test_both_protocols_on_toys(criterion):
-    calibration, test = toy_predictions(seed=1, split="calibration"), toy_predictions(seed=2)
+    calibration = toy_scored(criterion=criterion, seed=1, split="calibration")
+    test = toy_scored(criterion=criterion, seed=2)
     budgets = (10.0, 55.0, 70.0, 100.0)
-    policies = calibrate(calibration, budgets=budgets, criterion=criterion, **COSTS)
-    for result in (evaluate(test, policies, **COSTS), evaluate_as_paper(test, budgets=budgets, criterion=criterion, **COSTS)):
+    policies = calibrate(calibration, budgets=budgets, **COSTS)
+    for result in (evaluate(test, policies, **COSTS), evaluate_as_paper(test, budgets=budgets, **COSTS)):
         assert [entry.budget for entry in result.budgets] == [*budgets, None]
         assert [entry.value is None for entry in result.budgets] == [True, False, False, False, False]
         assert all(sum(entry.left) == 200 for entry in result.budgets[1:])
@@ -106,16 +106,16 @@ def test_both_protocols_on_toys(criterion):
 
 
 def test_points_hold_every_policy():
-    test = toy_predictions(seed=2)
-    points = every_point(test, exit_costs=COSTS["exit_costs"], criterion="margin")
+    test = toy_scored(criterion="margin", seed=2)
+    points = every_point(test, exit_costs=COSTS["exit_costs"])
     result = evaluate(test, policies_of((60.0, (0.7, 0.7)), criterion="margin"), **COSTS)
     point = points.point(points.at(0.7))
     assert (point.value, point.mean_cost) == (result.budgets[0].value, result.budgets[0].mean_cost)
 
 
 def test_network_without_exits():
-    test = toy_predictions(num_exits=1)
-    calibration = toy_predictions(num_exits=1, seed=3, split="calibration")
+    test = toy_scored(num_exits=1)
+    calibration = toy_scored(num_exits=1, seed=3, split="calibration")
     costs = {"exit_costs": (100,), "plain_cost": 100}
     result = evaluate(test, calibrate(calibration, budgets=(50.0, 100.0), **costs), **costs)
     assert [entry.left for entry in result.budgets] == [None, (200,), (200,)] and result.dead == ()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from eectl.errors import EectlError
 from eectl.exiting import ALWAYS, NEVER, choose
-from eectl.sweep import limit, outcomes, pick, pick_as_paper, sweep
+from eectl.sweep import limit, pick, pick_as_paper, sweep
 
 
 def naive(scores, outcome, costs):
@@ -94,12 +94,6 @@ def test_regression_minimises():
     points = sweep(torch.tensor([[0.1, 0.2], [0.0, 0.0]]), outcome, [1, 2], task="regression")
     assert pick(points, [50, 75, 100], 2)[0].value == 2.5
     assert pick(points, [75], 2)[0].value == 1.0
-
-
-def test_outcomes():
-    logits = torch.tensor([[[1.0, 2.0], [3.0, 0.0]], [[2.0, 1.0], [0.0, 1.0]]])
-    assert outcomes(logits, torch.tensor([1, 1]), task="classification").tolist() == [[1, 0], [0, 1]]
-    assert outcomes(torch.tensor([[[1.5], [2.0]]]), torch.tensor([1.0, 4.0]), task="regression").tolist() == [[0.25, 4.0]]
 
 
 def paper_by_loop(scores, hits, costs, budget, plain, grid):

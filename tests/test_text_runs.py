@@ -3,16 +3,17 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from toy_text import TOY, WORDS, make_rows, naive_read, write_csv, write_tokenizer
 
 from eectl import cli, models
 from eectl.checkpoint import load_checkpoint, read_about
 from eectl.data.text import load_tokenizer
 from eectl.exiting import choose, find_criterion
-from eectl.predict import load_predictions
 
 ROWS = {"train": make_rows(300, seed=1), "test": make_rows(60, seed=2)}
 
@@ -92,7 +93,7 @@ def test_measuring_from_end_to_end(trained, eectl, tmp_path):
     assert "test texts are longer than 20 tokens and were cut; data.max_length keeps more" in err
     out, _ = eectl("evaluate", path, "--policy", policy, "--json", "--save-predictions", saved, "--plot", plot)
     result = json.loads(out)
-    predictions = load_predictions(saved)
+    predictions = SimpleNamespace(**load_file(saved))
     model, tokenizer = load_checkpoint(path).model, load_tokenizer(str(run_folder.parent / "tokenizer"))
     for row, text in enumerate(ROWS["test"]):  # the split's own order, whatever the order of batches, and no trace of padding
         ids, types = naive_read(tokenizer, text["text"])

@@ -1,12 +1,13 @@
-"""Toys for exits: a three-block backbone that counts the rows of every block, plain and cascading heads, made-up predictions."""
+"""Toys for exits: a three-block backbone that counts the rows of every block, plain and cascading heads, made-up outputs."""
 
 import torch
 from torch import nn
 
+from eectl.exiting import find_criterion
 from eectl.models.backbone import Backbone, Feature, Hidden
 from eectl.models.heads import ExitHead, ExitOutput
 from eectl.models.multi_exit import MultiExitModel
-from eectl.predict import Predictions
+from eectl.scored import Source, reduce_rows, scored_from
 
 WIDTH = 6
 
@@ -72,15 +73,28 @@ def toy_model(head=PlainHead, *, num_outputs=4, after=(0, 1), seed=0):
     return model.eval()
 
 
-def toy_predictions(*, num_exits=3, num_rows=200, num_classes=4, seed=0, split="test", task="classification"):
-    """Logits whose exits get better with depth, coarse enough to have ties."""
+def toy_outputs(*, num_exits=3, num_rows=200, num_classes=4, seed=0, task="classification"):
+    """Logits and labels whose exits get better with depth, coarse enough to have ties."""
     generator = torch.Generator().manual_seed(seed)
     if task == "regression":
         labels = torch.rand(num_rows, generator=generator) * 5
         noise = torch.randn(num_exits, num_rows, 1, generator=generator)
-        logits = labels[:, None] + noise / torch.arange(1, num_exits + 1)[:, None, None]
-    else:
-        labels = torch.randint(num_classes, (num_rows,), generator=generator)
-        logits = torch.randint(4, (num_exits, num_rows, num_classes), generator=generator).float()
-        logits[:, torch.arange(num_rows), labels] += torch.arange(num_exits)[:, None]
-    return Predictions(logits, labels, split, f"fingerprint of {split} {seed}", "digest", task)
+        return labels[:, None] + noise / torch.arange(1, num_exits + 1)[:, None, None], labels
+    labels = torch.randint(num_classes, (num_rows,), generator=generator)
+    logits = torch.randint(4, (num_exits, num_rows, num_classes), generator=generator).float()
+    logits[:, torch.arange(num_rows), labels] += torch.arange(num_exits)[:, None]
+    return logits, labels
+
+
+def score(logits, labels, *, criterion=None, split="test", fingerprint="f", task="classification"):
+    """What a criterion sees in outputs [exit, row, class]."""
+    rule = find_criterion(criterion, task=task, num_exits=len(logits))
+    table = reduce_rows(logits, labels, criterion=rule, task=task)
+    return scored_from(table, labels, Source(split, fingerprint, "digest", task), criterion=criterion)
+
+
+def toy_scored(*, criterion=None, seed=0, split="test", task="classification", **sizes):
+    """The same of toy outputs."""
+    fingerprint = f"fingerprint of {split} {seed}"
+    outputs = toy_outputs(seed=seed, task=task, **sizes)
+    return score(*outputs, criterion=criterion, split=split, fingerprint=fingerprint, task=task)
