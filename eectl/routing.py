@@ -31,7 +31,7 @@ class _Party:
     """Rows that go through the network together: their numbers, and what the last segment and the exits so far gave.
 
     `gone` [row] marks those that have left and are only carried along, `num_gone` of them; `wasted` are the seconds that this
-    has cost.
+    has cost. `memory` is where the caller's inputs lie, which nobody may write to.
     """
 
     hidden: Hidden | Tensor
@@ -40,6 +40,13 @@ class _Party:
     gone: Tensor | None = None
     num_gone: int = 0
     wasted: float = 0.0
+    memory: int = 0
+
+    @staticmethod
+    def of(inputs: Tensor, start: int = 0) -> "_Party":
+        """A batch that comes in; its rows are numbered from `start`."""
+        rows = torch.arange(start, start + len(inputs), device=inputs.device)
+        return _Party(inputs, rows, memory=inputs.untyped_storage().data_ptr())
 
     @property
     def num_waiting(self) -> int:
@@ -53,12 +60,24 @@ class _Party:
         return Answers(self.rows[waiting], output.logits[waiting], number - 1)
 
     def regroup(self) -> None:
-        """Drop the rows that have left."""
+        """Drop the rows that have left. Where fewer go than stay, the last ones that stay take their places."""
         assert self.gone is not None and isinstance(self.hidden, Hidden)
-        staying = (~self.gone).nonzero()[:, 0]
-        self.rows, self.hidden = self.rows.index_select(0, staying), self.hidden.take(staying)
-        self.earlier = [each and _take(each, staying) for each in self.earlier]
+        count, order = self.num_waiting, (~self.gone).nonzero()[:, 0]
+        if 2 * count < len(self.rows) or self._is_the_callers():
+            self.hidden = self.hidden.take(order)
+        else:
+            gaps = self.gone[:count].nonzero()[:, 0]
+            order = torch.arange(count, device=order.device).index_copy_(0, gaps, order[count - len(gaps) :])
+            self.hidden = self.hidden.close_gaps(gaps, order)
+        self.rows = self.rows.index_select(0, order)
+        self.earlier = [each and _take(each, order) for each in self.earlier]
         self.gone, self.num_gone, self.wasted = None, 0, 0.0
+
+    def _is_the_callers(self) -> bool:
+        """Whether the hidden state lies in the memory of the inputs, as blocks that do nothing would leave it."""
+        assert isinstance(self.hidden, Hidden)
+        scales = (self.hidden.x,) if isinstance(self.hidden.x, Tensor) else self.hidden.x
+        return self.memory in {scale.untyped_storage().data_ptr() for scale in scales}
 
     def split(self, count: int) -> "tuple[_Party, _Party]":
         """The first `count` rows and the rest, as views."""
@@ -99,7 +118,7 @@ class Router:
         assert len(inputs)
         if len(inputs) == 1:
             return self._alone(inputs)
-        party = _Party(inputs, torch.arange(len(inputs), device=inputs.device))
+        party = _Party.of(inputs)
         answers = []
         for number in range(1, self._model.num_exits + 1):
             answers += self._step(party, number)
@@ -127,7 +146,7 @@ class Router:
 
         start = 0
         for inputs in batches:
-            yield from run(_Party(inputs, torch.arange(start, start + len(inputs), device=inputs.device)), 1)
+            yield from run(_Party.of(inputs, start), 1)
             start += len(inputs)
             while full := [number for number in range(2, last + 1) if queues[number].size >= batch_size]:
                 yield from run(queues[full[-1]].get(batch_size), full[-1])
@@ -182,7 +201,7 @@ class Router:
             return True
         saved = self._times.saved(number + 1, rows=len(party.rows), staying=party.num_waiting)
         party.wasted += saved
-        return party.wasted > self._times.regroup(number, staying=party.num_waiting)
+        return party.wasted > self._times.regroup(number, moved=min(party.num_gone, party.num_waiting))
 
 
 class _Queue:

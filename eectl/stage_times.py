@@ -4,7 +4,7 @@ The router asks it whether dropping rows that have left saves more than it costs
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -24,7 +24,7 @@ _MOST_ROUNDS = 5
 class StageTimes:
     """Seconds by number of rows n, from 0.
 
-    `segments[k-1][n]` is segment k with its exit, `regroups[k-1][n]` keeping n rows after it.
+    `segments[k-1][n]` is segment k with its exit, `regroups[k-1][n]` moving n rows after it to where others left.
     """
 
     segments: tuple[tuple[float, ...], ...]
@@ -35,15 +35,15 @@ class StageTimes:
         table = self.segments[number - 1]
         return _read(table, rows) - _read(table, staying)
 
-    def regroup(self, number: int, *, staying: int) -> float:
-        """What it takes to keep `staying` rows after exit `number` (from 1) and drop the others."""
-        return _read(self.regroups[number - 1], staying)
+    def regroup(self, number: int, *, moved: int) -> float:
+        """What it takes to drop rows after exit `number` (from 1) where `moved` others take their places."""
+        return _read(self.regroups[number - 1], moved)
 
 
 def _read(table: Sequence[float], rows: int) -> float:
     """The entry for `rows`; more than were measured cost in proportion."""
     last = len(table) - 1
-    return table[rows] if rows <= last else table[last] * rows / last
+    return table[rows] if rows <= last else table[last] * rows / max(last, 1)
 
 
 @torch.inference_mode()
@@ -53,37 +53,44 @@ def learn_times(model: MultiExitModel, inputs: Tensor, *, seconds: float = 2.0) 
     `inputs` is a batch of the size that the router will see. The network must be in eval mode.
     """
     counts = sorted({1, *(max(len(inputs) // part, 1) for part in (1, 2, 4, 16))})
-    best = [[[np.inf] * len(counts) for _ in range(model.num_exits)] for _ in range(2)]  # [segments, regroups][exit][count]
+    shortest: dict[tuple[str, int, int], float] = {}  # (what, exit, rows)
     started = time.perf_counter()
     for round_number in range(_MOST_ROUNDS):
-        for place, count in enumerate(counts):
-            for kind, laps in enumerate(_one_pass(model, inputs[:count])):
-                for row, lap in zip(best[kind], laps, strict=False):
-                    row[place] = min(row[place], lap)
+        for count in counts:
+            for key, lap in _one_pass(model, inputs[:count]).items():
+                shortest[key] = min(shortest.get(key, np.inf), lap)
         if round_number and time.perf_counter() - started > seconds:
             break
-    segments, regroups = ([_fill(counts, row) for row in table if np.isfinite(row).all()] for table in best)
-    return StageTimes(tuple(segments), tuple(regroups))
+
+    def table(what: str, number: int) -> tuple[float, ...]:
+        return _fill({rows: lap for (kind, exit_number, rows), lap in shortest.items() if (kind, exit_number) == (what, number)})
+
+    segments = [table("segment", number) for number in range(1, model.num_exits + 1)]
+    return StageTimes(tuple(segments), tuple(table("regroup", number) for number in range(1, model.num_exits)))
 
 
-def _one_pass(model: MultiExitModel, inputs: Tensor) -> tuple[list[float], list[float]]:
-    """Seconds of each segment with its exit, and of regrouping all rows after each but the last."""
-    watch = Stopwatch(inputs.device)
-    hidden: Hidden | Tensor = inputs
+def _one_pass(model: MultiExitModel, inputs: Tensor) -> dict[tuple[str, int, int], float]:
+    """Seconds of each segment with its exit, and of half of the rows taking the places of the others after it."""
+    hidden: Hidden | Tensor = inputs.clone()  # rows are moved in place
     earlier: list[ExitOutput | None] = []
-    here = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
+    count, half = len(inputs), len(inputs) // 2
+    gone = torch.arange(count, device=inputs.device) < half
+    keys = []
+    watch = Stopwatch(inputs.device)
     for number in range(1, model.num_exits + 1):
         hidden = model.advance(hidden, number)
         earlier.append(model.leave(hidden, number, earlier))
         watch.lap()
-        hidden = hidden.take(here.nonzero()[:, 0]) if number < model.num_exits else hidden
+        gaps, order = gone.nonzero()[:, 0], (~gone).nonzero()[:, 0]
+        hidden.close_gaps(gaps, torch.cat([order[len(order) - half :], order[: len(order) - half]]))
         watch.lap()
+        keys += [("segment", number, count), ("regroup", number, half)]
     times = watch.laps()
-    laps = [after - before for before, after in zip([0.0, *times], times, strict=False)]
-    return laps[::2], laps[1:-1:2]
+    return {key: after - before for key, before, after in zip(keys, [0.0, *times], times, strict=False)}
 
 
-def _fill(counts: Sequence[int], seconds: Sequence[float]) -> tuple[float, ...]:
-    """Seconds for 0..max(counts) rows on straight lines between those measured; more rows never take less."""
-    rising = list(accumulate(seconds, max))
+def _fill(points: Mapping[int, float]) -> tuple[float, ...]:
+    """Seconds for 0..the most rows, on straight lines between those measured; more rows never take less."""
+    counts = sorted(points)
+    rising = list(accumulate((points[count] for count in counts), max))
     return tuple(np.interp(np.arange(counts[-1] + 1), counts, rising).tolist())

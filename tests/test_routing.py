@@ -1,18 +1,18 @@
 """The router in all its ways: plain, waiting, refilling, a row alone. Every row gets what the offline choice gives it."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_exits import WIDTH, CascadeHead, PlainHead, toy_model
+from toy_exits import WIDTH, CascadeHead, CountingBackbone, PlainHead, toy_model
 
 from eectl.exiting import ALWAYS, CRITERIA, NEVER, Policy, choose, criterion_named
 from eectl.models import attach_ensembles, attach_exits
 from eectl.models.backbone import Hidden
+from eectl.models.heads import ExitOutput
+from eectl.models.multi_exit import MultiExitModel
 from eectl.routing import Router, in_order
-from eectl.stage_times import StageTimes
+from eectl.stage_times import StageTimes, learn_times
 
 FREE, DEAR = (0.0,) * 99, (1e9,) * 99
 PER_ROW = tuple(float(rows) for rows in range(99))  # a second a row
@@ -283,6 +283,66 @@ def test_hidden_rows_keep_their_layout():
     assert Hidden.cat([Hidden(x), Hidden(x)]).x.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_gaps_are_closed_in_place():
+    maps = torch.randn(6, 4, 3, 5)
+    mask = torch.arange(6)[:, None] >= torch.arange(3)
+    gaps, order = torch.tensor([0, 2]), torch.tensor([4, 1, 5, 3])
+    for x in (maps.clone(), maps.clone(memory_format=torch.channels_last), (maps[:, 0].clone(), maps.clone())):
+        hidden = Hidden(x, mask.clone())
+        expected = hidden.take(order)
+        closed = hidden.close_gaps(gaps, order)
+        pairs = [
+            (closed.mask, expected.mask),
+            *zip(*((e.x,) if isinstance(x, torch.Tensor) else e.x for e in (closed, expected))),
+        ]
+        assert all(torch.equal(one, other) for one, other in pairs)
+        assert torch.equal(hidden.mask, mask)
+        first = closed.x if isinstance(x, torch.Tensor) else closed.x[0]
+        assert first.data_ptr() == (x if isinstance(x, torch.Tensor) else x[0]).data_ptr()
+        if first.dim() == 4 and not x.is_contiguous():
+            assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+class Lazy(CountingBackbone):
+    """Its first block does nothing, so that the inputs themselves are what flows on."""
+
+    def block(self, index, hidden):
+        return hidden if index == 0 else super().block(index, hidden)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_inputs_are_never_written_to(mode):
+    torch.manual_seed(0)
+    model = MultiExitModel(Lazy(4), [CascadeHead(4) for _ in range(2)], after=(0, 1)).eval()
+    inputs = torch.randn(30, WIDTH)
+    before = inputs.clone()
+    policy, _ = halves(model, inputs, share=0.2)
+    check(model, inputs, policy, mode, batch_size=15)
+    assert torch.equal(inputs, before)
+    with torch.inference_mode():
+        learn_times(model, inputs, seconds=0)
+    assert torch.equal(inputs, before)
+
+
+class Shares(PlainHead):
+    """Its state is the feature itself, in the memory of what flows on; each exit adds what the exit before has seen."""
+
+    uses_earlier = True
+
+    def forward(self, feature, earlier):
+        x = feature.cls()
+        return ExitOutput(self.fc(x) + (earlier[-1].state.mean(dim=1, keepdim=True) if earlier else 0), state=x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_states_that_share_the_memory_of_what_flows_on(mode):
+    model = toy_model(Shares, after=(0, 1, 2))
+    inputs = torch.randn(40, WIDTH)
+    policy, left = halves(model, inputs, share=0.25)
+    check(model, inputs, policy, mode, batch_size=20)
+    assert all(left)
+
+
 def test_hidden_split_and_cat():
     scales = (torch.randn(5, 2, 4, 4), torch.randn(5, 3, 2, 2))
     mask = torch.arange(5)[:, None] >= torch.arange(3)
@@ -304,14 +364,3 @@ def test_hidden_cat_pads_texts():
         assert torch.equal(whole.x[row, :2], short[0]) and not whole.x[row, 2:].any()
         assert whole.mask[row].tolist() == [True, True, False, False]
         assert torch.equal(whole.x[torch.arange(3) != row], long)
-
-
-def test_pairs_of_batches_share_one_order():
-    """Rows of one batch leave in the order in which they came, whichever queue they waited in."""
-    model = toy_model()
-    inputs = torch.randn(40, WIDTH)
-    policy, _ = halves(model, inputs)
-    with torch.inference_mode():
-        last = [each.rows.tolist() for each in Router(model, policy).stream(inputs.split(6), batch_size=6) if each.exit == 2]
-    rows = [row for group in last for row in group]
-    assert all(before < after for before, after in pairwise(rows))

@@ -24,6 +24,20 @@ class Hidden:
         """Only these rows (an index tensor), in the given order."""
         return self._each(lambda x: _take(x, rows))
 
+    def close_gaps(self, gaps: Tensor, order: Tensor) -> "Hidden":
+        """As `take(order)`, whose order keeps all rows in their places but `gaps`, in place: cheap where these are few.
+
+        `x` is overwritten, and what is given shares its memory; the mask, which may be part of the inputs, is not.
+        """
+
+        def change(x: Tensor) -> Tensor:
+            rows = x.permute(0, 2, 3, 1) if _is_channels_last(x) else x
+            rows.index_copy_(0, gaps, rows.index_select(0, order.index_select(0, gaps)))
+            return x[: len(order)]
+
+        x = change(self.x) if isinstance(self.x, Tensor) else tuple(change(scale) for scale in self.x)
+        return replace(self, x=x, mask=None if self.mask is None else self.mask.index_select(0, order))
+
     def split(self, count: int) -> "tuple[Hidden, Hidden]":
         """The first `count` rows and the rest, as views."""
         return self._each(lambda x: x[:count]), self._each(lambda x: x[count:])
@@ -43,9 +57,13 @@ class Hidden:
         return replace(self, x=x, mask=None if self.mask is None else change(self.mask))
 
 
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """index_select that leaves a channels_last map channels_last: convolutions are much slower on mixed layouts."""
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    if _is_channels_last(x):
         return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return x.index_select(0, rows)
 
