@@ -12,6 +12,7 @@ from eectl.costs import measure_costs
 from eectl.data import load_data, train_batches
 from eectl.errors import EectlError, Interrupted
 from eectl.losses import TASKS, distil
+from eectl.models import recompute
 from eectl.network import first_network, with_exits
 from eectl.seeds import derive_seed
 from eectl.train import train
@@ -187,12 +188,15 @@ def test_auto_is_what_the_heads_take(small, tmp_path, monkeypatch):
     ],
     ids=["resnet", "vit"],
 )
-def test_checkpointed_activations_change_no_bit(small, tmp_path, changes):
+def test_checkpointed_activations_change_no_bit(small, tmp_path, monkeypatch, changes):
     """Of the weights, BatchNorm's statistics, the metrics, and the gradient dominance that is tracked on the way."""
+    checkpoint, blocks = recompute.checkpoint, []
+    monkeypatch.setattr(recompute, "checkpoint", lambda *args, **more: blocks.append(1) or checkpoint(*args, **more))
     recipe = small(*changes, "epochs=1")
     for name, wanted in (("plain", False), ("again", True)):
         recipe = recipe.model_copy(update={"checkpoint_activations": wanted})
         train(recipe, out=tmp_path / name, device="cpu", quiet=True, track="gradient-dominance", track_every=2)
+        assert bool(blocks) == wanted
     plain, again = (weights(tmp_path / name / "model.safetensors") for name in ("plain", "again"))
     assert same(again, plain)
     logs = [[row | {"seconds": 0} for row in rows(tmp_path / name)] for name in ("plain", "again")]
