@@ -12,7 +12,7 @@ LAYERS = [  # from the bottom; a module may import from its own layer (verbs exc
     {"errors", "seeds", "text_sets"},
     {"files", "regimes", "weighting", "recipe", "published"},
     {"models", "distributed", "optim", "losses"},
-    {"exiting", "sweep", "per_exit", "results", "timings", "settings", "compare", "data", "costs", "l2w", "dominance"},
+    {"exiting", "sweep", "per_exit", "results", "exit_times", "settings", "compare", "data", "costs", "l2w", "dominance"},
     {"predict", "checkpoint", "run_folder", "report", "tables", "display"},
     {"network", "session", "loop", "steps", "phase_state", "thresholds", "scoring", "describe", "analyses", "plots"},
     {"train", "attach", "calibrate", "evaluate", "plan", "summarize", "analyze"},
