@@ -5,11 +5,11 @@ from pathlib import Path
 
 from eectl.distributed import join, leave
 from eectl.errors import EectlError, lookup
+from eectl.exit_times import BENCH, CostTable, parse_cost, read_times
 from eectl.files import check_outputs
 from eectl.results import Policies, parse_budgets, write_policies
 from eectl.session import open_session, score_split
 from eectl.thresholds import SEARCHES, calibrate, check_request
-from eectl.timings import BENCH, CostTable, parse_cost, read_times
 
 
 def calibrate_checkpoint(

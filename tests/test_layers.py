@@ -12,7 +12,7 @@ LAYERS = [  # from the bottom; a module may import from its own layer (verbs exc
     {"errors", "seeds", "text_sets"},
     {"files", "tensor_parts", "regimes", "weighting", "recipe", "published", "printing"},
     {"models", "distributed", "optim", "losses", "stopwatch"},
-    {"exiting", "sweep", "per_exit", "results", "bench_file", "timings", "settings", "compare"},
+    {"exiting", "sweep", "per_exit", "results", "bench_file", "exit_times", "settings", "compare"},
     {"data", "costs", "l2w", "dominance", "stage_times"},
     {"scored", "predict", "feature_cache", "checkpoint", "run_folder", "report", "tables", "display", "routing", "speed_tables"},
     {"network", "session", "loop", "steps", "phase_state", "thresholds", "scoring", "describe", "analyses", "plots", "speed"},

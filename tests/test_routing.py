@@ -293,7 +293,7 @@ def test_gaps_are_closed_in_place():
         closed = hidden.close_gaps(gaps, order)
         pairs = [
             (closed.mask, expected.mask),
-            *zip(*((e.x,) if isinstance(x, torch.Tensor) else e.x for e in (closed, expected))),
+            *zip(*((e.x,) if isinstance(x, torch.Tensor) else e.x for e in (closed, expected)), strict=True),
         ]
         assert all(torch.equal(one, other) for one, other in pairs)
         assert torch.equal(hidden.mask, mask)

@@ -11,6 +11,7 @@ from toy_exits import toy_predictions
 
 from eectl.compare import compare
 from eectl.errors import EectlError
+from eectl.exit_times import CostRequest, parse_cost, read_times
 from eectl.plots import plot_comparison, plot_curve
 from eectl.published import published_tables
 from eectl.report import cost_text, show_calibration, show_evaluation
@@ -23,7 +24,6 @@ from eectl.results import (
 from eectl.scoring import evaluate
 from eectl.tables import as_json, notes, title
 from eectl.thresholds import calibrate
-from eectl.timings import CostRequest, parse_cost, read_times
 
 MEASURED = [
     {"batch_size": 1, "plain_seconds": 2e-3, "prefix_seconds": [5e-4, 1.25e-3, 2.1e-3], "repeats": 7},
