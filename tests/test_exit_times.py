@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from made_runs import made
-from toy_exits import toy_predictions
+from toy_exits import toy_scored
 
 from eectl.compare import compare
 from eectl.errors import EectlError
@@ -114,10 +114,10 @@ def chain(search="shared"):
     """A policy and an evaluation whose costs are times."""
     costs = {"exit_costs": (40_000, 40_000, 130_000), "plain_cost": 120_000}
     policies = calibrate(
-        toy_predictions(seed=1, split="calibration"), budgets=(40.0, 75.0, 100.0), search=search, cost="latency", measured=WHERE,
+        toy_scored(seed=1, split="calibration"), budgets=(40.0, 75.0, 100.0), search=search, cost="latency", measured=WHERE,
         **costs,
     )  # fmt: skip
-    return policies, evaluate(toy_predictions(seed=2), policies, **costs)
+    return policies, evaluate(toy_scored(seed=2), policies, **costs)
 
 
 def test_files_keep_the_unit_and_old_ones_have_macs(tmp_path):

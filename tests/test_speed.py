@@ -9,7 +9,7 @@ from eectl.exiting import CRITERIA, NEVER, Policy, choose
 from eectl.speed import break_even, measure_speed
 from eectl.speed_tables import bench_notes, show_bench
 from eectl.stage_times import StageTimes, learn_times
-from eectl.timings import Bench, EarlyExit, Latency, Run, Speed
+from eectl.bench_file import Bench, EarlyExit, Latency, Run, Speed
 
 
 def test_stage_times_are_read_between_and_beyond():
