@@ -131,25 +131,31 @@ class Router:
     def stream(self, batches: Iterable[Tensor], *, batch_size: int) -> Iterator[Answers]:
         """Answers as they come, for the rows of `batches` numbered from 0: segments after the first see full batches.
 
-        Survivors are queued per exit, and a segment runs once `batch_size` of them are there, the deepest that can first; what
-        is left when the batches end runs from the first exit on, each time with what waits at the next.
+        Survivors wait in a queue per exit until `batch_size` of them are there; what is left when the batches end runs from the
+        first exit on, each time with what waits at the next. With `times`, rows wait only where the segment takes enough longer
+        without others beside them.
         """
         last = self._model.num_exits
         queues = [_Queue() for _ in range(last + 1)]  # the first two stay empty
 
         def run(party: _Party, number: int) -> Iterator[Answers]:
             yield from self._step(party, number)
-            if party.num_waiting:
-                if party.num_gone:
-                    party.regroup()
+            if not party.num_waiting:
+                return
+            if party.num_gone:
+                party.regroup()
+            if self._queueing_pays(number, len(party.rows), batch_size):
                 queues[number + 1].put(party)
+            else:
+                yield from run(party, number + 1)
 
         start = 0
         for inputs in batches:
             yield from run(_Party.of(inputs, start), 1)
             start += len(inputs)
-            while full := [number for number in range(2, last + 1) if queues[number].size >= batch_size]:
-                yield from run(queues[full[-1]].get(batch_size), full[-1])
+            for number in range(2, last + 1):
+                while queues[number].size >= batch_size:
+                    yield from run(queues[number].get(batch_size), number)
         for number in range(2, last + 1):
             while queues[number].size:
                 yield from run(queues[number].get(batch_size), number)
@@ -202,6 +208,12 @@ class Router:
         saved = self._times.saved(number + 1, rows=len(party.rows), staying=party.num_waiting)
         party.wasted += saved
         return party.wasted > self._times.regroup(number, moved=min(party.num_gone, party.num_waiting))
+
+    def _queueing_pays(self, number: int, rows: int, batch_size: int) -> bool:
+        """Whether survivors of exit `number` gain more from a full batch than it takes to copy them into one."""
+        if self._times is None or rows >= batch_size:
+            return True  # a batch that is full is not copied
+        return self._times.crowd(number + 1, rows=rows, among=batch_size) > self._times.regroup(number, moved=rows)
 
 
 class _Queue:

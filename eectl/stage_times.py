@@ -35,6 +35,11 @@ class StageTimes:
         table = self.segments[number - 1]
         return _read(table, rows) - _read(table, staying)
 
+    def crowd(self, number: int, *, rows: int, among: int) -> float:
+        """What segment `number` (from 1) takes less for `rows` rows that run in a batch of `among`, being their share of it."""
+        table = self.segments[number - 1]
+        return _read(table, rows) - _read(table, among) * rows / among
+
     def regroup(self, number: int, *, moved: int) -> float:
         """What it takes to drop rows after exit `number` (from 1) where `moved` others take their places."""
         return _read(self.regroups[number - 1], moved)

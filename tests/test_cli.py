@@ -171,7 +171,7 @@ def test_version_and_recipes():
     assert eectl("recipes", "digits")[0] == (Path(__file__).parents[1] / "recipes" / "digits.yaml").read_text()
 
 
-CHECKPOINT_VERBS = [("evaluate",), ("calibrate-thresholds", "-o", "never.json"), ("flops",), ("info",),
+CHECKPOINT_VERBS = [("evaluate",), ("bench",), ("calibrate-thresholds", "-o", "never.json"), ("flops",), ("info",),
                     ("attach-heads", "--after", "1", "-o", "never.safetensors")]  # fmt: skip
 
 

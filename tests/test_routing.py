@@ -201,7 +201,7 @@ def test_refilled_segments_see_full_batches():
 
 @torch.inference_mode()
 def test_answers_come_while_batches_do():
-    """A queue never holds more than one batch after the router asked for the next, and the deepest one is run first."""
+    """When the router asks for the next batch, no queue holds a full one."""
     model = toy_model(after=(0, 1))
     inputs = torch.randn(64, WIDTH)
     policy, _ = halves(model, inputs)
@@ -218,6 +218,21 @@ def test_answers_come_while_batches_do():
         answered += len(each.rows)
     assert answered == 64
     assert max(behind) <= 2 * 7  # two queues, neither full
+
+
+@pytest.mark.parametrize(("seconds", "queued"), [(0.0, False), (19.0, True), (21.0, False)])
+@torch.inference_mode()
+def test_rows_queue_only_where_company_pays(seconds, queued):
+    """Segments that take 40 s however many rows there are: 4 of 8 rows gain 20 s from a full batch. Else (0) a second a row."""
+    model = toy_model(after=(0, 1))
+    inputs = torch.randn(64, WIDTH)
+    policy = Policy("margin", (NEVER, NEVER))
+    size, flat = 4, StageTimes(((40.0,) * 9,) * 3, ((seconds,) * 9,) * 2)
+    stages = flat if seconds else StageTimes((PER_ROW,) * 3, (FREE,) * 2)
+    model.backbone.runs.clear()
+    answers = list(Router(model, policy, times=stages).stream(inputs.split(size), batch_size=8))
+    assert in_order(answers)[1].tolist() == [2] * 64
+    assert {rows for block, rows in model.backbone.runs if block} == ({8} if queued else {4})
 
 
 @pytest.mark.parametrize("regroup", [0.0, 3.0, 5.0, 7.5, 12.0, 40.0])
@@ -291,16 +306,11 @@ def test_gaps_are_closed_in_place():
         hidden = Hidden(x, mask.clone())
         expected = hidden.take(order)
         closed = hidden.close_gaps(gaps, order)
-        pairs = [
-            (closed.mask, expected.mask),
-            *zip(*((e.x,) if isinstance(x, torch.Tensor) else e.x for e in (closed, expected)), strict=True),
-        ]
-        assert all(torch.equal(one, other) for one, other in pairs)
-        assert torch.equal(hidden.mask, mask)
-        first = closed.x if isinstance(x, torch.Tensor) else closed.x[0]
-        assert first.data_ptr() == (x if isinstance(x, torch.Tensor) else x[0]).data_ptr()
-        if first.dim() == 4 and not x.is_contiguous():
-            assert first.is_contiguous(memory_format=torch.channels_last)
+        flat = [(each.x,) if isinstance(x, torch.Tensor) else each.x for each in (closed, expected, hidden)]
+        for one, other, whole in zip(*flat, strict=True):
+            assert torch.equal(one, other) and one.data_ptr() == whole.data_ptr()
+            assert one.is_contiguous() == whole.is_contiguous()
+        assert torch.equal(closed.mask, expected.mask) and torch.equal(hidden.mask, mask)
 
 
 class Lazy(CountingBackbone):

@@ -17,6 +17,8 @@ def test_stage_times_are_read_between_and_beyond():
     assert times.saved(1, rows=2, staying=1) == 2.0
     assert times.saved(2, rows=2, staying=1) == 0.0
     assert times.regroup(1, moved=2) == 0.75
+    assert times.crowd(1, rows=1, among=2) == 1.0 - 1.5
+    assert times.crowd(2, rows=1, among=2) == 1.0
     assert times.saved(1, rows=6, staying=2) == 3.0 * 6 / 2 - 3.0
 
 

@@ -102,9 +102,8 @@ def main():
         for speed in measure(name, sizes, seconds=options.seconds, rows=options.rows, device=device):
             results.setdefault(name, []).append(asdict(speed))
             for kind, run in [("plain", speed.plain), ("full", speed.full), *((None, each) for each in speed.early_exit)]:
-                head = (
-                    f"{name:14} {speed.batch_size:5}  {kind or ('refill' if run.refill else 'exit'):6} {run.rows_per_second:8.1f}"
-                )
+                what = kind or ("refill" if run.refill else "exit")
+                head = f"{name:14} {speed.batch_size:5}  {what:6} {run.rows_per_second:8.1f}"
                 ratios = f"{speed.plain_seconds / run.seconds:8.2f}"
                 ratios += " " * 28 if kind else f"{run.of_reachable:14.2f}{run.of_mac_ideal:14.2f}"
                 print(f"{head} {ratios} {run.latency_ms.p50:8.1f} {run.latency_ms.p99:8.1f}", file=out, flush=True)
