@@ -1,0 +1,160 @@
+"""How fast is the search for thresholds? All distinct thresholds and all budgets, beside the authors' sweep of 100.
+
+From a predictions file of 50,000 rows × 12 exits × 1,000 classes with made-up logits. The grid is our own plain version of the
+authors' arithmetic (and theirs with --peer), timed on a few thresholds: seconds = fixed + thresholds · slope, at 100.
+"""
+
+import json
+import struct
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import begin, interleave, options, ratio, report, summary
+from torch import Tensor
+
+from eectl.exiting import find_criterion
+from eectl.predict import load_predictions
+from eectl.sweep import outcomes, pick, sweep
+
+BUDGETS = (25.0, 50.0, 75.0, 100.0)
+TASK = "classification"
+
+
+def write_made_up(path: Path, *, rows: int, exits: int, classes: int) -> None:
+    """A predictions file whose later exits are surer and more often right, written exit by exit."""
+    generator = np.random.default_rng(0)
+    labels, ease = generator.integers(classes, size=rows), generator.normal(size=(rows, 1)).astype(np.float32)
+    about = {"kind": "predictions", "schema": 1, "split": "calibration", "fingerprint": "0", "checkpoint": "0", "task": TASK}
+    size = 4 * exits * rows * classes
+    tensors = {"logits": {"dtype": "F32", "shape": [exits, rows, classes], "data_offsets": [0, size]}}
+    tensors["labels"] = {"dtype": "I64", "shape": [rows], "data_offsets": [size, size + 8 * rows]}
+    header = json.dumps({"__metadata__": {"format": "pt", "eectl": json.dumps(about)}, **tensors}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for number in range(exits):
+            for start in range(0, rows, 5000):
+                part = slice(start, min(start + 5000, rows))
+                logits = generator.standard_normal((part.stop - start, classes), dtype=np.float32)
+                strength = 3 + 5 * number / exits + 2 * ease[part]
+                logits[np.arange(len(logits)), labels[part]] += strength[:, 0]
+                file.write((logits * (1 + number / exits)).tobytes())
+        file.write(labels.astype("<i8").tobytes())
+
+
+def read_bytes(path: Path) -> None:
+    """What reading alone takes."""
+    buffer = bytearray(2**24)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def read_and_reduce(path: Path) -> tuple[Tensor, Tensor]:
+    """The predictions file as scores and outcomes [exit, row]: what every search starts from."""
+    predictions = load_predictions(path)
+    rule = find_criterion(None, task=TASK, num_exits=len(predictions.logits))
+    return rule.scores(predictions.logits), outcomes(predictions.logits, predictions.labels, task=TASK)
+
+
+def grid(probabilities: Sequence[Tensor], labels: Tensor, thresholds: Sequence[float], costs: Sequence[int]) -> list:
+    """The authors' arithmetic in our words: for each threshold walk the exits, collect outputs, count hits and costs."""
+    found = []
+    for threshold in thresholds:
+        exit_at = torch.full_like(labels, len(probabilities) - 1)
+        outputs = probabilities[-1].clone()
+        waiting = torch.ones_like(labels, dtype=torch.bool)
+        for number, each in enumerate(probabilities[:-1]):
+            leaves = (each.max(dim=1).values > threshold) & waiting
+            exit_at[leaves], outputs[leaves] = number, each[leaves]
+            waiting &= ~leaves
+        hits = int((outputs.argmax(dim=1) == labels).sum())
+        left = exit_at.bincount(minlength=len(costs)).tolist()
+        found.append((hits, sum(count * cost for count, cost in zip(left, costs, strict=True))))
+    return found
+
+
+def authors(checkout: str, logits: Tensor, labels: Tensor, num_thresholds: int, costs: Sequence[int]) -> None:
+    """Theirs as it is."""
+    from peer import import_peer
+
+    class Cost(int):
+        total = int.__int__
+
+    evaluate = import_peer(checkout, "eval").evaluate_earlyexiting_classification
+    evaluate(torch.nn.Identity(), list(logits), labels, [Cost(cost) for cost in costs], num_thresholds)
+
+
+def at_100(run, few: int) -> float:
+    """Seconds at 100 thresholds, from 1 and 1 + `few` of them."""
+    started = time.perf_counter()
+    run(1)
+    middle = time.perf_counter()
+    run(1 + few)
+    one, more = middle - started, time.perf_counter() - middle
+    return one + 99 * max(more - one, 0.0) / few
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    chosen = options(
+        __doc__.splitlines()[0], arguments, repeats=3,
+        peer={"help": "a checkout of kamadforge/early-exit-benchmark"},
+        rows={"type": int, "default": 50_000}, classes={"type": int, "default": 1_000}, exits={"type": int, "default": 12},
+        few={"type": int, "default": 4, "help": "thresholds that give the grid's slope (default 4)"},
+    )  # fmt: skip
+    begin(chosen)
+    rows, exits, classes = (500, 4, 20) if chosen.quick else (chosen.rows, chosen.exits, chosen.classes)
+    costs = [10_000 * (number + 1) for number in range(exits)]
+    plain = costs[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions.safetensors"
+        write_made_up(path, rows=rows, exits=exits, classes=classes)
+        scores, outcome = read_and_reduce(path)
+
+        def search() -> None:
+            pick(sweep(scores, outcome, costs, task=TASK), BUDGETS, plain)
+
+        functions = {"read the bytes": lambda: read_bytes(path), "read and reduce": lambda: read_and_reduce(path) and None}
+        functions["sweep and all budgets"] = search
+        if find_spec("eectl.per_exit"):
+            from eectl.per_exit import pick_per_exit
+
+            functions["per-exit thresholds"] = lambda: pick_per_exit(scores, outcome, costs, BUDGETS, plain, task=TASK) and None
+        predictions = load_predictions(path)
+        logits, labels = predictions.logits, predictions.labels
+
+        def ours(count: int) -> None:
+            grid([each.softmax(dim=1) for each in logits], labels, torch.linspace(0, 1, count).tolist(), costs)
+
+        functions["grid of 100"] = lambda: at_100(ours, chosen.few)
+        if chosen.peer:
+            functions["authors' 100"] = lambda: at_100(
+                lambda count: authors(chosen.peer, logits, labels, count, costs), chosen.few
+            )
+        samples = interleave(functions, repeats=chosen.repeats)
+        points = sweep(scores, outcome, costs, task=TASK)
+        shared = torch.linspace(0, 1, 100)[5::19].tolist()
+        expected = grid([each.softmax(dim=1) for each in logits], labels, shared, costs)
+        found = [(int(points.totals[index]), int(points.costs[index])) for index in map(points.at, shared)]
+    after_reading = [
+        max(reduced - read, 0.0) + searched
+        for read, reduced, searched in zip(*(samples[key] for key in list(functions)[:3]), strict=True)
+    ]
+    results = {
+        "logits": [exits, rows, classes],
+        "distinct_thresholds": len(points),
+        "seconds": {key: summary(each) for key, each in samples.items()} | {"after reading": summary(after_reading)},
+        "times_as_fast": {key: ratio(samples[key], after_reading) for key in samples if "100" in key},
+        "thresholds_compared": len(shared),
+        "same_hits_and_costs": found == expected,
+    }
+    return report("sweep", chosen, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Networks and data for the benchmarks: what a shipped recipe says, on random images in memory, so no data set is needed.
+
+The training loop is eectl's own; an epoch of it is timed from outside, through the display that it reports to.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eectl.data import Augmenter, DataInfo, Dataset, Split, data_info
+from eectl.data.images import MemoryImages
+from eectl.display import Display
+from eectl.distributed import World
+from eectl.loop import run_phase
+from eectl.losses import TASKS
+from eectl.models.multi_exit import MultiExitModel
+from eectl.network import first_network, planned_phases, resolve, with_exits
+from eectl.phase_state import Job, Place
+from eectl.recipe import Recipe, read_recipe
+from eectl.run_folder import RunFolder
+
+# For --quick alone.
+TOY = {
+    "vit": [f"backbone.args.{change}" for change in ("depth=2", "dim=32", "mlp_dim=32", "heads=2")],
+    "resnet20": ["data.image_size=8"],
+    "resnet50": ["data.image_size=8"],
+}
+
+
+def recipe_for(name: str, *changes: str, quick: bool) -> Recipe:
+    """A shipped recipe, joint training for one epoch without a warm-up; at toy size where `quick`."""
+    recipe = read_recipe(name)
+    toy = [*TOY[recipe.backbone.name], "batch_size=8", "exits.after=[0, 1]"] if quick else []
+    return read_recipe(name, changes=["regime=joint", "epochs=1", "schedule.warmup=0", *toy, *changes])
+
+
+def images(info: DataInfo, rows: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (rows, *info.input_shape), dtype=torch.uint8, generator=generator)
+
+
+def dataset(recipe: Recipe, sizes: Mapping[str, int], device: torch.device) -> Dataset:
+    """Random images of the recipe's shape and random classes, on the device; `sizes` are rows by split."""
+    info = data_info(recipe.data)
+    splits = {}
+    for name, rows in sizes.items():
+        targets = torch.arange(rows) % len(info.classes)
+        inputs = MemoryImages(images(info, rows).to(device))
+        splits[name] = Split(name, inputs, targets, np.arange(rows, dtype=np.uint64), device=device)
+    return Dataset(info, splits, augment=recipe.data.augment)
+
+
+def network(recipe: Recipe, info: DataInfo) -> tuple[MultiExitModel, Recipe]:
+    """The recipe's network with its exits, freshly drawn, and the recipe with what it left open resolved."""
+    plain = first_network(recipe, info)
+    resolved = resolve(recipe, plain)
+    return with_exits(plain, resolved.exits, seed=recipe.seed).model, resolved
+
+
+class Clock(Display):
+    """A quiet display that times each epoch: from the start of the phase to the moment its row is logged, saving left out."""
+
+    def __init__(self, after_step: Callable[[int], None] = lambda done: None) -> None:
+        super().__init__(quiet=True)
+        self.epochs: list[float] = []
+        self._steps = 0
+        self._after_step = after_step
+
+    def start_phase(self, number: int, title: str, *, epochs: int, steps: int, done: int) -> None:
+        self._steps, self._started = 0, time.perf_counter()
+
+    def step(self) -> None:
+        self._steps += 1
+        self._after_step(self._steps)
+
+    def epoch(self, row: Mapping[str, Any], *, since_improvement: int) -> None:
+        self.epochs.append(time.perf_counter() - self._started)
+
+
+def train_epoch(model: MultiExitModel, recipe: Recipe, data: Dataset, device: torch.device, clock: Clock) -> float:
+    """One epoch of eectl's own loop over the train split and its validation; its seconds."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = RunFolder(Path(name))
+        folder.saved_at = time.monotonic() + 1e9  # a run saves its state in a small share of its time; not in this epoch
+        augmenter = Augmenter(data.info, data.augment, len(data.info.classes))
+        job = Job(recipe, World(0, 1, device), folder, data, augmenter, clock, TASKS[data.info.task])
+        (phase,) = planned_phases(recipe)
+        run_phase(job, model, phase, place=Place({}, "none", lambda: Path(name)))
+    return clock.epochs[-1]

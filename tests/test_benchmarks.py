@@ -1,0 +1,70 @@
+"""The benchmarks run at toy size and say what they measured; their stop-watch and scales are checked. Nothing here is timed."""
+
+import importlib
+import json
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "benchmarks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a benchmark as it is when it is run: its folder comes first, and its neighbours' plain names stay its own."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = dict(sys.modules)
+    yield importlib.import_module
+    for name in NAMES:
+        sys.modules.pop(name, None)
+        if name in before:
+            sys.modules[name] = before[name]
+
+
+def test_turns_are_interleaved_after_a_warm_up_of_each(load):
+    measuring, calls = load("measuring"), []
+    functions = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b") or 0.25}
+    samples = measuring.interleave(functions, repeats=2, wait=lambda: calls.append("|"))
+    assert "".join(calls).replace("|a|", "a").replace("|b|", "b") == "ababab"
+    assert len(samples["a"]) == 2 and samples["b"] == [0.25, 0.25]
+    assert measuring.summary([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "n": 3}
+    assert measuring.ratio([2.0, 30.0, 8.0], [1.0, 3.0, 2.0]) == 4.0
+
+
+def test_a_childs_peak_memory_is_its_own(load):
+    measuring = load("measuring")
+    small = measuring.run_child(measuring.CHILD, [])
+    large = measuring.run_child(measuring.CHILD + "x = b'1' * 300_000_000\ndel x", [])
+    assert 290e6 < large["peak_bytes"] - small["peak_bytes"] < 310e6
+    assert "argparse" not in small["modules"] and "json" in small["modules"] and "torch" not in small["modules"]
+
+
+def test_the_sweep_agrees_with_the_grid(load, tmp_path, capsys):
+    found = load("sweep").main(["--quick", "--json", "--out", str(tmp_path / "sweep.json")])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "sweep.json").read_text()) == found
+    assert (found["benchmark"], found["schema"], found["settings"]["quick"]) == ("sweep", 1, True)
+    results = found["results"]
+    assert results["same_hits_and_costs"] and results["thresholds_compared"] == 5 and results["distinct_thresholds"] > 500
+    assert {"read and reduce", "sweep and all budgets", "grid of 100", "after reading"} <= set(results["seconds"])
+
+
+def test_training_says_what_it_measured_and_nothing_of_where(load, capsys):
+    found = load("training").main(["--quick", "--recipes", "fashion-mnist-vit-t"])
+    assert "share_of_floor / eectl: " in capsys.readouterr().out
+    (results,) = found["results"].values()
+    assert results["exits"] == 3 and results["rows"] == 16
+    assert set(results["share_of_floor"]) == {"eectl", "eectl, bf16", "clean float32 loop of all exits"}
+    assert all(value > 0 for value in results["images_per_second"].values())
+    machine = found["machine"]
+    assert {"cpu", "cores", "ram_gb", "versions", "eectl", "threads", "gpu"} <= set(machine)
+    assert "torch" in machine["versions"]
+    text = json.dumps(found)
+    assert platform.node() not in text and str(Path.home()) not in text and str(FOLDER.parents[1]) not in text
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("measuring", "synthetic", "peer")])
+def test_every_script_stands_in_the_readme(name):
+    assert f"`{name}.py`" in (FOLDER / "README.md").read_text() or f"/{name}.py" in (FOLDER / "README.md").read_text()
