@@ -5,11 +5,11 @@ import torch
 from toy_exits import WIDTH, CascadeHead, toy_model
 
 from eectl import stage_times
+from eectl.bench_file import Bench, EarlyExit, Latency, Run, Speed
 from eectl.exiting import CRITERIA, NEVER, Policy, choose
 from eectl.speed import break_even, measure_speed
 from eectl.speed_tables import bench_notes, show_bench
 from eectl.stage_times import StageTimes, learn_times
-from eectl.bench_file import Bench, EarlyExit, Latency, Run, Speed
 
 
 def test_stage_times_are_read_between_and_beyond():
