@@ -82,9 +82,9 @@ class _Party:
     def split(self, count: int) -> "tuple[_Party, _Party]":
         """The first `count` rows and the rest, as views."""
         assert self.gone is None and isinstance(self.hidden, Hidden)
-        hidden = self.hidden.split(count)
+        hidden, rows = self.hidden.split(count), (self.rows[:count], self.rows[count:])
         earlier = [_split(each, count) for each in self.earlier]
-        first, rest = (_Party(hidden[i], self.rows.tensor_split([count])[i], [pair[i] for pair in earlier]) for i in (0, 1))
+        first, rest = (_Party(hidden[i], rows[i], [pair[i] for pair in earlier], memory=self.memory) for i in (0, 1))
         return first, rest
 
     @staticmethod

@@ -6,7 +6,7 @@ from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_exits import WIDTH, CascadeHead, CountingBackbone, PlainHead, toy_model
 
-from eectl.exiting import ALWAYS, CRITERIA, NEVER, Policy, choose, criterion_named
+from eectl.exiting import ALWAYS, CRITERIA, NEVER, Policy, Rule, choose, criterion_named
 from eectl.models import attach_ensembles, attach_exits
 from eectl.models.backbone import Hidden
 from eectl.models.heads import ExitOutput
@@ -235,25 +235,41 @@ def test_rows_queue_only_where_company_pays(seconds, queued):
     assert {rows for block, rows in model.backbone.runs if block} == ({8} if queued else {4})
 
 
-@pytest.mark.parametrize("regroup", [0.0, 3.0, 5.0, 7.5, 12.0, 40.0])
+@pytest.mark.parametrize("regroup", [0.0, 3.9, 4.0, 9.0, 14.0, 40.0])
 @torch.inference_mode()
 def test_waits_until_carrying_costs_more_than_regrouping(regroup):
-    """The rule by hand, at a second per row and segment: what was carried so far and would be next, against one regrouping."""
+    """The rule by hand: what was carried so far and would be next, against one regrouping. Segment k takes k/2 seconds a row."""
     model = toy_model(after=(0, 1))
     inputs = torch.randn(16, WIDTH)
     policy, left = halves(model, inputs, share=0.25)
     here, waiting, wasted, expected = 16, 16, 0.0, [16]
-    for number in (0, 1):
-        waiting -= left[number]
-        wasted += here - waiting
+    for number in (1, 2):
+        waiting -= left[number - 1]
+        wasted += (here - waiting) * (number + 1) / 2
         if wasted > regroup:
             here, wasted = waiting, 0.0
         expected.append(here)
     model.backbone.runs.clear()
-    router = Router(model, policy, times=times((regroup,) * 99, (regroup,) * 99))
-    router(inputs)
+    segments = tuple(tuple(number * rows / 2 for rows in range(99)) for number in (1, 2, 3))
+    Router(model, policy, times=StageTimes(segments, ((regroup,) * 99,) * 2))(inputs)
     assert [rows for _, rows in model.backbone.runs] == expected
-    assert all(left) and left[0] == 4
+    assert left[0] == 4 and all(left)
+
+
+@torch.inference_mode()
+def test_who_waited_longest_goes_first():
+    model = toy_model()
+    answers = Router(model, Policy("margin", (NEVER, NEVER))).stream(torch.randn(32, WIDTH).split(6), batch_size=4)
+    assert torch.cat([each.rows for each in answers]).tolist() == list(range(32))
+
+
+def test_a_threshold_is_a_float32_to_a_row_alone_too():
+    """float32(0.7) is less than 0.7: a change of just that much is not below δ = 0.7 for `choose`, nor here."""
+    now, before = torch.tensor([[0.7]]), [torch.tensor([[0.0]])]
+    rule = Rule(Policy("difference", (-0.7, -0.7)))
+    scores = CRITERIA["difference"].scores(torch.stack([*before, now, now]))
+    assert choose(scores, (-0.7, -0.7)).tolist() == [2]
+    assert rule.fires(2, now, before).tolist() == [rule.fires_alone(2, now, before)] == [False]
 
 
 @torch.inference_mode()
