@@ -6,6 +6,7 @@ Nothing here is written for a network or a library: `tracing` watches the operat
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,8 @@ class Specification:
 
 def find_permutations(model: MultiExitModel, inputs: Tensor) -> Specification:
     """The groups of units of a network in evaluation mode, from one row of inputs [1, …] that goes to every exit."""
+    model = deepcopy(model).to(memory_format=torch.contiguous_format)  # channels last, some operations set strides by hand
+    inputs = inputs.contiguous()
     tensors = model.state_dict(keep_vars=True)
     with torch.no_grad(), plain_attention():
         tracer = Tracer(tensors, RULES)

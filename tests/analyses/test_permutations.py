@@ -41,6 +41,13 @@ def test_resnet20_has_three_streams_and_nine_inner_widths():
     assert sorted(find_permutations(model, rows[:1]).sizes) == sorted([16, 32, 64] + 3 * [16, 32, 64])
 
 
+def test_the_layout_in_memory_changes_nothing():
+    model, rows = small("cifar")
+    plain = find_permutations(model, rows[:1])
+    model.to(memory_format=torch.channels_last)
+    assert find_permutations(model, rows[:1].contiguous(memory_format=torch.channels_last)) == plain and not plain.unknown
+
+
 def test_bert_has_a_stream_a_pooler_and_four_groups_a_layer():
     """Heads, query and key dimensions, value dimensions and MLP units in each of three layers."""
     model, rows = small("bert")
