@@ -123,9 +123,13 @@ def _measure(
     measured = []
     for size in sizes:
         say(f"measuring at batch size {size}")
-        batches = _on_device(session, rows, size)
-        shares = session.costs.shares
-        measured.append(measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds))
+        try:
+            batches = _on_device(session, rows, size)
+            shares = session.costs.shares
+            measured.append(measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds))
+        except torch.OutOfMemoryError as error:
+            device = session.world.device
+            raise EectlError(f"out of memory on {device} at batch size {size}; give smaller ones in --batch-size") from error
     return Bench(
         checkpoint=session.checkpoint.digest,
         device=device_name(session.world.device),

@@ -211,8 +211,8 @@ class Router:
 
     def _queueing_pays(self, number: int, rows: int, batch_size: int) -> bool:
         """Whether survivors of exit `number` gain more from a full batch than it takes to copy them into one."""
-        if self._times is None or rows >= batch_size:
-            return True  # a batch that is full is not copied
+        if self._times is None:
+            return True
         return self._times.crowd(number + 1, rows=rows, among=batch_size) > self._times.regroup(number, moved=rows)
 
 

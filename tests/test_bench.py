@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl import cli, models
 from eectl.attach import attach_heads
-from eectl.bench import parse_batch_sizes
+from eectl.bench import _choose_rows, parse_batch_sizes
 from eectl.calibrate import calibrate_checkpoint
 from eectl.checkpoint import load_checkpoint, save_checkpoint
 from eectl.errors import EectlError
@@ -97,7 +98,7 @@ def test_mistakes_are_one_line(refuse, work, tmp_path):
     cases = {
         (plain,): "has no attached exits, so there is no threshold to choose; run eectl attach-heads first",
         (path, "--batch-size", "1,x"): "--batch-size 1,x: 'x' is not a batch size; give whole numbers from 1",
-        (path, "--batch-size", "512"): "--batch-size 512: a batch needs as many rows, and the test split has 359",
+        (path, "--batch-size", "1,512"): "--batch-size 512: a batch needs as many rows, and the test split has 359",
         (path, "--batch-size", "64", "--rows", "32"): "and --rows gives 32; give smaller sizes or more rows",
         (path, "--policy", policy, "--budgets", "30"): "policy.json has no thresholds for 30%",
         (path, "--policy", policy, "--criterion", "margin"): "leave out --criterion",
@@ -112,6 +113,28 @@ def test_mistakes_are_one_line(refuse, work, tmp_path):
         assert words in line and line.count("\n") == 1, line
     assert Path(tmp_path / "there.json").read_text() == "mine"
     refuse(path, "--rows", "0", code=2)
+
+
+class Texts:
+    """As much of a test split as choosing rows reads."""
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+
+    def __len__(self):
+        return 400
+
+
+def test_rows_are_drawn_by_seed_and_texts_come_by_length():
+    lengths = torch.randint(1, 30, (400,), generator=torch.Generator().manual_seed(0))
+    texts, images = (SimpleNamespace(data=SimpleNamespace(splits={"test": Texts(each)})) for each in (lengths, None))
+    drawn = {seed: _choose_rows(images, (1, 8), None, seed).tolist() for seed in (0, 1)}
+    assert [len(set(rows)) for rows in drawn.values()] == [256, 256] and drawn[0] != drawn[1]
+    by_length = _choose_rows(texts, (1, 8), None, 0)
+    assert sorted(by_length.tolist()) == sorted(drawn[0])
+    assert lengths[by_length].tolist() == sorted(lengths[by_length].tolist(), reverse=True)
+    assert len(_choose_rows(images, (1, 150), None, 0)) == 300
+    assert len(_choose_rows(images, (1, 300), None, 0)) == 400
 
 
 def test_texts_of_any_length_and_a_test_split_that_is_missing(bench, refuse, tmp_path, monkeypatch):

@@ -223,11 +223,11 @@ def test_answers_come_while_batches_do():
 @pytest.mark.parametrize(("seconds", "queued"), [(0.0, False), (19.0, True), (21.0, False)])
 @torch.inference_mode()
 def test_rows_queue_only_where_company_pays(seconds, queued):
-    """Segments that take 40 s however many rows there are: 4 of 8 rows gain 20 s from a full batch. Else (0) a second a row."""
+    """Later segments take 40 s however many rows there are: 4 of 8 rows gain 20 s from a full batch. Else (0) a second a row."""
     model = toy_model(after=(0, 1))
     inputs = torch.randn(64, WIDTH)
     policy = Policy("margin", (NEVER, NEVER))
-    size, flat = 4, StageTimes(((40.0,) * 9,) * 3, ((seconds,) * 9,) * 2)
+    size, flat = 4, StageTimes((FREE, (40.0,) * 9, (40.0,) * 9), ((seconds,) * 9,) * 2)
     stages = flat if seconds else StageTimes((PER_ROW,) * 3, (FREE,) * 2)
     model.backbone.runs.clear()
     answers = list(Router(model, policy, times=stages).stream(inputs.split(size), batch_size=8))
