@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine, a child process's time and memory, arguments, the JSON file.
+"""What the benchmarks share: interleaved timing, a child process's time and memory, arguments, the JSON file.
 
 No torch at import, so that a benchmark of start-up or memory stays small itself.
 """
@@ -6,20 +6,19 @@ No torch at import, so that a benchmark of start-up or memory stays small itself
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from machine import machine
+
 ROOT = Path(__file__).parents[2]
 SCHEMA = 1
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "typer", "numpy", "earlyon")
 Samples = dict[str, list[float]]
 
 # Runs eectl as its entry point does and writes, at exit, what only the process itself knows.
@@ -85,48 +84,6 @@ def run(line: Sequence[str], *, cwd: Path | None = None, **variables: str) -> su
     if done.returncode:
         sys.exit(f"{' '.join(line[-6:])} ended with {done.returncode}: {done.stderr[-2000:]}")
     return done
-
-
-def machine() -> dict[str, Any]:
-    """The machine and the versions, without names of hosts, people or folders. Says of torch what is true when it is called."""
-    found: dict[str, Any] = {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "ram_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES if _version(name)},
-        "eectl": _eectl_version(),
-        "load": round(os.getloadavg()[0], 2),
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        found["threads"] = torch.get_num_threads()
-        found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return found
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _eectl_version() -> str:
-    from eectl import __version__
-
-    line = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(line, capture_output=True, text=True)
-    return f"{__version__} {commit.stdout.strip()}".strip()
 
 
 def options(about: str, arguments: Sequence[str] | None, *, repeats: int, **more: dict[str, Any]) -> argparse.Namespace:

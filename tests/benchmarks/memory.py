@@ -25,6 +25,7 @@ CHAIN = {  # in order: what one writes another reads
     "analyze mutual-information": "analyze mutual-information run/model.safetensors -o a3 --device {device}",
     "analyze loss-landscape": "analyze loss-landscape run/model.safetensors -o a4 --device {device}",
 }
+KEPT = ("peak_bytes", "gpu_peak_bytes", "seconds")
 QUICK = ("train --phase 1", "attach-heads")
 # A deep, narrow network on large images, so that activations outweigh weights.
 LARGE = (
@@ -45,24 +46,23 @@ def main(arguments: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory() as name:
         for key, line in lines.items():
             done = run_child(EECTL, line.format(small=small, device=chosen.device).split(), cwd=Path(name))
-            results[key] = {each: done[each] for each in ("peak_bytes", "gpu_peak_bytes", "seconds") if each in done}
+            results[key] = {each: done[each] for each in KEPT if each in done}
         if not chosen.quick:
             results["a 12-block ViT, batch 64"] = checkpointing(chosen.device, Path(name))
     return report("memory", chosen, results)
 
 
 def checkpointing(device: str, folder: Path) -> dict:
-    """Training with and without `checkpoint_activations`, where this eectl has that key."""
+    """Training with and without `checkpoint_activations`; only without, where this eectl has no such key."""
     from eectl.recipe import Recipe
 
-    switches = ("false", "true") if "checkpoint_activations" in Recipe.model_fields else ()
+    jobs: dict[str, list[str]] = {"without": []}
+    if "checkpoint_activations" in Recipe.model_fields:
+        jobs["with checkpoint_activations"] = ["--set", "checkpoint_activations=true"]
     found = {}
-    for switch in switches:
-        words = [*LARGE.format(device=device).split(), "--set", f"checkpoint_activations={switch}", "-o", f"large-{switch}"]
-        done = run_child(EECTL, words, cwd=folder)
-        found[f"checkpoint_activations: {switch}"] = {
-            each: done[each] for each in ("peak_bytes", "gpu_peak_bytes", "seconds") if each in done
-        }
+    for name, change in jobs.items():
+        done = run_child(EECTL, [*LARGE.format(device=device).split(), *change, "-o", name.split()[0]], cwd=folder)
+        found[name] = {each: done[each] for each in KEPT if each in done}
     return found
 
 

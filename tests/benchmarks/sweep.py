@@ -4,17 +4,15 @@ From a predictions file of 50,000 rows × 12 exits × 1,000 classes with made-up
 authors' arithmetic (and theirs with --peer), timed on a few thresholds: seconds = fixed + thresholds · slope, at 100.
 """
 
-import json
-import struct
 import tempfile
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from measuring import begin, interleave, options, ratio, report, summary
+from synthetic import map_predictions, write_predictions
 from torch import Tensor
 
 from eectl.exiting import find_criterion
@@ -23,28 +21,6 @@ from eectl.sweep import outcomes, pick, sweep
 
 BUDGETS = (25.0, 50.0, 75.0, 100.0)
 TASK = "classification"
-
-
-def write_made_up(path: Path, *, rows: int, exits: int, classes: int) -> None:
-    """A predictions file whose later exits are surer and more often right, written exit by exit."""
-    generator = np.random.default_rng(0)
-    labels, ease = generator.integers(classes, size=rows), generator.normal(size=(rows, 1)).astype(np.float32)
-    about = {"kind": "predictions", "schema": 1, "split": "calibration", "fingerprint": "0", "checkpoint": "0", "task": TASK}
-    size = 4 * exits * rows * classes
-    tensors = {"logits": {"dtype": "F32", "shape": [exits, rows, classes], "data_offsets": [0, size]}}
-    tensors["labels"] = {"dtype": "I64", "shape": [rows], "data_offsets": [size, size + 8 * rows]}
-    header = json.dumps({"__metadata__": {"format": "pt", "eectl": json.dumps(about)}, **tensors}).encode()
-    header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for number in range(exits):
-            for start in range(0, rows, 5000):
-                part = slice(start, min(start + 5000, rows))
-                logits = generator.standard_normal((part.stop - start, classes), dtype=np.float32)
-                strength = 3 + 5 * number / exits + 2 * ease[part]
-                logits[np.arange(len(logits)), labels[part]] += strength[:, 0]
-                file.write((logits * (1 + number / exits)).tobytes())
-        file.write(labels.astype("<i8").tobytes())
 
 
 def read_bytes(path: Path) -> None:
@@ -113,7 +89,7 @@ def main(arguments: list[str] | None = None) -> dict:
     plain = costs[-1]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.safetensors"
-        write_made_up(path, rows=rows, exits=exits, classes=classes)
+        write_predictions(path, rows=rows, exits=exits, classes=classes)
         scores, outcome = read_and_reduce(path)
 
         def search() -> None:
@@ -125,8 +101,7 @@ def main(arguments: list[str] | None = None) -> dict:
             from eectl.per_exit import pick_per_exit
 
             functions["per-exit thresholds"] = lambda: pick_per_exit(scores, outcome, costs, BUDGETS, plain, task=TASK) and None
-        predictions = load_predictions(path)
-        logits, labels = predictions.logits, predictions.labels
+        logits, labels = map_predictions(path, exits, rows, classes)
 
         def ours(count: int) -> None:
             grid([each.softmax(dim=1) for each in logits], labels, torch.linspace(0, 1, count).tolist(), costs)
