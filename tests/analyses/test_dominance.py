@@ -64,8 +64,9 @@ def test_a_finished_network_by_separate_passes(runs, tmp_path, train_mode):
     path = runs / "joint" / "model.safetensors"
     found = answer([path], tmp_path, samples=10_000, batch_size=10_000, train_mode=train_mode)["values"]["networks"][0]
     cosine, prefix, norms = by_hand(path, train_mode=train_mode)
-    assert found["cosine"]["mean"] == pytest.approx(cosine, abs=1e-4)
-    assert found["prefix_cosine"]["mean"] == pytest.approx(prefix, abs=1e-4)
+    within = 5e-4 if train_mode else 1e-4  # BatchNorm over few cells: float32 alone moves a cosine by 2e-4 between two layouts
+    assert found["cosine"]["mean"] == pytest.approx(cosine, abs=within)
+    assert found["prefix_cosine"]["mean"] == pytest.approx(prefix, abs=within)
     assert found["norms"] == [pytest.approx(row, rel=1e-3) for row in norms]
     assert found["weights"] == pytest.approx([1 / 6, 2 / 6, 3 / 6])
     gram = torch.tensor(found["gram"]).sum(dim=0)

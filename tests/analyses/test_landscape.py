@@ -71,8 +71,9 @@ def plain_losses(path, rows):
     data = load_data(checkpoint.about.data_spec, device=torch.device("cpu"))
     split = data.splits["train"]
     images = (split.rows(rows).float() / 255 - data.info.mean[0]) / data.info.std[0]
+    model = checkpoint.model.to(memory_format=torch.channels_last)  # as in training
     with torch.no_grad():
-        outputs = checkpoint.model(images)
+        outputs = model(images.contiguous(memory_format=torch.channels_last))
     losses = [F.cross_entropy(each.logits, split.labels[rows], reduction="none", label_smoothing=0.1) for each in outputs]
     return [(each.double().sum() / len(rows)).item() for each in losses]
 

@@ -21,7 +21,7 @@ from eectl.data import load_data
 from eectl.distributed import World
 from eectl.models import model_spec
 from eectl.recipe import read_recipe
-from eectl.session import Session, split_predictions
+from eectl.session import Session, score_split
 
 RECIPES = {"cpu": ("fashion-mnist-resnet20", "fashion-mnist-vit-t"), "cuda": ("cifar100-vit-t", "tinyimagenet-resnet50")}
 BATCH_SIZES = (32, 128, 256)
@@ -29,7 +29,7 @@ BATCH_SIZES = (32, 128, 256)
 
 def whole_pass(session: Session, batch_size: int) -> None:
     """eectl's pass over the test split, as evaluate makes it."""
-    split_predictions(session, "test", batch_size=batch_size)
+    score_split(session, "test", criterion=None, batch_size=batch_size)
 
 
 def plain_pass(model: torch.nn.Module, pixels: torch.Tensor, batch_size: int) -> None:

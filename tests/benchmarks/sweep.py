@@ -15,9 +15,8 @@ from measuring import begin, interleave, options, ratio, report, summary
 from synthetic import map_predictions, write_predictions
 from torch import Tensor
 
-from eectl.exiting import find_criterion
-from eectl.predict import load_predictions
-from eectl.sweep import outcomes, pick, sweep
+from eectl.predict import read_scored
+from eectl.sweep import pick, sweep
 
 BUDGETS = (25.0, 50.0, 75.0, 100.0)
 TASK = "classification"
@@ -33,9 +32,8 @@ def read_bytes(path: Path) -> None:
 
 def read_and_reduce(path: Path) -> tuple[Tensor, Tensor]:
     """The predictions file as scores and outcomes [exit, row]: what every search starts from."""
-    predictions = load_predictions(path)
-    rule = find_criterion(None, task=TASK, num_exits=len(predictions.logits))
-    return rule.scores(predictions.logits), outcomes(predictions.logits, predictions.labels, task=TASK)
+    scored = read_scored(path, criterion=None)
+    return scored.scores, scored.outcome
 
 
 def grid(probabilities: Sequence[Tensor], labels: Tensor, thresholds: Sequence[float], costs: Sequence[int]) -> list:
