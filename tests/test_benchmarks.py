@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from eectl.exiting import choose
 
 FOLDER = Path(__file__).parent / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -58,6 +61,7 @@ def test_training_says_what_it_measured_and_nothing_of_where(load, capsys):
     assert results["exits"] == 3 and results["rows"] == 16
     assert set(results["share_of_floor"]) == {"eectl", "eectl, bf16", "clean float32 loop of all exits"}
     assert all(value > 0 for value in results["images_per_second"].values())
+    assert results["share_of_fastest_plain"]["eectl"] <= results["share_of_floor"]["eectl"]
     machine = found["machine"]
     assert {"cpu", "cores", "ram_gb", "versions", "eectl", "threads", "gpu"} <= set(machine)
     assert "torch" in machine["versions"]
@@ -65,6 +69,33 @@ def test_training_says_what_it_measured_and_nothing_of_where(load, capsys):
     assert platform.node() not in machine.values() and str(Path.home()) not in text and str(FOLDER.parents[1]) not in text
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("measuring", "machine", "synthetic", "peer")])
+def test_early_exit_spreads_the_rows_and_says_what_it_got(load, capsys):
+    early_exit = load("early_exit")
+    confidences = torch.rand(3, 300, generator=torch.Generator().manual_seed(0))
+    thresholds = early_exit.spread(list(confidences))
+    assert torch.bincount(choose(confidences, thresholds)).tolist() == [100, 100, 100]
+    (found,) = early_exit.main(["--quick"])["results"].values()
+    assert "resnet18 / batch size 4 / early_exit / refill / of_reachable: " in capsys.readouterr().out
+    for size in (1, 4):
+        speed = found[f"batch size {size}"]
+        assert set(speed["early_exit"]) == ({"exit"} if size == 1 else {"exit", "refill"})
+        for run in speed["early_exit"].values():
+            assert sum(run["left"]) == speed["num_rows"] and run["left"][0] >= 1
+            mix = sum(count * prefix for count, prefix in zip(run["left"], speed["prefix_seconds"], strict=True))
+            assert run["of_reachable"] == pytest.approx(mix / speed["num_rows"] / run["seconds"])
+
+
+def test_the_authors_heads_are_scaled_to_the_wanted_share(load):
+    scale = load("peer_exits")._scale
+    logits = torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
+    for wanted in (10, 100):
+        sure = (logits * scale(logits, wanted)).softmax(dim=1).amax(dim=1) > 0.5
+        assert int(sure.sum()) == wanted
+
+
+SUPPORT = ("measuring", "machine", "synthetic", "peer", "peer_exits")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SUPPORT])
 def test_every_script_stands_in_the_readme(name):
     assert f"`{name}.py`" in (FOLDER / "README.md").read_text() or f"/{name}.py" in (FOLDER / "README.md").read_text()

@@ -15,7 +15,7 @@ from synthetic import Clock, dataset, images, network, recipe_for, train_epoch
 
 from eectl.data import Augmenter
 
-RECIPES = ("cifar100-vit-t", "tinyimagenet-resnet50")
+RECIPES = {"cpu": ("cifar100-vit-t",), "cuda": ("cifar100-vit-t", "tinyimagenet-resnet50")}
 OFF = ("data.augment={}",)
 PER_IMAGE = 64
 
@@ -68,10 +68,11 @@ def main(arguments: list[str] | None = None) -> dict:
     chosen = options(
         __doc__.splitlines()[0], arguments, repeats=5,
         steps={"type": int, "default": 5, "help": "steps of an epoch (default 5)"},
-        recipes={"nargs": "*", "default": RECIPES, "help": "shipped recipes of images"},
+        recipes={"nargs": "*", "help": "shipped recipes of images; none: those of the device"},
     )  # fmt: skip
     device, wait = begin(chosen)
-    return report("augmentation", chosen, {name: measure(name, chosen, device, wait) for name in chosen.recipes})
+    names = chosen.recipes or RECIPES[device.type]
+    return report("augmentation", chosen, {name: measure(name, chosen, device, wait) for name in names})
 
 
 if __name__ == "__main__":

@@ -1,41 +1,45 @@
-"""How much of the reachable speed early exit gets, on networks that are not trained: thresholds are rigged so that rows spread
-evenly over the exits.
-
-    python tests/benchmarks/early_exit.py --networks resnet50,vit-t,bert --batch-size 1,32,256 --json > early_exit.json
+"""How much of the reachable speed does early exit get? Untrained networks; thresholds spread the rows evenly over the exits.
 
 Reachable is what the same mix of exits takes at each prefix's own time on full batches (`eectl.speed`), measured in the same run,
-in turn with early exit. Heads and decisions really run. Early exit regroups survivors where its warm-up says that it pays.
+in turn with early exit. Heads and decisions really run. Early exit regroups survivors where its warm-up says that it pays. The
+authors' code and earlyon do the same with their own heads on the same backbone, in the layout that they use (NCHW), beside the
+plain backbone in that layout; their share of the reachable is their speed-up over ours at best.
 """
 
-import argparse
-import json
-import os
-import platform
-import sys
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
+from statistics import median
 
 import torch
+from measuring import begin, interleave, options, ratio, report
+from torch import Tensor
 
+from eectl.bench_file import Speed
 from eectl.costs import measure_costs
 from eectl.exiting import Policy, criterion_named
 from eectl.models import attach_exits, build_backbone
+from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe import Backbone
 from eectl.speed import measure_speed
-from eectl.stopwatch import device_name
 
 NUM_OUTPUTS = 100
 VIT_S = {"dim": 384, "mlp_dim": 1536, "depth": 12, "heads": 6}
 NETWORKS = {  # backbone, its args, input shape, exits after
+    "resnet50": ("resnet50", {"stem": "small"}, (3, 32, 32), (1, 3, 5, 7, 9, 11, 13)),
+    "resnet50-64px": ("resnet50", {"stem": "small"}, (3, 64, 64), (1, 3, 5, 7, 9, 11, 13)),
     "resnet18": ("resnet18", {"stem": "small"}, (3, 32, 32), (0, 2, 4, 6)),
-    "resnet50": ("resnet50", {"stem": "small"}, (3, 64, 64), (1, 3, 5, 7, 9, 11, 13)),
-    "resnet50-32px": ("resnet50", {"stem": "small"}, (3, 32, 32), (1, 3, 5, 7, 9, 11, 13)),
     "vit-t": ("vit", {}, (3, 32, 32), (0, 1, 2, 3, 4, 5)),
     "vit-s": ("vit", VIT_S, (3, 32, 32), (1, 3, 5, 7, 9)),
     "bert": ("hf/bert", {}, (3, 64), (3, 7, 11, 15, 19)),
 }
+TOY = {"resnet18": ("resnet18", {"stem": "small"}, (3, 8, 8), (0, 2))}
+DEFAULT = ("resnet50", "vit-t", "vit-s", "bert")
 
 
-def make_inputs(shape, rows, device):
+def make_inputs(shape: Sequence[int], rows: int, device: torch.device) -> Tensor:
     """Random images, or texts without padding."""
     generator = torch.Generator().manual_seed(0)
     if len(shape) == 3:
@@ -46,69 +50,110 @@ def make_inputs(shape, rows, device):
     return texts.to(device)
 
 
+def spread(confidences: Sequence[Tensor]) -> tuple[float, ...]:
+    """Thresholds of all exits but the last, at which an equal share of the rows leaves at each; `confidences` [row] by exit."""
+    here = torch.ones_like(confidences[0], dtype=torch.bool)
+    thresholds = []
+    for each in confidences[:-1]:
+        ranked = each[here].sort(descending=True).values
+        wanted = max(round(len(each) / len(confidences)), 1)
+        thresholds.append(float(ranked[wanted - 1 : wanted + 1].mean()) if wanted < len(ranked) else 2.0)
+        here &= each <= thresholds[-1]
+    return tuple(thresholds)
+
+
 @torch.inference_mode()
-def rig(model, inputs):
-    """Thresholds at which an equal share of these rows leaves at each exit."""
+def rig(model: MultiExitModel, inputs: Tensor) -> Policy:
+    """The policy that spreads these rows evenly."""
     score = criterion_named("max-softmax").score
     passes = [[output.logits for output in model(part)] for part in inputs.split(32)]
-    scores = [score(torch.cat(each), []) for each in zip(*passes, strict=True)]
-    here = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
-    thresholds = []
-    for exit_scores in scores[:-1]:
-        ranked = exit_scores[here].sort(descending=True).values
-        wanted = max(round(len(inputs) / len(scores)), 1)
-        thresholds.append(float(ranked[wanted - 1 : wanted + 1].mean()) if wanted < len(ranked) else 2.0)
-        here &= exit_scores <= thresholds[-1]
-    return Policy("max-softmax", tuple(thresholds))
+    return Policy("max-softmax", spread([score(torch.cat(each), []) for each in zip(*passes, strict=True)]))
 
 
-def measure(name, sizes, *, seconds, rows, device):
-    """One Speed per batch size."""
-    backbone_name, args, shape, after = NETWORKS[name]
+def build(name: str, networks: dict) -> tuple[MultiExitModel, tuple[int, ...]]:
+    """One of the networks with its exits in eval mode, and the shape of its inputs."""
+    backbone_name, args, shape, after = networks[name]
     torch.manual_seed(0)
     backbone = build_backbone(Backbone(name=backbone_name, args=args), input_shape=shape, num_outputs=NUM_OUTPUTS)
-    model = attach_exits(backbone, after=after, heads="auto", num_outputs=NUM_OUTPUTS, input_shape=shape).eval()
+    return attach_exits(backbone, after=after, heads="auto", num_outputs=NUM_OUTPUTS, input_shape=shape).eval(), shape
+
+
+def measure(name: str, chosen, device: torch.device, wait: Callable[[], object]) -> Iterator[dict]:
+    """What is found at each batch size: a Speed as a dict, with `peers`."""
+    networks = TOY if chosen.quick else NETWORKS
+    sizes = [1, 4] if chosen.quick else sorted(chosen.batch_size)
+    model, shape = build(name, networks)
     shares = measure_costs(model, shape).shares
     model.to(device)
-    inputs = make_inputs(shape, rows or max(2 * sizes[-1], 64), device)
-    if backbone.prefers_channels_last:
+    plain_layout = make_inputs(shape, max(2 * sizes[-1], 64), device)
+    fast = model.backbone.prefers_channels_last
+    inputs = plain_layout.contiguous(memory_format=torch.channels_last) if fast else plain_layout
+    if fast:
         model.to(memory_format=torch.channels_last)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
     policy = rig(model, inputs)
     for size in sizes:
         batches = [part for part in inputs.split(size) if len(part) == size]
-        yield measure_speed(model, batches, {100.0: policy}, cost_shares=shares, seconds=seconds)
+        seconds = 0.05 if chosen.quick else chosen.seconds
+        speed = measure_speed(model, batches, {100.0: policy}, cost_shares=shares, seconds=seconds)
+        timed = speed.num_rows // size
+        found = {key: value for key, value in asdict(speed).items() if key != "early_exit"}
+        found["early_exit"] = {"refill" if each.refill else "exit": asdict(each) for each in speed.early_exit}
+        if len(shape) == 3:
+            found["peers"] = beside(build(name, networks)[0].to(device), plain_layout, size, timed, speed, chosen, wait)
+        yield found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default="resnet50,vit-t,vit-s,bert", help=f"of {', '.join(NETWORKS)}")
-    parser.add_argument("--batch-size", default="1,32,256")
-    parser.add_argument("--seconds", type=float, default=4.0, help="about how long the plain backbone is timed per batch size")
-    parser.add_argument("--rows", type=int, help="none: twice the largest batch")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    machine = {"device": device_name(device), "threads": options.threads, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    machine |= {"torch": torch.__version__, "python": platform.python_version()}
+def beside(
+    model: MultiExitModel, inputs: Tensor, size: int, timed: int, speed: Speed, chosen, wait: Callable[[], object]
+) -> dict:
+    """The peers on `timed` batches, beside the plain backbone in their layout: rows per second, speed-up, share of reachable."""
+    rows = size * timed
+    batches = inputs[:rows].split(size)
+    functions: dict[str, Callable[[], object]] = {"plain": partial(_each, model.backbone, batches)}
+    found: dict[str, dict] = {}
+    exits: dict[str, Tensor] = {}
+    if chosen.peer:
+        from peer_exits import AuthorsExits
+
+        authors = AuthorsExits(chosen.peer, deepcopy(model), NUM_OUTPUTS, inputs)
+        try:
+            _each(authors, batches)
+            functions["authors"], exits["authors"] = partial(_each, authors, batches), authors.exits
+        except Exception as error:  # theirs, and known to come
+            found["authors"] = {"failed": type(error).__name__}
+    if find_spec("earlyon"):
+        from peer_exits import Earlyon
+
+        earlyon = Earlyon(deepcopy(model), NUM_OUTPUTS, inputs, spread)
+        functions["earlyon"], exits["earlyon"] = partial(_each, earlyon, batches), earlyon.exits
+    samples = interleave(functions, repeats=speed.num_rounds, wait=wait) if exits else {}
+    for key in exits:
+        prefixes = torch.tensor(speed.prefix_seconds)[exits[key][:rows].cpu()]
+        gain = ratio(samples["plain"], samples[key])
+        of_reachable = gain * float(prefixes.mean()) / speed.plain_seconds
+        found[key] = {"rows_per_second": rows / median(samples[key]), "speed_up": gain, "of_reachable": of_reachable}
+    return found
+
+
+@torch.inference_mode()
+def _each(run: Callable[[Tensor], object], batches: Sequence[Tensor]) -> None:
+    for batch in batches:
+        run(batch)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    chosen = options(
+        __doc__.splitlines()[0], arguments, repeats=0,
+        peer={"help": "a checkout of kamadforge/early-exit-benchmark"},
+        networks={"nargs": "*", "default": DEFAULT, "choices": NETWORKS},
+        batch_size={"type": int, "nargs": "*", "default": [1, 32, 256]},
+        seconds={"type": float, "default": 4.0, "help": "about how long the plain backbone is timed per batch size (default 4)"},
+    )  # fmt: skip
+    device, wait = begin(chosen)
     results = {}
-    out = sys.stderr if options.json else sys.stdout
-    print("network        batch  run      rows/s  x plain  of reachable  of MAC-ideal   p50 ms   p99 ms", file=out)
-    for name in options.networks.split(","):
-        sizes = sorted(map(int, options.batch_size.split(",")))
-        for speed in measure(name, sizes, seconds=options.seconds, rows=options.rows, device=device):
-            results.setdefault(name, []).append(asdict(speed))
-            for kind, run in [("plain", speed.plain), ("full", speed.full), *((None, each) for each in speed.early_exit)]:
-                what = kind or ("refill" if run.refill else "exit")
-                head = f"{name:14} {speed.batch_size:5}  {what:6} {run.rows_per_second:8.1f}"
-                ratios = f"{speed.plain_seconds / run.seconds:8.2f}"
-                ratios += " " * 28 if kind else f"{run.of_reachable:14.2f}{run.of_mac_ideal:14.2f}"
-                print(f"{head} {ratios} {run.latency_ms.p50:8.1f} {run.latency_ms.p99:8.1f}", file=out, flush=True)
-    if options.json:
-        print(json.dumps({"machine": machine, "results": results}, indent=2))
+    for name in TOY if chosen.quick else chosen.networks:
+        results[name] = {f"batch size {each['batch_size']}": each for each in measure(name, chosen, device, wait)}
+    return report("early_exit", chosen, results)
 
 
 if __name__ == "__main__":

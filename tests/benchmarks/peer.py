@@ -63,6 +63,13 @@ class _Blocks(nn.Module):
         yield None, self.backbone.head(hidden)
 
 
+def around(checkout: str, model: MultiExitModel, num_classes: int, shape: tuple[int, ...]) -> Any:
+    """Their network with their heads around our backbone, with exits where ours has them."""
+    sdn = import_peer(checkout, "architectures.early_exits.sdn").SDN
+    kind = "pooled_head" if model.backbone.prefers_channels_last else "vit_standard_head"
+    return sdn(_Blocks(model, num_classes, shape), kind, set(model.after))
+
+
 class _Loader:
     """Batches without end, of which their loop believes that no epoch is over."""
 
@@ -106,10 +113,7 @@ class Authors:
 
     def __init__(self, checkout: str, model: MultiExitModel, data: Dataset, device: torch.device) -> None:
         self._loop = import_peer(checkout, "methods.early_exit").training_loop
-        sdn = import_peer(checkout, "architectures.early_exits.sdn").SDN
-        kind = "pooled_head" if model.backbone.prefers_channels_last else "vit_standard_head"
-        shape = data.info.input_shape
-        self._network = sdn(_Blocks(model, len(data.info.classes), shape), kind, set(model.after)).to(device)
+        self._network = around(checkout, model, len(data.info.classes), data.info.input_shape).to(device)
         self._network.train("all")
         self._optimizer = torch.optim.AdamW(self._network.parameters(), lr=1e-3)
         self._data, self._device = data, device

@@ -106,7 +106,7 @@ def memory(chosen) -> dict:
 
 def main(arguments: list[str] | None = None) -> dict:
     chosen = options(
-        __doc__.splitlines()[0], arguments, repeats=5,
+        __doc__.splitlines()[0], arguments, repeats=9,
         rows={"type": int, "default": 1024, "help": "images of a pass (default 1024)"},
         recipes={"nargs": "*", "help": "shipped recipes of images; none: those of the device"},
         part={"choices": ("both", "speed", "memory"), "default": "both", "help": "what to measure"},
