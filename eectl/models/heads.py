@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from eectl.errors import EectlError, lookup
 from eectl.models.backbone import Feature
+from eectl.models.pooling import mix_pools, pool_grid
 
 
 @dataclass(frozen=True)
@@ -101,21 +102,10 @@ class SdnHead(ExitHead):
         self.fc = nn.Linear(16 * feature.map().shape[1], num_outputs)
 
     def reads(self, feature: Feature) -> Tensor:
-        return _pool_grid(feature.map())
+        return pool_grid(feature.map())
 
     def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:  # noqa: ARG002
-        return ExitOutput(self.fc(_mixed(read, self.mix)))
-
-
-def _pool_grid(x: Tensor) -> Tensor:
-    """[row, 2 · channel, 4, 4]: the maxima of all channels over a 4×4 grid of a map, then the means."""
-    return torch.cat([functional.adaptive_max_pool2d(x, 4), functional.adaptive_avg_pool2d(x, 4)], dim=1)
-
-
-def _mixed(pooled: Tensor, mix: Tensor) -> Tensor:
-    """[row, 16 · channel]: mix · max + (1 − mix) · mean of what `_pool_grid` gave, as SDN pools."""
-    largest, mean = pooled.chunk(2, dim=1)
-    return (mix * largest + (1 - mix) * mean).flatten(1)
+        return ExitOutput(self.fc(mix_pools(read, self.mix)))
 
 
 class ZtwHead(ExitHead):
@@ -144,10 +134,10 @@ class ZtwHead(ExitHead):
             self.fc = nn.Linear(self.fc.in_features + num_outputs, num_outputs)
 
     def _features(self, read: Tensor) -> Tensor:
-        return read if self.mix is None else _mixed(read, self.mix)
+        return read if self.mix is None else mix_pools(read, self.mix)
 
     def reads(self, feature: Feature) -> Tensor:
-        return feature.cls() if self.mix is None else _pool_grid(feature.map())
+        return feature.cls() if self.mix is None else pool_grid(feature.map())
 
     def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
         x = self._features(read)

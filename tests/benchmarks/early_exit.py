@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from statistics import median
 
 import torch
-from measuring import begin, interleave, options, ratio, report
+from measuring import begin, interleave, keep, options, ratio, report
 from torch import Tensor
 
 from eectl.bench_file import Speed
@@ -33,7 +33,7 @@ NETWORKS = {  # backbone, its args, input shape, exits after
     "resnet18": ("resnet18", {"stem": "small"}, (3, 32, 32), (0, 2, 4, 6)),
     "vit-t": ("vit", {}, (3, 32, 32), (0, 1, 2, 3, 4, 5)),
     "vit-s": ("vit", VIT_S, (3, 32, 32), (1, 3, 5, 7, 9)),
-    "bert": ("hf/bert", {}, (3, 64), (3, 7, 11, 15, 19)),
+    "bert": ("hf/bert", {}, (3, 32), (3, 7, 11, 15, 19)),
 }
 TOY = {"resnet18": ("resnet18", {"stem": "small"}, (3, 8, 8), (0, 2))}
 DEFAULT = ("resnet50", "vit-t", "vit-s", "bert")
@@ -150,9 +150,12 @@ def main(arguments: list[str] | None = None) -> dict:
         seconds={"type": float, "default": 4.0, "help": "about how long the plain backbone is timed per batch size (default 4)"},
     )  # fmt: skip
     device, wait = begin(chosen)
-    results = {}
+    results: dict[str, dict] = {}
     for name in TOY if chosen.quick else chosen.networks:
-        results[name] = {f"batch size {each['batch_size']}": each for each in measure(name, chosen, device, wait)}
+        results[name] = {}
+        for each in measure(name, chosen, device, wait):
+            results[name][f"batch size {each['batch_size']}"] = each
+            keep("early_exit", chosen, results)
     return report("early_exit", chosen, results)
 
 

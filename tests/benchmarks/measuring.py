@@ -114,12 +114,18 @@ def begin(chosen: argparse.Namespace) -> Any:
 
 def report(name: str, chosen: argparse.Namespace, results: Mapping[str, Any]) -> dict[str, Any]:
     """Print, and write where asked, what was measured; returns it."""
+    whole = keep(name, chosen, results)
+    print(json.dumps(whole, indent=2) if chosen.json else "\n".join(_lines(results)))
+    return whole
+
+
+def keep(name: str, chosen: argparse.Namespace, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Write, where asked, what was measured so far; returns it."""
     settings = {"device": chosen.device, "quick": chosen.quick, "repeats": chosen.repeats}
     whole = {"benchmark": name, "schema": SCHEMA, "settings": settings, "machine": machine(), "results": results}
     if chosen.out is not None:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         chosen.out.write_text(json.dumps(whole, indent=2) + "\n")
-    print(json.dumps(whole, indent=2) if chosen.json else "\n".join(_lines(results)))
     return whole
 
 

@@ -39,11 +39,15 @@ def import_peer(checkout: str, name: str) -> ModuleType:
     """One of the checkout's modules."""
     if not (Path(checkout) / "methods" / "early_exit.py").exists():
         sys.exit(f"--peer {checkout}: no checkout of kamadforge/early-exit-benchmark")
-    for each in STAND_INS:
-        sys.modules.setdefault(each, _Empty(each))
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
-    return importlib.import_module(name)
+    missing = [each for each in STAND_INS if each not in sys.modules]
+    sys.modules.update({each: _Empty(each) for each in missing})
+    try:
+        return importlib.import_module(name)
+    finally:
+        for each in missing:  # other libraries ask for them too, and must not find these
+            del sys.modules[each]
 
 
 class _Blocks(nn.Module):

@@ -1,0 +1,56 @@
+"""SDN's pooling of a convolutional map, with a backward pass that is fast on CPUs too."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SIDE = 4
+
+
+def pool_grid(x: Tensor) -> Tensor:
+    """[row, 2 · channel, 4, 4]: the maxima of all channels over a 4×4 grid of a map, then the means."""
+    return torch.cat([functional.adaptive_max_pool2d(x, SIDE), _means(x)], dim=1)
+
+
+def mix_pools(pooled: Tensor, mix: Tensor) -> Tensor:
+    """[row, 16 · channel]: mix · max + (1 − mix) · mean of what `pool_grid` gave, as SDN pools."""
+    largest, mean = pooled.chunk(2, dim=1)
+    return (mix * largest + (1 - mix) * mean).flatten(1)
+
+
+def _means(x: Tensor) -> Tensor:
+    lies = x.is_cpu and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+    if lies and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        means: Tensor = _Means.apply(x)
+        return means
+    return functional.adaptive_avg_pool2d(x, SIDE)
+
+
+class _Means(torch.autograd.Function):
+    """adaptive_avg_pool2d, whose own backward pass goes through a channels_last map on a CPU element by element.
+
+    Here two matrix products spread the gradient, one for each axis. Can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.size = x.shape[2:]
+        return functional.adaptive_avg_pool2d(x, SIDE)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        height, width = ctx.size
+        across = _shares(width, grad).T @ grad.permute(0, 2, 3, 1)  # [row, 4, width, channel]
+        down = _shares(height, grad).T @ across.flatten(2)  # [row, height, width · channel]
+        return down.view(*down.shape[:2], width, -1).permute(0, 3, 1, 2)
+
+
+def _shares(size: int, like: Tensor) -> Tensor:
+    """[4, size]: the share that each place of an axis has in the mean of each adaptive window."""
+    table = like.new_zeros(SIDE, size)
+    for window in range(SIDE):
+        start, end = window * size // SIDE, -(-(window + 1) * size // SIDE)
+        table[window, start:end] = 1 / (end - start)
+    return table
