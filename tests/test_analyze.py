@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_recipe
-from test_cli import refused
+from test_cli import refused, succeeded
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl import __version__, cli, models
@@ -47,12 +47,7 @@ def analyze(monkeypatch, capsys):
     """Run the program in this process: (stdout, stderr)."""
 
     def run(*arguments, question=QUESTION):
-        monkeypatch.setattr(sys, "argv", ["eectl", "analyze", question, *map(str, arguments), *QUICK])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert not stop.value.code, err
-        return out, err
+        return succeeded("analyze", question, *arguments, *QUICK, monkeypatch=monkeypatch, capsys=capsys)
 
     return run
 

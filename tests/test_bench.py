@@ -1,17 +1,16 @@
 """The verb `bench`: what it writes, what it says, and one line for every mistake."""
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import small_recipe
-from test_cli import refused
+from test_cli import refused, succeeded
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
-from eectl import cli, models
+from eectl import models
 from eectl.attach import attach_heads
 from eectl.bench import _choose_rows, parse_batch_sizes
 from eectl.calibrate import calibrate_checkpoint
@@ -42,17 +41,7 @@ def refuse(monkeypatch, capsys):
 
 @pytest.fixture
 def bench(monkeypatch, capsys):
-    """Run the program in this process: (stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eectl", "bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert not stop.value.code, err
-        return out, err
-
-    return run
+    return lambda *arguments: succeeded("bench", *arguments, monkeypatch=monkeypatch, capsys=capsys)
 
 
 def test_the_file_is_what_calibrating_on_latency_reads(bench, work, tmp_path):

@@ -28,6 +28,16 @@ def eectl(*arguments, cwd=None, code=0):
     return done.stdout, done.stderr
 
 
+def succeeded(*arguments, monkeypatch, capsys):
+    """Run the program in this process, where it must succeed; (stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["eectl", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not stop.value.code, err
+    return out, err
+
+
 def refused(*arguments, monkeypatch, capsys, code=1):
     """Run the program in this process, where it must refuse; returns its one line on stderr."""
     monkeypatch.setattr(sys, "argv", ["eectl", *map(str, arguments)])
