@@ -1,8 +1,8 @@
 """Made-up runs whose numbers are easy to check by hand, and their files."""
 
-from eectl.compare import Run
-from eectl.recipe import make_recipe
-from eectl.results import BudgetResult, Curve, Evaluation, ExitResult, Origin, write_evaluation
+from eectl.reports.compare import Run
+from eectl.recipe.recipe import make_recipe
+from eectl.exits.policy import BudgetResult, Curve, Evaluation, ExitResult, Origin, write_evaluation
 
 PLAIN = 1000
 

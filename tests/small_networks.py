@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eectl.models import build_backbone
+from eectl.models.build import build_backbone
 from eectl.models.backbone import Backbone
-from eectl.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import Backbone as BackboneSpec
 
 NUM_OUTPUTS = 5
 

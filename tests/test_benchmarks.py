@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eectl.exiting import choose
+from eectl.exits.criteria import choose
 
 FOLDER = Path(__file__).parent / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))

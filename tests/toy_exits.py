@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from eectl.exiting import find_criterion
+from eectl.exits.criteria import find_criterion
 from eectl.models.backbone import Backbone, Feature, Hidden
 from eectl.models.heads import ExitHead, ExitOutput
 from eectl.models.multi_exit import MultiExitModel
-from eectl.scored import Source, reduce_rows, scored_from
+from eectl.exits.scores import Source, reduce_rows, scored_from
 
 WIDTH = 6
 

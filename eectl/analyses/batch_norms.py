@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eectl.analyses.asking import Context, Subject, check_count, check_split, sample_batches, sample_rows
-from eectl.seeds import derive_seed
+from eectl.analyses.question import Context, Subject, check_count, check_split, sample_batches, sample_rows
+from eectl.core.seeds import derive_seed
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:

@@ -14,21 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eectl.analyses.asking import (
-    Answer,
-    Context,
-    SplitSettings,
-    Subject,
-    check_count,
-    check_split,
-    sample_batches,
-    sample_rows,
-)
+from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
 from eectl.analyses.probe import probe, resolve_view
-from eectl.errors import EectlError
-from eectl.report import Listing, Scalar
-from eectl.seeds import derive_seed
-from eectl.session import preparing
+from eectl.core.errors import EectlError
+from eectl.evaluation.tables import Listing, Scalar
+from eectl.core.seeds import derive_seed
+from eectl.evaluation.opened import preparing
 
 CHUNK = 1000  # rows whose distances to all others are held at once
 SATURATED = 0.9  # share of log n from which an estimate says more about n than about the network

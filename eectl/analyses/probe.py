@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eectl.data import Batch
-from eectl.errors import EectlError, lookup
+from eectl.core.errors import EectlError, lookup
 from eectl.models.backbone import Backbone, Hidden
 from eectl.models.multi_exit import MultiExitModel
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eectl import recipe
+from eectl.recipe import recipe
 from eectl.data.splits import DataInfo, send
 
 

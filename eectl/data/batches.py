@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eectl.data.splits import Batch, Split
-from eectl.errors import EectlError
+from eectl.core.errors import EectlError
 
 
 def num_batches(split: Split, batch_size: int) -> int:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from eectl.data.splits import Ids, send_all
-from eectl.errors import EectlError
-from eectl.seeds import derive_seed
+from eectl.core.errors import EectlError
+from eectl.core.seeds import derive_seed
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eectl import recipe
-from eectl.errors import EectlError
+from eectl.recipe import recipe
+from eectl.core.errors import EectlError
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.int64]

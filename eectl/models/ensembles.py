@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eectl.errors import lookup
+from eectl.core.errors import lookup
 
 
 class GeometricEnsemble(nn.Module):

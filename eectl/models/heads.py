@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eectl.errors import EectlError, lookup
+from eectl.core.errors import EectlError, lookup
 from eectl.models.backbone import Feature
 from eectl.models.pooling import mix_pools, pool_grid
 

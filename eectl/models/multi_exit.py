@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from eectl.errors import EectlError
+from eectl.core.errors import EectlError
 from eectl.models.backbone import Backbone, Hidden
 from eectl.models.ensembles import Ensembles
 from eectl.models.equilibrium import rescale

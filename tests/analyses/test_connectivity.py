@@ -10,14 +10,14 @@ from test_cli import refused
 from torch import nn
 from torch.nn import functional
 
-from eectl.analyses import barriers
+from eectl.analyses.connectivity import barriers
 from eectl.analyses.batch_norms import reestimate
-from eectl.analyses.connectivity import ConnectivitySettings, interpolate
-from eectl.analyses.permutations import find_permutations
-from eectl.analyze import analyze_checkpoints
-from eectl.checkpoint import load_checkpoint, save_checkpoint
+from eectl.analyses.connectivity.connectivity import ConnectivitySettings, interpolate
+from eectl.analyses.connectivity.permutations import find_permutations
+from eectl.analyses.analyze import analyze_checkpoints
+from eectl.models.checkpoint import load_checkpoint, save_checkpoint
 from eectl.data import load_data
-from eectl.train import train
+from eectl.training.train import train
 
 VIT = (
     "backbone.name=timm/vit_tiny_patch16_224",

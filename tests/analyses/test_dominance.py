@@ -10,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
-from eectl import cli, models
-from eectl.analyses.dominance import DominanceSettings, _moments
-from eectl.analyze import analyze_checkpoints
-from eectl.checkpoint import load_checkpoint, save_checkpoint
+from eectl.cli import app as cli
+from eectl.models import build as models
+from eectl.analyses.dominance.dominance import DominanceSettings, _moments
+from eectl.analyses.analyze import analyze_checkpoints
+from eectl.models.checkpoint import load_checkpoint, save_checkpoint
 from eectl.data import load_data
-from eectl.dominance import Dominance
-from eectl.errors import EectlError
-from eectl.recipe import make_recipe
-from eectl.train import train
-from tests.test_tracking import naive
+from eectl.training.gradient_dominance import Dominance
+from eectl.core.errors import EectlError
+from eectl.recipe.recipe import make_recipe
+from eectl.training.train import train
+from tests.training.test_tracking import naive
 
 QUESTION = "gradient-dominance"
 VIT = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 3, heads: 2}}"
@@ -106,10 +107,10 @@ def test_train_mode_leaves_the_network_as_it_was(runs, monkeypatch):
     """BatchNorm statistics and mode, under the question itself."""
     from contextlib import contextmanager
 
-    from eectl.analyses.asking import Context, Subject
-    from eectl.analyses.dominance import ask
-    from eectl.distributed import World
-    from eectl.session import open_session
+    from eectl.analyses.question import Context, Subject
+    from eectl.analyses.dominance.dominance import ask
+    from eectl.core.distributed import World
+    from eectl.evaluation.opened import open_session
 
     @contextmanager
     def count(_what, _total):

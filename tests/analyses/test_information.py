@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from eectl.analyses.information import InformationReader, InformationSettings, estimate_information
-from eectl.analyze import analyze_checkpoints
-from eectl.errors import EectlError
-from eectl.train import train
+from eectl.analyses.analyze import analyze_checkpoints
+from eectl.core.errors import EectlError
+from eectl.training.train import train
 from tests.conftest import small_recipe
 
 
@@ -67,7 +67,7 @@ def test_a_naive_double_loop():
     n, sigma = 12, 0.8
     features, labels = gaussian(n, 3, seed=3), torch.arange(n) % 3
     found = estimate_information(features, sigma, seed=4, labels=labels)
-    from eectl.seeds import derive_seed
+    from eectl.core.seeds import derive_seed
 
     noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(derive_seed(4, "noise")), dtype=torch.float64)
     h, z = features.numpy(), (features + sigma * noise).numpy()

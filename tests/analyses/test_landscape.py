@@ -12,20 +12,20 @@ from torch import nn
 from toy_exits import toy_model
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
-from eectl import models
-from eectl.analyses.asking import Context, Subject
+from eectl.models import build as models
+from eectl.analyses.question import Context, Subject
 from eectl.analyses.batch_norms import reestimate
-from eectl.analyses.landscape import LandscapeSettings, ask
-from eectl.analyses.plane import filter_normalised, moved_names, random_plane, raw_noise
-from eectl.analyses.surfaces import CURVATURE_STEP, column, grid_coordinates, places
-from eectl.analyze import analyze_checkpoints
-from eectl.checkpoint import load_checkpoint, save_checkpoint
+from eectl.analyses.landscape.landscape import LandscapeSettings, ask
+from eectl.analyses.landscape.plane import filter_normalised, moved_names, random_plane, raw_noise
+from eectl.analyses.landscape.surfaces import CURVATURE_STEP, column, grid_coordinates, places
+from eectl.analyses.analyze import analyze_checkpoints
+from eectl.models.checkpoint import load_checkpoint, save_checkpoint
 from eectl.data import load_data
-from eectl.distributed import World
-from eectl.errors import EectlError
-from eectl.recipe import make_recipe
-from eectl.session import open_session
-from eectl.train import train
+from eectl.core.distributed import World
+from eectl.core.errors import EectlError
+from eectl.recipe.recipe import make_recipe
+from eectl.evaluation.opened import open_session
+from eectl.training.train import train
 
 QUESTION = "loss-landscape"
 

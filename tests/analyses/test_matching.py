@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_permutations import small
 
-from eectl.analyses.connectivity import interpolate
-from eectl.analyses.matching import match
-from eectl.analyses.permutations import Piece, Specification, find_permutations, holding, logits_of
+from eectl.analyses.connectivity.connectivity import interpolate
+from eectl.analyses.connectivity.matching import match
+from eectl.analyses.connectivity.permutations import Piece, Specification, find_permutations, holding, logits_of
 
 
 def two_layers(hidden=(3, 4)):

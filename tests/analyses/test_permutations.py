@@ -8,9 +8,9 @@ from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
 from torch import nn
 from toy_exits import toy_model
 
-from eectl.analyses.permutations import TOLERANCE, check_specification, difference, find_permutations, holding, logits_of
-from eectl.errors import EectlError
-from eectl.models import attach_exits
+from eectl.analyses.connectivity.permutations import TOLERANCE, check_specification, difference, find_permutations, holding, logits_of
+from eectl.core.errors import EectlError
+from eectl.models.build import attach_exits
 
 
 def small(name, *, heads="auto", after=None):

@@ -6,9 +6,9 @@ from torch import nn
 
 from eectl.analyses.probe import VIEWS, probe, resolve_view
 from eectl.data import Batch
-from eectl.errors import EectlError
-from eectl.models import attach_exits, build_backbone
-from eectl.recipe import Backbone as BackboneSpec
+from eectl.core.errors import EectlError
+from eectl.models.build import attach_exits, build_backbone
+from eectl.recipe.recipe import Backbone as BackboneSpec
 
 TINY_VIT = {"patch_size": 4, "dim": 16, "mlp_dim": 16, "depth": 3, "heads": 2}
 TINY_BERT = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

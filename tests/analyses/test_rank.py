@@ -10,11 +10,11 @@ import torch
 
 from eectl.analyses import rank as module
 from eectl.analyses.rank import Covariance, RankSettings, summarize_spectrum
-from eectl.analyze import analyze_checkpoints
-from eectl.checkpoint import load_checkpoint
+from eectl.analyses.analyze import analyze_checkpoints
+from eectl.models.checkpoint import load_checkpoint
 from eectl.data import load_data
-from eectl.errors import EectlError
-from eectl.train import train
+from eectl.core.errors import EectlError
+from eectl.training.train import train
 from tests.conftest import small_recipe
 
 

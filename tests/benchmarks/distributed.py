@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
 def read_rows(run_folder: Path) -> int:
     """Images of an epoch, as the checkpoint says."""
-    from eectl.checkpoint import read_about
+    from eectl.models.checkpoint import read_about
 
     return int(read_about(run_folder / "model.safetensors").splits["train"]["size"])
 

@@ -35,7 +35,7 @@ def note(path=sys.argv.pop(1)):
     json.dump(found, open(path, "w"))
 atexit.register(note)
 """
-EECTL = CHILD + "from eectl.cli import main\nmain()\n"
+EECTL = CHILD + "from eectl.cli.app import main\nmain()\n"
 
 
 def interleave(functions: Mapping[str, Callable[[], Any]], *, repeats: int, wait: Callable[[], object] = lambda: None) -> Samples:

@@ -36,7 +36,7 @@ LARGE = (
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    from eectl.cli import app
+    from eectl.cli.app import app
 
     chosen = options(__doc__.splitlines()[0], arguments, repeats=1)
     small = f"--epochs 2 --device {chosen.device} -q --set data.limit=500"
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
 def checkpointing(device: str, folder: Path) -> dict:
     """Training with and without `checkpoint_activations`; only without, where this eectl has no such key."""
-    from eectl.recipe import Recipe
+    from eectl.recipe.recipe import Recipe
 
     jobs: dict[str, list[str]] = {"without": []}
     if "checkpoint_activations" in Recipe.model_fields:

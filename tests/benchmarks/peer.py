@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from eectl.data import Dataset
 from eectl.models.backbone import Hidden
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe import Recipe
+from eectl.recipe.recipe import Recipe
 
 STAND_INS = ("wandb", "omegaconf", "accelerate", "accelerate.state", "accelerate.utils", "torch.utils.tensorboard")
 NEVER_EVALUATE = 10**9  # batches per epoch: their loop scores the whole test set at the start of each

@@ -16,15 +16,15 @@ import torch
 
 from eectl.data import Augmenter, DataInfo, Dataset, Split, data_info
 from eectl.data.images import MemoryImages
-from eectl.display import Display
-from eectl.distributed import World
-from eectl.loop import run_phase
-from eectl.losses import TASKS
+from eectl.core.progress import Display
+from eectl.core.distributed import World
+from eectl.training.loop import run_phase
+from eectl.models.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
-from eectl.network import first_network, planned_phases, resolve, with_exits
-from eectl.phase_state import Job, Place
-from eectl.recipe import Recipe, read_recipe
-from eectl.run_folder import RunFolder
+from eectl.training.network import first_network, planned_phases, resolve, with_exits
+from eectl.training.phase import Job, Place
+from eectl.recipe.recipe import Recipe, read_recipe
+from eectl.training.run_folder import RunFolder
 
 # For --quick alone.
 TOY = {

@@ -15,8 +15,8 @@ from measuring import begin, interleave, options, ratio, report, summary
 from synthetic import Clock, dataset, images, network, recipe_for, train_epoch
 from torch.nn import functional as F
 
-from eectl.costs import measure_costs
-from eectl.recipe import Recipe
+from eectl.exits.costs import measure_costs
+from eectl.recipe.recipe import Recipe
 
 RECIPES = {"cpu": ("fashion-mnist-resnet20", "fashion-mnist-vit-t"), "cuda": ("cifar100-vit-t", "tinyimagenet-resnet50")}
 MATRIX = {

@@ -13,7 +13,7 @@ from torchvision.transforms.autoaugment import _apply_op
 
 from eectl.data import Augmenter, DataInfo
 from eectl.data.augment import TRIVIAL, TRIVIAL_NAMES, draw_trivial, erase, padded_crop, resized_crop, trivial_augment
-from eectl.recipe import Augment
+from eectl.recipe.recipe import Augment
 
 CLASSES = tuple("abcde")
 EVERYTHING = Augment(

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from eectl.data import Augmenter, load_data, train_batches
-from eectl.errors import EectlError
-from eectl.recipe import Augment, Data
+from eectl.core.errors import EectlError
+from eectl.recipe.recipe import Augment, Data
 
 CPU = torch.device("cpu")
 COLOURS = {"blue": 2, "green": 1, "red": 0}  # class → its bright channel

@@ -13,8 +13,8 @@ import torch
 from torchvision import datasets
 
 from eectl.data import check_disjoint, load_data
-from eectl.errors import EectlError
-from eectl.recipe import Data
+from eectl.core.errors import EectlError
+from eectl.recipe.recipe import Data
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ from toy_text import make_rows, naive_read, write_csv, write_jsonl, write_tokeni
 
 from eectl.data import check_disjoint, data_info, eval_batches, load_data, num_batches, train_batches
 from eectl.data.text import load_tokenizer
-from eectl.errors import EectlError
-from eectl.recipe import Data
-from eectl.text_sets import NEWSGROUPS, TEXT_SETS
+from eectl.core.errors import EectlError
+from eectl.recipe.recipe import Data
+from eectl.recipe.text_sets import NEWSGROUPS, TEXT_SETS
 
 CPU = torch.device("cpu")
 TRAIN, TEST = make_rows(200, seed=1), make_rows(40, seed=2)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eectl.errors import EectlError
-from eectl.models import attach_exits, build_backbone, known_backbones, model_spec
+from eectl.core.errors import EectlError
+from eectl.models.build import attach_exits, build_backbone, known_backbones, model_spec
 from eectl.models.backbone import Backbone
 from eectl.models.multi_exit import place
-from eectl.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import Backbone as BackboneSpec
 
 TINY_VIT = {"patch_size": 4, "dim": 8, "mlp_dim": 8, "depth": 2, "heads": 2}
 TINY_TIMM = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
@@ -24,7 +24,7 @@ def build(name: str, shape: tuple[int, int, int] = (3, 8, 8), num_outputs: int =
 
 
 def test_naming_backbones_imports_no_torch() -> None:
-    program = "import sys; from eectl.models import known_backbones; print('vit' in known_backbones(), 'torch' in sys.modules)"
+    program = "import sys; from eectl.models.build import known_backbones; print('vit' in known_backbones(), 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "True False\n"
 
 

@@ -6,10 +6,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eectl.models import attach_exits, build_backbone
+from eectl.models.build import attach_exits, build_backbone
 from eectl.models.backbone import Hidden
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import Backbone as BackboneSpec
 from tests.toy_exits import WIDTH, CascadeHead, toy_model
 
 Gradients = dict[str, Tensor]

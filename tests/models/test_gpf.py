@@ -8,15 +8,15 @@ import pytest
 import torch
 from toy_exits import WIDTH, CountingBackbone
 
-from eectl.costs import measure_costs
-from eectl.errors import EectlError
-from eectl.exiting import CRITERIA, Policy, choose
-from eectl.losses import imitation, with_auxiliary
-from eectl.models import attach_exits, build_model, model_spec
+from eectl.exits.costs import measure_costs
+from eectl.core.errors import EectlError
+from eectl.exits.criteria import CRITERIA, Policy, choose
+from eectl.models.losses import imitation, with_auxiliary
+from eectl.models.build import attach_exits, build_model, model_spec
 from eectl.models.backbone import MapFeature
 from eectl.models.heads import ExitOutput, head_class, make_head
-from eectl.recipe import Backbone
-from eectl.routing import early_exit
+from eectl.recipe.recipe import Backbone
+from eectl.exits.router import early_exit
 
 C, D = 4, 5
 KINDS = [f"gpf-{D}", f"gpf-lancopku-{D}"]
@@ -216,7 +216,7 @@ def test_compiled_and_in_ddp(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_spec_rebuilds_it(kind):
     spec = Backbone(name="vit", args={"patch_size": 4, "dim": 16, "mlp_dim": 16, "depth": 3, "heads": 2})
-    from eectl.models import build_backbone
+    from eectl.models.build import build_backbone
 
     backbone = build_backbone(spec, input_shape=(3, 8, 8), num_outputs=C)
     model = attach_exits(backbone, after=(0, 1), heads=kind, num_outputs=C, input_shape=(3, 8, 8)).eval()

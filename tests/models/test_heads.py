@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eectl.errors import EectlError
+from eectl.core.errors import EectlError
 from eectl.models.backbone import MapFeature, TokenFeature
 from eectl.models.heads import make_head
 

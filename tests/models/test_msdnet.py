@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from eectl.costs import measure_costs
-from eectl.errors import EectlError
-from eectl.models import attach_exits, build_backbone
+from eectl.exits.costs import measure_costs
+from eectl.core.errors import EectlError
+from eectl.models.build import attach_exits, build_backbone
 from eectl.models.backbone import dry_run
-from eectl.models.msdnet import Config, DenseLayer, MSDNet, MSDNetBackbone, Transition
-from eectl.recipe import Backbone as BackboneSpec
+from eectl.models.adapters.msdnet import Config, DenseLayer, MSDNet, MSDNetBackbone, Transition
+from eectl.recipe.recipe import Backbone as BackboneSpec
 
 IMAGENET = {
     **{"blocks": 5, "base": 4, "step": 4, "channels": 32, "growth": 16, "stem": "standard"},

@@ -9,14 +9,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eectl.checkpoint import About, load_checkpoint, save_checkpoint
-from eectl.costs import measure_costs
-from eectl.errors import EectlError
-from eectl.models import attach_exits, build_backbone, model_spec
+from eectl.models.checkpoint import About, load_checkpoint, save_checkpoint
+from eectl.exits.costs import measure_costs
+from eectl.core.errors import EectlError
+from eectl.models.build import attach_exits, build_backbone, model_spec
 from eectl.models.backbone import Backbone
 from eectl.models.multi_exit import MultiExitModel
-from eectl.models.transformers_parts import ADAPTERS, TextFeature
-from eectl.recipe import Backbone as BackboneSpec
+from eectl.models.adapters.transformers_parts import ADAPTERS, TextFeature
+from eectl.recipe.recipe import Backbone as BackboneSpec
 
 SMALL = {
     **{"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},

@@ -1,0 +1,105 @@
+"""What every question takes and gives: Subject, Context, Settings, Answer; and the sample of rows that it looks at."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eectl.data import Batch, Split
+from eectl.core.errors import EectlError, lookup
+from eectl.evaluation.tables import Listing, Scalar
+from eectl.core.seeds import derive_seed
+from eectl.evaluation.opened import Session
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One network under a question; `label` is what tables and plots call it."""
+
+    label: str
+    session: Session
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user can set: fields that a question adds."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the question reads."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SplitSettings(Settings):
+    """Settings of a question about the rows of one `split`."""
+
+    split: str = "test"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the question reads."""
+        return (self.split,)
+
+
+@dataclass(frozen=True)
+class Context:
+    """How a question is asked: its seed, rows at once (none: each recipe's), and `count(what, total)` for a progress bar.
+
+    `count` is a context manager that gives a function to call once per step.
+    """
+
+    seed: int
+    batch_size: int | None
+    count: Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+    def rows_at_once(self, subject: Subject) -> int:
+        """The batch size for a subject."""
+        return self.batch_size or subject.session.checkpoint.about.eval_batch_size
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a question found.
+
+    `values` is everything, as JSON (a list per subject, in their order, where it is per subject); `records` are the same numbers
+    as flat rows with one set of keys, for the CSV; `reading` says in two sentences what they say, and what they cannot.
+    """
+
+    values: Mapping[str, Any]
+    records: Sequence[Mapping[str, Scalar]]
+    tables: Sequence[Listing]
+    reading: tuple[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+
+def sample_rows(split: Split, count: int, seed: int) -> Tensor:
+    """`count` row numbers of a split (all, where it has no more), drawn from the seed, ascending int64 on the CPU.
+
+    The same seed draws the same rows for every network.
+    """
+    if count >= len(split):
+        return torch.arange(len(split))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "rows", split.name))
+    return torch.randperm(len(split), generator=generator)[:count].sort().values
+
+
+def sample_batches(split: Split, rows: Tensor, batch_size: int) -> Iterator[Batch]:
+    """Those rows in batches of `batch_size`; texts come by length, longest first (`Batch.rows` says which they are)."""
+    if split.lengths is not None:
+        rows = rows[split.lengths[rows].argsort(descending=True, stable=True)]
+    yield from split.batches(torch.split(rows, batch_size))
+
+
+def check_split(session: Session, name: str) -> Split:
+    """A split by its name; raises EectlError that lists those there are."""
+    return lookup(session.data.splits, name, what="split")
+
+
+def check_count(count: int, least: int, *, option: str, why: str) -> None:
+    """Raise EectlError where a setting is below what the question needs."""
+    if count < least:
+        raise EectlError(f"{option} {count}: at least {least}; {why}")

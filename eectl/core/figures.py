@@ -1,0 +1,39 @@
+"""What all pictures share: colours, dashes and markers that readers with any colour vision tell apart, and saving."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eectl.core.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette (jfly.uni-koeln.de/color), which readers with any colour vision tell apart; yellow is too pale for lines
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)))
+MARKERS = "osD^vPX"
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, dash and marker of the `index`-th line of a picture."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "ls": DASHES[index % len(DASHES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "lw": 1.4,
+        "ms": 4.5,
+    }
+
+
+def save_figures(paths: list[Path], draw: "Callable[[Figure], None]") -> None:
+    """Draw one figure and write it to every path, in the format of its suffix. `draw` sizes and fills it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.right": False, "axes.spines.top": False, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+        draw(figure)
+        for path in paths:
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=path.suffix[1:].lower())

@@ -1,0 +1,146 @@
+"""A .safetensors file that is written, or read, part by part: for tensors that need not fit in memory.
+
+Plain reads and writes at a position; nothing is mapped, as the pages of a mapping count as memory. Knows bytes and errors, not
+what the files mean. No torch at import.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eectl.core.errors import EectlError
+from eectl.core.files import as_metadata, make_beside, put_in_place, unreadable, writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+_SIZES = {"F32": 4, "I64": 8}
+
+
+@dataclass(frozen=True)
+class TensorParts:
+    """An open file; `path` names it in errors. `layout` has each tensor's type (as safetensors calls it) and shape.
+
+    `read` and `write` move a run of a tensor's elements, in its own order, from the index `at` on; what is left out of the index
+    is 0. The tensor in memory is contiguous, on the CPU, and of the type in the file.
+    """
+
+    path: Path
+    layout: Layout
+    _starts: Mapping[str, int]
+    _handle: int
+
+    def write(self, name: str, values: "Tensor", *, at: Sequence[int] = ()) -> None:
+        """Write `values` into tensor `name`; raises EectlError where the disk is full."""
+        left, position = values.numpy().data.cast("B"), self._position(name, at)
+        with writing(self.path):
+            while left:
+                done = os.pwrite(self._handle, left, position)
+                left, position = left[done:], position + done
+
+    def read(self, name: str, values: "Tensor", *, at: Sequence[int] = ()) -> None:
+        """Fill `values` from tensor `name`; raises EectlError where the file has become shorter or the disk fails."""
+        left, position = values.numpy().data.cast("B"), self._position(name, at)
+        while left:
+            try:
+                done = os.preadv(self._handle, [left], position)
+            except OSError as error:
+                raise unreadable(self.path, error) from error
+            if not done:
+                raise EectlError(f"{self.path}: cut short while it was read; write it again")
+            left, position = left[done:], position + done
+
+    def _position(self, name: str, at: Sequence[int]) -> int:
+        kind, shape = self.layout[name]
+        index = 0
+        for size, number in zip_longest(shape, at, fillvalue=0):
+            index = index * size + number
+        return self._starts[name] + index * _SIZES[kind]
+
+
+@contextmanager
+def new_parts(path: Path, layout: Layout, metadata: Mapping[str, Any]) -> Iterator[tuple[TensorParts, Path]]:
+    """A new file of full size, all zeros, and the temporary path where it lies; it takes `path`'s place when the block ends well.
+
+    Raises EectlError where it cannot be written.
+    """
+    header = _header(layout, metadata)
+    with writing(path):
+        temporary = make_beside(path)
+    try:
+        with writing(path):
+            temporary.write_bytes(header)
+            os.truncate(temporary, len(header) + sum(_num_bytes(*each) for each in layout.values()))
+        with join_parts(temporary, of=path) as parts:
+            yield parts, temporary
+        with writing(path):
+            put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def join_parts(temporary: Path, *, of: Path) -> Iterator[TensorParts]:
+    """The file that `new_parts` made for the path `of`, to write to as well; raises EectlError where it is not seen."""
+    try:
+        handle = os.open(temporary, os.O_RDWR)
+    except OSError as error:
+        raise EectlError(
+            f"{of}: process 0 writes to it, but not all processes can ({error.strerror}); name a place in a folder that all share"
+        ) from error
+    with _closing(handle):
+        yield _parts(of, handle)
+
+
+@contextmanager
+def open_parts(path: Path) -> Iterator[TensorParts]:
+    """A file to read, of which `read_metadata` has found that it is whole; raises EectlError where it cannot be read."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    with _closing(handle):
+        yield _parts(path, handle)
+
+
+@contextmanager
+def _closing(handle: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _num_bytes(kind: str, shape: Sequence[int]) -> int:
+    return _SIZES[kind] * math.prod(shape)
+
+
+def _header(layout: Layout, metadata: Mapping[str, Any]) -> bytes:
+    """The first bytes of a .safetensors file: the header's length in 8 bytes, and JSON that ends at a multiple of 8.
+
+    The tensors that follow lie without gaps, those of larger types first, so that each is aligned.
+    """
+    entries: dict[str, Any] = {"__metadata__": as_metadata(metadata)}
+    stop = 0
+    for name, (kind, shape) in sorted(layout.items(), key=lambda item: (-_SIZES[item[1][0]], item[0])):
+        start, stop = stop, stop + _num_bytes(kind, shape)
+        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, stop]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _parts(path: Path, handle: int) -> TensorParts:
+    (size,) = struct.unpack("<Q", os.pread(handle, 8, 0))
+    entries = json.loads(os.pread(handle, size, 8))
+    entries.pop("__metadata__")
+    layout = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    return TensorParts(path, layout, {name: 8 + size + entry["data_offsets"][0] for name, entry in entries.items()}, handle)

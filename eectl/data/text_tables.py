@@ -1,0 +1,192 @@
+"""Columns of CSV, TSV, JSONL and Parquet files, and what their cells mean: texts, classes, numbers. Knows no tokens.
+
+Every complaint about a cell names the file and the row, counted from 1 without the header.
+"""
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eectl.core.errors import EectlError, closest
+
+
+@dataclass(frozen=True)
+class Table:
+    """Some columns of a file, or of several parts of one: `columns[name][row]`; `where(row)` names a row for messages."""
+
+    path: Path
+    columns: Mapping[str, Sequence[Any]]
+
+    def where(self, row: int) -> str:
+        """The place of row `row` (from 0)."""
+        return f"{self.path}: row {row + 1}"
+
+
+def find_table(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The one file of a split in `folder`, as NAME.csv (or another of READERS), or the parts NAME-00000-of-00002.parquet.
+
+    Empty where there is none. Raises EectlError where several files mean the same split.
+    """
+    found = [path for name in names for kind in READERS if (path := folder / f"{name}{kind}").is_file()]
+    parts = [path for name in names for path in sorted(folder.glob(f"{name}-[0-9]*-of-[0-9]*.parquet"))]
+    if len(found) + bool(parts) > 1:
+        raise EectlError(f"{folder}: {' and '.join(path.name for path in (found + parts)[:2])} mean the same split; keep one")
+    return found or parts
+
+
+def read_table(paths: Sequence[Path], names: Sequence[str]) -> Table:
+    """The columns `names` of a file, or of parts that follow each other.
+
+    Raises EectlError for a file that cannot be read or is broken, a column that is not there, and no rows.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for path in paths:
+        try:
+            part = READERS[path.suffix](path, names)
+        except UnicodeDecodeError as error:
+            raise EectlError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+        except OSError as error:
+            raise EectlError(f"{path}: cannot be read ({error.strerror or ' '.join(str(error).split())})") from error
+        for name, values in columns.items():
+            values += part[name]
+    if not columns[names[0]]:
+        raise EectlError(f"{paths[0]}: no rows; each row is a text and its {names[-1]}")
+    return Table(paths[0], columns)
+
+
+def _require(path: Path, names: Iterable[str], there: Sequence[str]) -> None:
+    for name in names:
+        if name not in there:
+            raise EectlError(
+                f"{path}: no column '{name}'{closest(name, there)}; it has {', '.join(map(repr, there)) or 'none'}; "
+                "set data.text and data.target"
+            )
+
+
+def _read_delimited(path: Path, names: Sequence[str], *, delimiter: str, quoting: Literal[0, 3]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    before = csv.field_size_limit(sys.maxsize)  # the default refuses cells of 131,072 characters
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+            header = next(reader, [])
+            _require(path, names, header)
+            places = {name: header.index(name) for name in names}
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise EectlError(
+                        f"{path}: line {reader.line_num}: {len(row)} cells for {len(header)} columns; quote cells that hold a "
+                        f"{'tab' if delimiter == chr(9) else 'comma'} or a line break"
+                    )
+                for name, place in places.items():
+                    columns[name].append(row[place])
+    except csv.Error as error:
+        raise EectlError(f"{path}: line {reader.line_num}: {error}; mend the quotes of this cell") from error
+    finally:
+        csv.field_size_limit(before)
+    return columns
+
+
+def _read_csv(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    return _read_delimited(path, names, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Tab-separated without quoting, as GLUE's own files are."""
+    return _read_delimited(path, names, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_jsonl(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise EectlError(f"{path}: line {number}: not JSON ({error}); each line is one object") from error
+            if not isinstance(value, dict):
+                raise EectlError(f'{path}: line {number}: a {type(value).__name__}; each line is one object, {{"text": …}}')
+            _require(path.with_name(f"{path.name}: line {number}"), names, list(value))
+            for name in names:
+                columns[name].append(value[name])
+    return columns
+
+
+def _read_parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise EectlError(f"{path}: Parquet needs pyarrow; run pip install 'eectl[text]', or convert the file to CSV") from error
+    try:
+        _require(path, names, parquet.read_schema(path).names)
+        table = parquet.read_table(path, columns=list(names))
+    except pyarrow.ArrowInvalid as error:
+        raise EectlError(f"{path}: not Parquet, or cut short ({' '.join(str(error).split())})") from error
+    return {name: table.column(name).to_pylist() for name in names}
+
+
+def texts(table: Table, name: str, *, empty: bool = False) -> list[str]:
+    """A column of texts; raises EectlError for a cell that is no text, or, unless `empty` are taken, nothing but spaces."""
+    for row, value in enumerate(table.columns[name]):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            if not empty or value is None:
+                raise EectlError(f"{table.where(row)}: column '{name}' is empty; fill it in or take the row out")
+        elif not isinstance(value, str):
+            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r}, not a text")
+    return list(table.columns[name])
+
+
+def numbers(table: Table, name: str) -> NDArray[np.float64]:
+    """A column of finite numbers; raises EectlError that names the first cell that is none."""
+    result = np.empty(len(table.columns[name]), dtype=np.float64)
+    for row, value in enumerate(table.columns[name]):
+        try:
+            result[row] = math.nan if isinstance(value, bool) or value is None else float(value)
+        except (TypeError, ValueError):
+            result[row] = math.nan
+        if not math.isfinite(result[row]):
+            what = "is empty" if value in (None, "") else f"is {value!r}, not a number"
+            raise EectlError(f"{table.where(row)}: column '{name}' {what}; regression needs a number in every row")
+    return result
+
+
+def names_of(table: Table, name: str) -> list[str]:
+    """A column of class names: texts as they are, whole numbers as texts; raises EectlError for an empty cell or a fraction."""
+    result = []
+    for row, value in enumerate(table.columns[name]):
+        if value is None or value == "":
+            raise EectlError(f"{table.where(row)}: column '{name}' is empty; every row needs a class")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, str | int):
+            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r}, not a class; set data.task to regression?")
+        result.append(str(value))
+    return result
+
+
+def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """The distinct names, as numbers where all of them are whole numbers, else by text."""
+    distinct = set(names)
+    whole = all(name.removeprefix("-").isascii() and name.removeprefix("-").isdecimal() for name in distinct)
+    return tuple(sorted(distinct, key=(lambda name: (int(name), name)) if whole else lambda name: (0, name)))
+
+
+READERS: dict[str, Callable[[Path, Sequence[str]], dict[str, list[Any]]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,101 @@
+"""What a bench looks like: tables of times and a sentence wherever early exit does not pay. Measures nothing."""
+
+from rich.table import Table
+
+from eectl.exits.bench_file import Bench, EarlyExit, Run, Speed
+from eectl.core.console import make_console, make_table, print_table
+from eectl.evaluation.tables import budget_name
+
+_LEGEND = (
+    "x plain: speed against the plain backbone. MAC-ideal: the speed-up if time went as MACs; reachable: with the same mix of "
+    "exits, each row at its prefix's own time on full batches; got: how much of each was reached. Break-even: the share of "
+    "rows that must leave early, at the same exits, for early exit to take the plain backbone's time."
+)
+
+
+def show_bench(bench: Bench) -> None:
+    """Times, yardsticks and where rows leave, by batch size, and where early exit does not pay."""
+    console = make_console()
+    layout = ", channels_last" if bench.channels_last else ""
+    threads = f"{bench.threads} thread{'s' * (bench.threads > 1)}"
+    console.print(
+        f"{bench.device}, {threads}, torch {bench.versions['torch']}; {bench.criterion}; rows of the {bench.split} split, "
+        f"already on the device and normalised, float32{layout}; medians of interleaved rounds",
+        markup=False,
+    )
+    for speed in bench.measured:
+        title = f"batch size {speed.batch_size}: {speed.num_rows:,} rows, {speed.num_rounds} rounds"
+        print_table(console, title, _speed_table(speed))
+        print_table(console, f"batch size {speed.batch_size}: what early exit reached", _yardstick_table(speed))
+    most = max(bench.measured, key=lambda speed: speed.num_rows)
+    print_table(console, f"% of {most.num_rows:,} rows that leave at each exit, by budget", _leave_table(most))
+    console.print(_LEGEND, markup=False)
+    for sentence in bench_notes(bench):
+        console.print(sentence, markup=False)
+
+
+def bench_notes(bench: Bench) -> list[str]:
+    """Where early exit is slower than the plain backbone, and whether refilling mends it; budgets that are out of reach."""
+    notes = []
+    for speed in bench.measured:
+        for entry in speed.early_exit:
+            if entry.refill or entry.speed_up >= 1:
+                continue
+            refilled = [each.speed_up for each in speed.early_exit if each.refill and each.budget == entry.budget]
+            mends = f"; refilling makes it {refilled[0]:.2f}×" if refilled and refilled[0] > 1 else ""
+            notes.append(
+                f"At batch size {speed.batch_size} and {budget_name(entry.budget)} early exit is slower than the plain "
+                f"backbone: {entry.speed_up:.2f}×{mends}."
+            )
+    if bench.out_of_reach:
+        budgets = ", ".join(map(budget_name, bench.out_of_reach))
+        notes.append(f"Out of reach: {budgets}; even leaving at the first exit costs more.")
+    return notes
+
+
+def _speed_table(speed: Speed) -> Table:
+    table = make_table("", "rows/s", "x plain", "p50 ms", "p95 ms", "p99 ms")
+    table.columns[0].justify = "left"
+    runs: list[tuple[str, Run]] = [("plain backbone", speed.plain), ("all exits, then decide", speed.full)]
+    runs += [(f"early exit {_name(entry)}", entry) for entry in speed.early_exit]
+    for name, run in runs:
+        latency = run.latency_ms
+        cells = (_short(run.rows_per_second), f"{speed.plain_seconds / run.seconds:.2f}")
+        table.add_row(name, *cells, *map(_short, (latency.p50, latency.p95, latency.p99)))
+    return table
+
+
+def _yardstick_table(speed: Speed) -> Table:
+    table = make_table("", "MAC-ideal", "got", "reachable", "got", "leave early", "break-even")
+    table.columns[0].justify = "left"
+    for entry in speed.early_exit:
+        ideal, reachable = (speed.plain_seconds / each for each in (entry.mac_ideal_seconds, entry.reachable_seconds))
+        even = "-" if not entry.early_share else "never" if entry.break_even is None else f"{entry.break_even:.1%}"
+        table.add_row(
+            _name(entry),
+            f"{ideal:.2f}",
+            f"{entry.of_mac_ideal:.0%}",
+            f"{reachable:.2f}",
+            f"{entry.of_reachable:.0%}",
+            f"{entry.early_share:.1%}",
+            even,
+        )
+    return table
+
+
+def _leave_table(speed: Speed) -> Table:
+    entries = [entry for entry in speed.early_exit if not entry.refill]
+    table = make_table("exit", *(budget_name(entry.budget) for entry in entries))
+    for index in range(len(speed.prefix_seconds)):
+        counts = [entry.left[index] for entry in entries]
+        table.add_row(str(index + 1), *(f"{100 * count / speed.num_rows:.1f}" if count else "·" for count in counts))
+    return table
+
+
+def _name(entry: EarlyExit) -> str:
+    return f"{budget_name(entry.budget)}{', refilling' * entry.refill}"
+
+
+def _short(number: float) -> str:
+    """Three digits, whole from 1,000 on."""
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:#.3g}"

@@ -1,0 +1,175 @@
+"""Pictures of an evaluation and of a comparison of runs: accuracy against mean cost.
+
+Draws what was computed, chooses nothing, needs no display.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eectl.reports.compare import Comparison, band
+from eectl.core.errors import EectlError
+from eectl.core.files import replacing
+from eectl.models.losses import TASKS
+from eectl.core.figures import COLOURS, DASHES, MARKERS
+from eectl.exits.policy import COSTS, Evaluation
+from eectl.exits.sweep import OperatingPoints
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PLOT_FORMATS = ("png", "pdf", "svg")
+_BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1601f", "#6b6b6b"
+_LABEL_GAP = 2.2  # % of the width below which an exit's number would touch its neighbour's
+
+
+def check_plot_path(path: Path) -> None:
+    """Raise EectlError for a suffix that is not one of PLOT_FORMATS; worth asking before the expensive pass."""
+    if path.suffix[1:].lower() not in PLOT_FORMATS:
+        raise EectlError(f"--plot {path}: allowed are files that end in .{', .'.join(PLOT_FORMATS)}")
+
+
+def plot_curve(path: Path, result: Evaluation, points: OperatingPoints | None = None) -> None:
+    """Draw accuracy (or MSE) against the mean cost in % of the plain backbone, as PNG, PDF or SVG by the suffix.
+
+    `points` is the whole sweep on the same split, drawn as a line: a diagnostic, since nobody may choose on it. Budgets are
+    vertical lines, dots the exits on their own, diamonds the policies. Raises EectlError for another suffix.
+    """
+    check_plot_path(path)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    scale = 100.0 if TASKS[result.task].score_name == "accuracy" else 1.0
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.right": False, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        if points is not None:
+            shares, values = _thinned(points, result.plain_cost, scale)
+            axes.plot(shares, values, color=_BLUE, lw=1.2, alpha=0.55, label=f"any threshold ({result.split} split)", zorder=2)
+        _draw_exits(axes, result, scale)
+        _draw_policies(axes, result, scale)
+        _dress(axes, result, scale)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:].lower())
+
+
+def _thinned(points: OperatingPoints, plain_cost: int, scale: float) -> tuple[list[float], list[float]]:
+    """At most about 2,000 of the points: more cannot be seen, and make an SVG of megabytes."""
+    step = max(1, len(points) // 2000)
+    kept = sorted({*range(0, len(points), step), len(points) - 1})
+    return (100 * points.mean_costs[kept] / plain_cost).tolist(), (scale * points.values[kept]).tolist()
+
+
+def _draw_exits(axes: "Axes", result: Evaluation, scale: float) -> None:
+    shares = [100 * entry.cost / result.plain_cost for entry in result.exits]
+    values = [scale * entry.value for entry in result.exits]
+    axes.plot(shares, values, "o", color=_GREY, ms=5, label="every row at one exit", zorder=3)
+    shift = -11 if TASKS[result.task].higher_is_better else 11  # the curve runs on the better side of the dots
+    style: dict[str, Any] = {"fontsize": 8, "color": _GREY, "ha": "center", "va": "center", "textcoords": "offset points"}
+    style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85}
+    for index in readable(shares, _LABEL_GAP * max(shares) / 100):
+        axes.annotate(str(index + 1), (shares[index], values[index]), xytext=(0, shift), **style)
+
+
+def readable(places: Sequence[float], gap: float) -> list[int]:
+    """The indexes whose labels keep `gap` between each other; the last one is always among them."""
+    kept: list[int] = []
+    for index in reversed(range(len(places))):
+        if all(abs(places[index] - places[other]) >= gap for other in kept):
+            kept.append(index)
+    return kept
+
+
+def _draw_policies(axes: "Axes", result: Evaluation, scale: float) -> None:
+    reached = [entry for entry in result.budgets if entry.budget is not None and entry.value is not None]
+    shares = [100 * (entry.mean_cost or 0) / result.plain_cost for entry in reached]
+    values = [scale * (entry.value or 0) for entry in reached]
+    axes.plot(shares, values, "D", color=_ORANGE, ms=6.5, mec="white", mew=0.8, label=f"{result.protocol} for a budget", zorder=4)
+
+
+def _dress(axes: "Axes", result: Evaluation, scale: float) -> None:
+    budgets = [entry.budget for entry in result.budgets if entry.budget is not None]
+    for budget in budgets:
+        axes.axvline(budget, color=_ORANGE, lw=0.8, ls=(0, (2, 3)), zorder=1)
+    dearest = 100 * result.exits[-1].cost / result.plain_cost
+    axes.set_xlim(0, 1.03 * max([dearest, *(budget for budget in budgets if budget <= 1.5 * dearest)]))
+    axes.margins(y=0.12)
+    top = axes.secondary_xaxis("top")
+    shown = [budgets[index] for index in readable(budgets, 11 * dearest / 100) if budgets[index] <= axes.get_xlim()[1]]
+    top.set_xticks(shown, [f"{budget:g} %" for budget in shown], color=_ORANGE, fontsize=9)
+    top.tick_params(length=0)
+    top.spines["top"].set_visible(False)
+    axes.spines["top"].set_visible(False)
+    name = TASKS[result.task].score_name
+    axes.set_ylabel(f"{name}, %" if scale > 1 else f"{name}, lower is better")
+    axes.set_xlabel(f"mean cost of a row, % of the plain backbone's {COSTS[result.cost]} (budgets on top)")
+    axes.set_title(f"{result.split} split, {result.num_rows:,} rows, {result.criterion}", fontsize=10, loc="left")
+    axes.grid(axis="y", color="#e4e4e4", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def plot_comparison(path: Path, comparison: Comparison) -> None:
+    """Draw each row's curve with a band of ± one standard deviation over its seeds, as PNG, PDF or SVG by the suffix.
+
+    The curves are the whole sweep on the test split (paper, Appendix D), the marks the table's numbers at the budgets, at the
+    mean cost they really had. All evaluations must have a curve. Raises EectlError for another suffix.
+    """
+    check_plot_path(path)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    scale = 100.0 if TASKS[comparison.task].score_name == "accuracy" else 1.0
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.right": False, "axes.spines.top": False, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7.2, 5.0), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        for index, (row, (colour, dashes)) in enumerate(zip(comparison.rows, _styles(comparison), strict=True)):
+            found = band(row.evaluations)
+            shares, means, stds = 100 * found.shares, scale * found.means, scale * found.stds
+            name = " ".join(filter(None, (row.regime, row.label))) + f" ({len(row.seeds)})"
+            marks = [(100 * cell.share, scale * cell.mean) for cell in row.cells if cell is not None]
+            line: dict[str, Any] = {"color": colour, "ls": dashes, "lw": 1.5, "label": name, "drawstyle": "steps-post"}
+            line |= {"marker": MARKERS[index % len(MARKERS)], "ms": 5, "mec": "white", "mew": 0.7, "markevery": []}
+            if len(row.seeds) > 1:
+                axes.fill_between(shares, means - stds, means + stds, step="post", color=colour, alpha=0.18, lw=0, zorder=1)
+            axes.plot(shares, means, **line, zorder=3)
+            if marks:
+                axes.plot(*zip(*marks, strict=True), color=colour, **_mark(line), zorder=4)
+        _dress_comparison(axes, comparison, scale)
+        columns = 3 if max(len(f"{row.label}{row.regime}") for row in comparison.rows) < 22 else 2
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9, handlelength=3)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:].lower())
+
+
+def _mark(line: dict[str, Any]) -> dict[str, Any]:
+    return {"ls": "none"} | {name: line[name] for name in ("marker", "ms", "mec", "mew")}
+
+
+def _styles(comparison: Comparison) -> list[tuple[str, Any]]:
+    """A colour and a dash pattern for each row: colours tell regimes apart and dashes settings, or colours what there is."""
+    regimes = list(dict.fromkeys(row.regime for row in comparison.rows))
+    labels = list(dict.fromkeys(row.label for row in comparison.rows))
+    if len(regimes) == 1:
+        return [(COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]) for index in range(len(labels))]
+    return [
+        (COLOURS[regimes.index(row.regime) % len(COLOURS)], DASHES[labels.index(row.label) % len(DASHES)])
+        for row in comparison.rows
+    ]
+
+
+def _dress_comparison(axes: "Axes", comparison: Comparison, scale: float) -> None:
+    name = TASKS[comparison.task].score_name
+    axes.set_ylabel(f"{name}, %" if scale > 1 else f"{name}, lower is better")
+    axes.set_xlabel(f"mean cost of a row, % of the plain backbone's {COSTS[comparison.cost]}")
+    chosen = "authors' lookup" if comparison.lookup == "average-first" else f"{comparison.protocol} thresholds"
+    axes.set_title(
+        f"{comparison.data}, {comparison.backbone}; lines: any threshold ({comparison.split} split), marks: {chosen}\n"
+        "bands: ± one standard deviation over seeds (how many in brackets)",
+        fontsize=9,
+        loc="left",
+    )
+    axes.set_xlim(left=0)
+    axes.margins(y=0.05)
+    axes.grid(color="#e4e4e4", lw=0.6)
+    axes.set_axisbelow(True)

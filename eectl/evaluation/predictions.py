@@ -1,0 +1,184 @@
+"""The one expensive pass: every exit's outputs on every row of a split, reduced as they come, and the file that keeps them all.
+
+Neither the pass nor reading the file holds more than some rows' logits in memory. Chooses nothing and scores no policy.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from eectl.core.distributed import World, path_of_main
+from eectl.core.errors import EectlError
+from eectl.exits.criteria import Criterion, find_criterion
+from eectl.core.files import read_metadata
+from eectl.models.multi_exit import MultiExitModel
+from eectl.exits.scores import Scored, Source, reduce_rows, scored_from
+from eectl.core.tensor_parts import TensorParts, join_parts, new_parts, open_parts
+
+KIND, SCHEMA = "predictions", 1
+BYTES_AT_ONCE = 24_000_000  # of logits that are read and reduced at a time: malloc gives fresh pages from 32 MiB on, every time
+_DTYPES = {"F32": torch.float32, "I64": torch.int64}
+
+
+class Batch(Protocol):
+    """Some rows of a split."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """[row, …]"""
+
+    @property
+    def targets(self) -> Tensor:
+        """[row]"""
+
+    @property
+    def rows(self) -> Tensor:
+        """Which rows of the split they are: int64 [row], on the CPU."""
+
+
+class Keeper:
+    """Writes logits into a predictions file. Those of a GPU are copied while the next batch is computed, and then written."""
+
+    def __init__(self, file: TensorParts) -> None:
+        self._file = file
+        self._waiting: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
+
+    def keep(self, logits: Tensor, rows: Tensor) -> None:
+        """Take the logits [exit, row, class], float32, of these rows of the split."""
+        if logits.device.type != "cuda":
+            self._write(logits.cpu(), rows)
+            return
+        host = torch.empty(logits.shape, pin_memory=True)  # torch keeps such memory and gives it out again
+        host.copy_(logits, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+        self.finish()
+        self._waiting = (host, rows, copied)
+
+    def finish(self) -> None:
+        """Write what is still on its way."""
+        if self._waiting is not None:
+            host, rows, copied = self._waiting
+            copied.synchronize()
+            self._write(host, rows)
+            self._waiting = None
+
+    def _write(self, logits: Tensor, rows: Tensor) -> None:
+        for start, stop in _runs(rows):
+            for index, exit_logits in enumerate(logits):
+                self._file.write("logits", exit_logits[start:stop], at=(index, int(rows[start])))
+
+
+def _runs(rows: Tensor) -> Iterator[tuple[int, int]]:
+    """The stretches of row numbers that rise by one, as positions from and up to."""
+    cuts = (rows.diff() != 1).nonzero()[:, 0] + 1
+    yield from pairwise([0, *cuts.tolist(), len(rows)])
+
+
+def _as_it_is(inputs: Tensor) -> Tensor:
+    return inputs
+
+
+@torch.inference_mode()
+def predict_rows(
+    model: MultiExitModel,
+    batches: Iterable[Batch],
+    *,
+    num_rows: int,
+    criterion: Criterion,
+    task: str,
+    prepare: Callable[[Tensor], Tensor] = _as_it_is,
+    keeper: Keeper | None = None,
+) -> Tensor:
+    """The table [plane, exit, row] of `num_rows` rows (see `reduce_rows`), on the CPU, in the order in which they come.
+
+    `prepare` brings a batch's inputs to the network's device and normalises them. The network must be in eval mode. No batch
+    waits for the device; with a `keeper` each waits for the one before it.
+    """
+    assert not any(module.training for module in model.modules())
+    table = torch.empty(0)
+    start = 0
+    for batch in batches:
+        logits = torch.stack([output.logits.float() for output in model(prepare(batch.inputs))])
+        part = reduce_rows(logits, batch.targets, criterion=criterion, task=task)
+        if not start:
+            table = part.new_empty(*part.shape[:2], num_rows)
+        stop = start + len(batch.targets)
+        assert part.shape[2] == stop - start and stop <= num_rows
+        table[:, :, start:stop] = part
+        if keeper is not None:
+            keeper.keep(logits, batch.rows)
+        start = stop
+    assert start == num_rows, f"{start} rows came, {num_rows} were announced"
+    if keeper is not None:
+        keeper.finish()
+    return table.cpu()
+
+
+@contextmanager
+def keeping(path: Path, source: Source, *, num_exits: int, num_outputs: int, labels: Tensor, world: World) -> Iterator[Keeper]:
+    """A predictions file that all processes fill while the pass goes on; it is there when the block ends well in process 0.
+
+    Process 0 makes it at its full size under another name and the others write their rows into it, so it must lie in a folder
+    that all processes see. The block may end in process 0 only when all rows are written: let it gather something after them.
+    Raises EectlError where the file cannot be written.
+    """
+    if not world.is_main:
+        with join_parts(path_of_main(), of=path) as file:
+            yield Keeper(file)
+        return
+    kinds = {dtype: name for name, dtype in _DTYPES.items()}
+    layout = {"logits": ("F32", (num_exits, len(labels), num_outputs)), "labels": (kinds[labels.dtype], (len(labels),))}
+    with new_parts(path, layout, {"kind": KIND, "schema": SCHEMA, **asdict(source)}) as (file, temporary):
+        path_of_main(temporary)
+        file.write("labels", labels)
+        yield Keeper(file)
+
+
+def read_source(path: Path) -> Source:
+    """Whose outputs a predictions file holds; raises EectlError for a file that is something else, or cut."""
+    about = read_metadata(path, kind=KIND, schema=SCHEMA)
+    return Source(about["split"], about["fingerprint"], about["checkpoint"], about["task"])
+
+
+def read_scored(path: Path, *, criterion: str | None) -> Scored:
+    """What `criterion` (none: the task's default) sees in a predictions file, read and reduced some rows at a time.
+
+    Raises EectlError for a file that is something else, or cut, for outputs that are not finite and a criterion that does not
+    fit.
+    """
+    source = read_source(path)
+    with open_parts(path) as file:
+        kind, (num_rows,) = file.layout["labels"]
+        num_exits, _, num_outputs = file.layout["logits"][1]
+        rule = find_criterion(criterion, task=source.task, num_exits=num_exits)
+        labels = torch.empty(num_rows, dtype=_DTYPES[kind])
+        file.read("labels", labels)
+        at_once = max(BYTES_AT_ONCE // (4 * num_exits * num_outputs), 1)
+        buffer = torch.empty(num_exits * at_once * num_outputs)
+        table = torch.empty(0)
+        for start in range(0, num_rows, at_once):
+            targets = labels[start : start + at_once]
+            logits = buffer[: num_exits * len(targets) * num_outputs].view(num_exits, len(targets), num_outputs)
+            for index, exit_logits in enumerate(logits):
+                file.read("logits", exit_logits, at=(index, start))
+            part = reduce_rows(logits, targets, criterion=rule, task=source.task)
+            if not start:  # one table from the start: parts that are kept would lie between the buffers and keep them from reuse
+                table = part.new_empty(*part.shape[:2], num_rows)
+            table[:, :, start : start + len(targets)] = part
+    return scored_from(table, labels, source, criterion=criterion)
+
+
+def check_belongs(source: Source, checkpoint: str, *, path: Path) -> None:
+    """Raise EectlError unless the outputs in `path` are those of the weights whose digest is `checkpoint`."""
+    if source.checkpoint != checkpoint:
+        raise EectlError(
+            f"{path} was made by another checkpoint ({source.checkpoint[:12]}…, this one is {checkpoint[:12]}…); "
+            "make it again with --save-predictions"
+        )

@@ -1,0 +1,91 @@
+"""The door to timm's networks: names, options, images, and what is said where they do not fit. The adapters are in timm_parts."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+
+from eectl.core.errors import EectlError
+from eectl.models.backbone import Backbone, dry_run
+from eectl.models.adapters.args_and_weights import check_names
+from eectl.models.adapters.timm_parts import ADAPTERS, TimmViT
+
+
+def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> Backbone:
+    """The timm network `name` (without `timm/`; a pretrained tag is allowed); `args` are timm's own constructor arguments.
+
+    Raises EectlError for an unknown name, a family without an adapter, options or images that the network does not take,
+    and for a failed download.
+    """
+    if not timm.is_model(name):
+        near = ", ".join(get_close_matches(name, timm.list_models(), n=3))
+        raise EectlError(f"timm has no '{name}'{f' (nearest: {near})' if near else ''}; timm.list_models() lists what it has")
+    module = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+    if module not in ADAPTERS:
+        raise _no_adapter(name, module)
+    library_class, adapter = ADAPTERS[module]
+    _check_args(name, args, library_class)
+    net: Any = _create(name, args, library_class, input_shape, num_outputs, pretrained)
+    if type(net).forward_features is not vars(library_class)["forward_features"]:  # another order of its parts
+        raise _no_adapter(name, type(net).__name__)
+    backbone = adapter(net, input_shape)
+    backbone.name = f"timm/{name}"
+    _check_images(backbone, input_shape)
+    if pretrained and net.pretrained_cfg["num_classes"] != num_outputs:
+        names = tuple(f"{own}." for own in backbone.classifiers)
+        backbone.fresh = tuple(key for key in net.state_dict() if key.startswith(names))
+    return backbone
+
+
+def _create(
+    name: str, args: Mapping[str, Any], library_class: type, input_shape: Sequence[int], num_outputs: int, pretrained: bool
+) -> Any:
+    shape: dict[str, Any] = {"in_chans": input_shape[0]}
+    if "img_size" in inspect.signature(library_class).parameters:
+        shape["img_size"] = tuple(input_shape[1:])
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_outputs, **shape, **args)
+    except OSError as error:
+        reason = str(error).partition(". ")[0]
+        raise EectlError(
+            f"timm's weights of {name} cannot be downloaded ({reason}); name a file with them in backbone.weights"
+        ) from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if not args and not isinstance(error, (ArithmeticError, AssertionError, RuntimeError)):
+            raise
+        given = f" with {dict(args)}" if args else ""
+        height, width = input_shape[1:]
+        raise EectlError(
+            f"timm/{name} cannot be built{given} for images of {height}×{width}: {str(error) or 'its constructor refuses them'}"
+        ) from error
+
+
+def _check_images(backbone: Backbone, input_shape: Sequence[int]) -> None:
+    """Raise EectlError where images are smaller than a patch, or than the padding of a blurring layer takes."""
+    size = "×".join(map(str, input_shape[1:]))
+    if isinstance(backbone, TimmViT):
+        if 0 in backbone.grid:
+            raise EectlError(f"{backbone.name} cuts images into patches, {size} is too small for one; set data.image_size")
+        return
+    try:
+        dry_run(backbone, input_shape)
+    except (AssertionError, RuntimeError) as error:
+        raise EectlError(f"{backbone.name} does not run on images of {size}; set data.image_size, 64 is enough") from error
+
+
+def _check_args(name: str, args: Mapping[str, Any], library_class: type) -> None:
+    """The options are the constructor's, less what the data decide, classes, and patch dropping, which leaves exits no grid."""
+    ours = ["self", "img_size", "in_chans", "num_classes", "device", "dtype", "patch_drop_rate", "cfg", "kwargs"]
+    ours += ["embed_layer", "block_fn", "mlp_layer", "attn_layer", "block", "aa_layer", "block_args", "weight_init"]
+    ours += ["block_layer", "conv_layer", "se_layer", "round_chs_fn"]
+    check_names(f"timm/{name}", args, {key: None for key in inspect.signature(library_class).parameters if key not in ours})
+
+
+def _no_adapter(name: str, family: str) -> EectlError:
+    return EectlError(
+        f"timm/{name} is of the family {family}; eectl takes timm's {', '.join(ADAPTERS)}. "
+        "Another needs an adapter in eectl/models/timm_parts.py that gives its stem, blocks, head and feature; a row of names is "
+        "enough for one that runs its modules one after another"
+    )

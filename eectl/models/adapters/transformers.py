@@ -1,0 +1,158 @@
+"""The door to transformers' networks: names, folders, options and weights, and what is said where they do not fit.
+
+A name is a model type, a local folder or an id on the Hugging Face hub. Nothing is downloaded unless pretrained weights are asked
+for, and no pickle is read. The adapters are in transformers_parts; tokenizers are the data's business.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
+
+from eectl.core.errors import EectlError, closest
+from eectl.models.adapters.args_and_weights import check_names
+from eectl.models.adapters.transformers_parts import ADAPTERS, BertBackbone
+
+
+def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> BertBackbone:
+    """The sequence classifier `name` (without `hf/`) for texts of `input_shape` (3, max_length); `args` change its configuration.
+
+    `rebuilds_as` is its model type and all options, so that a checkpoint needs neither folder nor network. Raises EectlError for
+    an unknown name, a model type without an adapter, options it does not take, weights that are missing, not safetensors or
+    another network's, and a max_length beyond its positions.
+    """
+    if name in CONFIG_MAPPING and pretrained:
+        raise EectlError(
+            f"backbone.pretrained: hf/{name} is a kind of network and has no weights of its own; name a folder with a "
+            "config.json (hf/./FOLDER) or an id on the Hugging Face hub, or a file in backbone.weights"
+        )
+    found = AutoConfig.for_model(name) if name in CONFIG_MAPPING else _read_config(name, download=pretrained)
+    if found.model_type not in ADAPTERS:
+        raise _no_adapter(name, found.model_type)
+    adapter = ADAPTERS[found.model_type]
+    options = _options(name, found, adapter, args)
+    fresh: tuple[str, ...] = ()
+    with _explained(name, args):
+        config = AutoConfig.for_model(found.model_type, **options, num_labels=num_outputs)
+        if pretrained:
+            net, fresh = _load(name, config)
+        else:
+            net = AutoModelForSequenceClassification.from_config(config)
+        backbone = adapter(net)
+    backbone.name, backbone.rebuilds_as, backbone.fresh = f"hf/{name}", (f"hf/{found.model_type}", options), fresh
+    _check_fresh(backbone)
+    limit = backbone.max_tokens
+    if limit is not None and input_shape[1] > limit:
+        raise EectlError(
+            f"data.max_length is {input_shape[1]}; {backbone.name} has positions for {limit} tokens; set it to {limit}"
+        )
+    return backbone
+
+
+def _options(name: str, found: Any, adapter: type[BertBackbone], args: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that was found, less what does not shape the network, changed by `args`."""
+    aliases: Mapping[str, str] = found.attribute_map
+    check_names(f"hf/{name}", args, dict.fromkeys((*adapter.options, *aliases)))
+    given = found.to_dict()
+    if given.get("position_embedding_type") not in (None, "absolute"):
+        kind = given["position_embedding_type"]
+        raise EectlError(f"hf/{name} has {kind} positions; eectl takes absolute ones, as transformers 5 does")
+    options = {key: given[key] for key in adapter.options if key in given}
+    return options | {aliases.get(key, key): value for key, value in args.items()}
+
+
+def _read_config(name: str, *, download: bool) -> Any:
+    """The configuration in a folder or on the hub (with `download`, else from the local cache)."""
+    folder = Path(name)
+    if not folder.is_dir() and name.startswith((".", "/", "~")):
+        raise EectlError(f"backbone.name: no folder {name}; hf/./FOLDER is a folder with a config.json")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise EectlError(f"backbone.name: the folder {name} has no config.json, so it is not a network that transformers saved")
+    try:
+        with _quiet():
+            return AutoConfig.from_pretrained(name, local_files_only=not download or folder.is_dir())
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise EectlError(f"{folder / 'config.json'}: transformers cannot read it ({_reason(error)})") from error
+        if download:
+            raise EectlError(f"hf/{name} cannot be downloaded ({_reason(error)}); a local folder is hf/./FOLDER") from error
+        raise EectlError(
+            f"hf/{name} is not a model type{closest(name, ADAPTERS)}, not a folder and not in the local cache; "
+            f"model types: {', '.join(ADAPTERS)}; --pretrained downloads from the Hugging Face hub, a folder is hf/./FOLDER"
+        ) from error
+
+
+def _load(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
+    """The network with its published weights in float32, and the parameters that these leave fresh."""
+    folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        pickled = "pytorch_model.bin alone, a pickle, which eectl does not read" if any(folder.glob("*.bin")) else "no weights"
+        raise EectlError(f"backbone.pretrained: the folder {name} has {pickled}; save the network there as model.safetensors")
+    try:
+        with _quiet():
+            net, info = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=config,
+                local_files_only=folder.is_dir(),
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, SafetensorError) as error:
+        raise EectlError(
+            f"the weights of hf/{name} cannot be read ({_reason(error)}); eectl takes safetensors, from the hub, a folder or "
+            "backbone.weights"
+        ) from error
+    missing = {key if isinstance(key, str) else key[0] for kind in ("missing_keys", "mismatched_keys") for key in info[kind]}
+    return net.float(), tuple(key for key in net.state_dict() if key in missing)
+
+
+def _check_fresh(backbone: BertBackbone) -> None:
+    """Raise EectlError where weights left more of the network fresh than its head."""
+    odd = [key for key in backbone.fresh if backbone.locate(key) != backbone.depth]
+    if odd:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise EectlError(f"the weights of {backbone.name} do not fit it with these backbone.args: {', '.join(odd[:3])}{more}")
+
+
+@contextlib.contextmanager
+def _explained(name: str, args: Mapping[str, Any]) -> Iterator[None]:
+    """What transformers says of options that do not go together, as an EectlError."""
+    try:
+        yield
+    except (StrictDataclassError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        given = f" with {dict(args)}" if args else ""
+        raise EectlError(f"hf/{name} cannot be built{given}: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and no bars from transformers: what weights leave fresh is in `backbone.fresh`."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.partition(". ")[0].rstrip(".") or type(error).__name__
+
+
+def _no_adapter(name: str, model_type: str) -> EectlError:
+    return EectlError(
+        f"hf/{name} is of the type {model_type}; eectl takes transformers' {', '.join(ADAPTERS)}. "
+        "Another needs an adapter in eectl/models/transformers_parts.py that gives its stem, blocks (the halves of its layers), "
+        "head and feature"
+    )

@@ -1,0 +1,1 @@
+"""Many runs as one table: `eectl report`, the paper's numbers beside ours, and curves with bands."""

@@ -1,0 +1,103 @@
+"""What a run was set to, as flat keys, and what differs between runs: which may stand in one table, and what each is called.
+
+Reads recipes as plain data, so that one which this version no longer takes can still be reported.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from eectl.core.errors import EectlError
+from eectl.recipe.recipe import Recipe, start_of
+from eectl.exits.policy import COSTS, Evaluation, Origin
+
+# what may differ between seeds, or says where a run was made and not what it is
+_UNNAMED = frozenset({
+    "seed", "regime", "phase", "init", "eval_batch_size", "compile", "channels_last", "cache_features", "checkpoint_activations",
+    "data.root", "data.workers", "data.in_memory", "exits.placement", "backbone.pretrained", "backbone.weights",
+})  # fmt: skip
+# what must not differ in one table
+_MUST_AGREE = ("data.name", "data.split_seed", "data.image_size", "data.channels", "data.text", "data.target", "data.task")
+_MUST_AGREE_BELOW = "backbone.name", "backbone.args"
+
+
+def settings(origin: Origin, evaluation: Evaluation) -> dict[str, Any]:
+    """A run's settings as flat keys: the recipe's, with this version's defaults for keys it lacks, and how rows leave."""
+    found = dict(_flat(Recipe().model_dump(mode="json"))) | dict(_flat(origin.recipe))
+    found = {key: value for key, value in found.items() if key not in _UNNAMED and value is not None}
+    found.setdefault("backbone.start", start_of(origin.recipe.get("backbone", {})))
+    found |= {"exits.after": list(origin.after), "exits.head": "+".join(dict.fromkeys(origin.heads)) or None}
+    return found | {"criterion": evaluation.criterion, "thresholds": evaluation.search}
+
+
+def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def check_comparable(runs: Sequence[tuple[str, Mapping[str, Any], Evaluation]]) -> None:
+    """Raise EectlError that names the first two of (name, settings, evaluation) that one table would misrepresent, and why."""
+    name, own, evaluation = runs[0]
+    for other_name, other, other_evaluation in runs[1:]:
+        both = f"{name} and {other_name} do not belong in one table"
+        for key in [*own, *(key for key in other if key not in own)]:
+            fixed = key in _MUST_AGREE or key.startswith(_MUST_AGREE_BELOW)
+            if fixed and own.get(key) != other.get(key):
+                raise EectlError(f"{both}: {key} is {_text(own.get(key))} and {_text(other.get(key))}; report them apart")
+        facts = {
+            "task": (evaluation.task, other_evaluation.task),
+            "the split": (evaluation.split, other_evaluation.split),
+            "the thresholds' protocol": (evaluation.protocol, other_evaluation.protocol),
+            "the fingerprint of the test rows": (_short(evaluation.fingerprint), _short(other_evaluation.fingerprint)),
+            "the number of test rows": (evaluation.num_rows, other_evaluation.num_rows),
+            "the cost of a row": (_cost(evaluation), _cost(other_evaluation)),
+        }
+        if evaluation.cost == "macs":  # times are each network's own
+            facts["the plain backbone's cost"] = evaluation.plain_cost, other_evaluation.plain_cost
+        for what, (mine, theirs) in facts.items():
+            if mine != theirs:
+                raise EectlError(f"{both}: {what} is {mine} and {theirs}; report them apart, or evaluate them alike")
+
+
+def _cost(evaluation: Evaluation) -> str:
+    """What a cost is, and where it was measured."""
+    return COSTS[evaluation.cost] + (f" on {evaluation.measured}" if evaluation.measured else "")
+
+
+def _short(fingerprint: str | None) -> str:
+    return f"{fingerprint[:12]}…" if fingerprint else "unknown"
+
+
+def labels(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each run's settings, made of the keys that differ among them; all empty where none does."""
+    keys = list(dict.fromkeys(key for each in found for key in each))
+    differing = [key for key in keys if any(each.get(key) != found[0].get(key) for each in found)]
+    names = _names(differing)
+    return [", ".join(f"{names[key]}={_text(each.get(key))}" for key in differing) for each in found]
+
+
+def _names(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest clear name of each key: its last word, and as many before it as tell it from the others.
+
+    A `name` is called by its section: `optimizer`, not `optimizer.name`.
+    """
+    paths = {key: key.removesuffix(".name").split(".") for key in keys}
+    names = {}
+    for key, path in paths.items():
+        others = [other for each, other in paths.items() if each != key]
+        length = next((n for n in range(1, len(path)) if all(other[-n:] != path[-n:] for other in others)), len(path))
+        names[key] = ".".join(path[-length:])
+    return names
+
+
+def _text(value: Any) -> str:
+    """A setting's value, short: lists with commas, numbers as they are written."""
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ",".join(map(_text, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,139 @@
+"""A network between steps: where a run's first phase starts from, how exits get onto it, and how it came about."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from eectl.models.checkpoint import load_checkpoint
+from eectl.data import DataInfo
+from eectl.core.errors import EectlError
+from eectl.training.l2w import check_phases
+from eectl.models.build import attach_ensembles, attach_exits, build_backbone, check_kind, model_spec
+from eectl.models.backbone import Backbone
+from eectl.models.heads import head_class
+from eectl.models.multi_exit import MultiExitModel, place
+from eectl.recipe.recipe import Exits, ModelSpec, Recipe
+from eectl.recipe.regimes import Phase, phase_numbered, regime_phases
+from eectl.core.seeds import derive_seed
+from eectl.recipe.weighting import exit_weights
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network between phases, and how it came about."""
+
+    model: MultiExitModel
+    spec: ModelSpec
+    history: tuple[dict[str, Any], ...] = ()
+    parent: str | None = None
+
+
+def first_network(recipe: Recipe, info: DataInfo) -> Network:
+    """What the first phase starts from: `init`, the library's weights, or fresh ones drawn from the seed.
+
+    Raises EectlError for a network that takes other inputs, or gives other outputs, than the data has.
+    """
+    outputs = info.num_outputs
+    if recipe.init is None:
+        torch.manual_seed(derive_seed(recipe.seed, "backbone"))
+        backbone = build_backbone(recipe.backbone, input_shape=info.input_shape, num_outputs=outputs)
+        _check_tokens(recipe, info, backbone)
+        model = MultiExitModel(backbone)
+        return Network(model, model_spec(model, recipe.backbone, input_shape=info.input_shape, num_outputs=outputs))
+    loaded = load_checkpoint(recipe.init)
+    spec = loaded.about.spec
+    check_kind(spec.backbone.name, info.input_shape)
+    if (spec.num_outputs, loaded.about.task) != (outputs, info.task):
+        made, has = (_amount(*each) for each in ((loaded.about.task, spec.num_outputs), (info.task, outputs)))
+        raise EectlError(f"{recipe.init}: a network for {made}, but {info.name} has {has}")
+    if spec.input_shape != info.input_shape:
+        wanted, found = ("×".join(map(str, shape)) for shape in (spec.input_shape, info.input_shape))
+        keys = f"data.max_length={spec.input_shape[-1]}" if info.kind == "text" else "data.image_size or data.channels"
+        raise EectlError(f"{recipe.init}: a network for {wanted} inputs, but {info.name} gives {found}; set {keys}")
+    _check_tokens(recipe, info, loaded.model.backbone)
+    return Network(loaded.model, spec, tuple(dict(entry) for entry in loaded.about.history), loaded.digest)
+
+
+def _amount(task: str, outputs: int) -> str:
+    return "a number (regression)" if task == "regression" else f"{outputs} classes"
+
+
+def _check_tokens(recipe: Recipe, info: DataInfo, backbone: Backbone) -> None:
+    """Raise EectlError where the data has token ids that the network has no embedding for."""
+    if info.largest_token is not None and backbone.vocabulary is not None and info.largest_token >= backbone.vocabulary:
+        raise EectlError(
+            f"data.tokenizer: '{recipe.data.tokenizer}' gives token ids up to {info.largest_token}, and {backbone.name} takes "
+            f"those below {backbone.vocabulary}; name the tokenizer that belongs to the backbone"
+        )
+
+
+def resolve(recipe: Recipe, network: Network) -> Recipe:
+    """The recipe with its backbone and exits as they will be: those of `init` where it has any, exits as a list of blocks."""
+    start = recipe.backbone if recipe.init is None else network.spec.backbone
+    return recipe.model_copy(update={"exits": resolve_exits(recipe.exits, network), "backbone": start})
+
+
+def resolve_exits(exits: Exits, network: Network) -> Exits:
+    """The network's own exits where it has any, else those asked for, as a sorted list of blocks and a kind of head."""
+    if network.spec.after:
+        return Exits(after=network.spec.after, head=network.spec.heads[0])
+    backbone = network.model.backbone
+    after = place(exits.placement or "", backbone.depth) if exits.after is None else exits.after
+    return Exits(after=tuple(sorted(after)), head=backbone.default_head if exits.head == "auto" else exits.head)
+
+
+def with_exits(network: Network, exits: Exits, *, seed: int) -> Network:
+    """The network with fresh exits, drawn from the seed."""
+    torch.manual_seed(derive_seed(seed, "exits"))
+    model = attach_exits(
+        network.model.backbone,
+        after=exits.after or (),
+        heads=exits.head,
+        num_outputs=network.spec.num_outputs,
+        input_shape=network.spec.input_shape,
+    )
+    spec = network.spec.model_copy(update={"after": model.after, "heads": (exits.head,) * len(model.after)})
+    return replace(
+        network, model=model, spec=spec, history=(*network.history, {"attached": list(model.after), "head": exits.head})
+    )
+
+
+def with_combine(network: Network, *, seed: int) -> Network:
+    """The network with the ensembles that its heads are made for, drawn from the seed; those it has already stay as they are."""
+    kind = head_class(network.spec.heads[0])[0].ensemble
+    if network.model.combine is not None:
+        return network
+    assert kind is not None, "a phase of ensembles is only planned for heads that have them"
+    torch.manual_seed(derive_seed(seed, "combine"))
+    model = attach_ensembles(network.model, kind, num_outputs=network.spec.num_outputs)
+    spec = network.spec.model_copy(update={"combine": kind})
+    return replace(network, model=model, spec=spec, history=(*network.history, {"combined": kind}))
+
+
+def without_combine(network: Network) -> Network:
+    """The network whose exits say what their own heads say: what every phase but the ensembles' trains."""
+    if network.model.combine is None:
+        return network
+    model = MultiExitModel(network.model.backbone, network.model.heads, after=network.model.after)
+    spec = network.spec.model_copy(update={"combine": None})
+    return replace(network, model=model, spec=spec, history=(*network.history, {"combined": None}))
+
+
+def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:
+    """The phases that a resolved recipe runs, in the numbering of the whole network's exits.
+
+    Raises EectlError for a phase that is not there, in `phase` or `phases`, and for loss weights that do not fit the exits.
+    """
+    num_exits = len(recipe.exits.after or ()) + 1
+    combine = num_exits > 1 and head_class(recipe.exits.head)[0].ensemble is not None
+    for number in recipe.phases:
+        phase_numbered(recipe.regime, num_exits, number, place=f"phases.{number}", combine=combine)
+    phases = regime_phases(recipe.regime, num_exits, combine=combine)
+    if recipe.phase is not None:
+        phases = (phase_numbered(recipe.regime, num_exits, recipe.phase, combine=combine),)
+    for exits in (exits for phase in phases for exits in phase.losses):
+        exit_weights(recipe.loss_weights, num_exits=num_exits, taking_part=sorted(exits))
+    if recipe.loss_weights == "l2w":
+        check_phases(phases, num_exits)
+    return phases

@@ -1,0 +1,86 @@
+"""How weights move: the optimizer, the learning rate as a function of the step, and early stopping. Knows no model or data."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from eectl.recipe.recipe import Optimizer, Schedule
+
+
+def learning_rate(step: int, *, base: float, schedule: Schedule, steps_per_epoch: int, epochs: int) -> float:
+    """The learning rate of step `step` (from 0) of a phase that lasts at most `epochs` epochs.
+
+    `cosine-restarts` is Loshchilov & Hutter 2017 with T_0 = `cycle` epochs and T_mult = `cycle_factor`, stepped per batch;
+    warm-up comes first and shifts the rest.
+    """
+    warmup = round(schedule.warmup * steps_per_epoch)
+    if step < warmup:
+        return base * (step + 1) / warmup
+    step -= warmup
+    if schedule.name == "constant":
+        return base
+    if schedule.name == "cosine":
+        length, position = max(epochs * steps_per_epoch - warmup, 1), step
+    else:
+        length, position = max(round(schedule.cycle * steps_per_epoch), 1), step
+        while position >= length:
+            position -= length
+            length *= schedule.cycle_factor
+    share = min(position / length, 1.0)
+    return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * share)) / 2
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
+    """AdamW or SGD over these parameters, fused where torch can."""
+    chosen = list(parameters)
+    fused = chosen[0].device.type in ("cpu", "cuda")
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            chosen, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
+        )
+    return torch.optim.AdamW(chosen, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
+
+
+@dataclass
+class EarlyStopper:
+    """Stops when none of the exits has improved on its own best for `patience` evaluations (paper §4.1).
+
+    Improvement is strict and NaN is none. The state to restore is that of the last evaluation at which any exit improved.
+    """
+
+    patience: int
+    higher_is_better: bool
+    best: dict[int, float] = field(default_factory=dict)
+    since_improvement: int = 0
+
+    def update(self, values: Mapping[int, float]) -> bool:
+        """Take one evaluation, exit number → value; returns whether any exit improved."""
+        improved = {
+            number: value
+            for number, value in values.items()
+            if not math.isnan(value) and self._beats(value, self.best.get(number))
+        }
+        self.best.update(improved)
+        self.since_improvement = 0 if improved else self.since_improvement + 1
+        return bool(improved)
+
+    def _beats(self, value: float, best: float | None) -> bool:
+        return best is None or (value > best if self.higher_is_better else value < best)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether patience has run out."""
+        return self.since_improvement >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON."""
+        return {"best": {str(number): value for number, value in self.best.items()}, "since": self.since_improvement}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a state that `state()` gave."""
+        self.best = {int(number): value for number, value in state["best"].items()}
+        self.since_improvement = state["since"]

@@ -1,0 +1,105 @@
+"""`calibrate-thresholds` from the command line to the report: thresholds per exit, and measured times as costs."""
+
+import json
+import sys
+
+import pytest
+
+from eectl.cli import app as cli
+from eectl.models.checkpoint import read_metadata
+from eectl.training.train import train
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A small joint network with two attached exits, as m.safetensors."""
+    from tests.conftest import small_recipe
+
+    folder = tmp_path_factory.mktemp("calibrate")
+    done = train(small_recipe(), out=folder / "run", device="cpu", quiet=True)
+    (folder / "m.safetensors").write_bytes(done.path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def eectl(work, monkeypatch, capsys):
+    """Runs the program in this process and in the work folder; gives (stdout, stderr)."""
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(line, code=0):
+        monkeypatch.setattr(sys, "argv", ["eectl", *line.split(" ")])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert (stop.value.code or 0) == code, out + err
+        if code:
+            assert out == "" and err.count("\n") == 1, err
+        return out, err
+
+    return run
+
+
+def write_bench(path, network, **changes):
+    times = [
+        {"batch_size": 1, "plain_seconds": 1e-3, "prefix_seconds": [5e-4, 8e-4, 1.1e-3]},
+        {"batch_size": 32, "plain_seconds": 1e-4, "prefix_seconds": [6e-5, 5e-5, 1.2e-4]},
+    ]
+    file = {"kind": "bench", "schema": 1, "checkpoint": read_metadata(network)["weights"], "device": "toy", "threads": 2}
+    path.write_text(json.dumps(file | {"measured": times} | changes))
+
+
+def test_thresholds_per_exit(work, eectl):
+    eectl("calibrate-thresholds m.safetensors --budgets 40,70 -o shared.json --save-predictions cal.safetensors")
+    line = "calibrate-thresholds m.safetensors --budgets 40,70 --predictions cal.safetensors"
+    out, _ = eectl(f"{line} --thresholds per-exit -o own.json --json")
+    shared, own = (json.loads((work / name).read_text()) for name in ("shared.json", "own.json"))
+    assert json.loads(out) == own and (shared["search"], own["search"]) == ("shared", "per-exit")
+    assert {**own, "search": "shared", "budgets": shared["budgets"]} == shared
+    for one, other in zip(own["budgets"], shared["budgets"], strict=True):
+        assert len(one["thresholds"]) == 2 and one["value"] >= other["value"]
+    result = json.loads(eectl("evaluate m.safetensors --policy own.json --json")[0])
+    assert result["search"] == "per-exit" and result["budgets"][0]["thresholds"] == own["budgets"][0]["thresholds"]
+    assert "did you mean 'per-exit'" in eectl(f"{line} --thresholds per-exits -o x.json", code=1)[1]
+
+
+def test_costs_in_time(work, eectl):
+    write_bench(work / "bench.json", work / "m.safetensors")
+    out, err = eectl("calibrate-thresholds m.safetensors --budgets 55,70,115 --cost latency:32 -o time.json")
+    assert "note: bench.json: exit 2 measured faster than an exit before" in err
+    assert "mean µs/row" in out and "MACs" not in out and "toy, 2 threads, batches of 32" in out
+    policy = json.loads((work / "time.json").read_text())
+    assert (policy["cost"], policy["measured"]) == ("latency", "toy, 2 threads, batches of 32")
+    assert (policy["exit_costs"], policy["plain_cost"]) == ([60_000, 60_000, 120_000], 100_000)
+    assert [entry["thresholds"] is None for entry in policy["budgets"]] == [True, False, False]
+    (work / "bench.json").unlink()  # the policy is enough
+    out, _ = eectl("evaluate m.safetensors --policy time.json -o time-evaluation.json --plot time.svg")
+    assert "MACs" not in out and "mean µs/row" in out
+    assert "backbone's time" in (work / "time.svg").read_text()
+    result = json.loads((work / "time-evaluation.json").read_text())
+    assert (result["cost"], result["measured"], result["plain_cost"]) == ("latency", policy["measured"], 100_000)
+    assert [entry["cost"] for entry in result["exits"]] == policy["exit_costs"]
+    for entry in result["budgets"][1:]:
+        assert (
+            entry["mean_cost"]
+            == sum(n * c for n, c in zip(entry["left"], policy["exit_costs"], strict=True)) / result["num_rows"]
+        )
+    assert result["curve"]["mean_costs"][-1] == 120_000
+    eectl("evaluate m.safetensors -o macs.json")
+    assert "the cost of a row is MACs and time on toy" in eectl("report macs.json time-evaluation.json", code=1)[1]
+    assert "Budgets and costs are time, measured on toy" in eectl("report time-evaluation.json --format markdown")[0]
+
+
+def test_times_that_will_not_do(work, eectl):
+    line = "calibrate-thresholds m.safetensors -o never.json"
+    assert "bench.json: there are no measured times; run eectl bench m.safetensors" in eectl(f"{line} --cost latency", code=1)[1]
+    write_bench(work / "other.json", work / "m.safetensors", checkpoint="another")
+    assert "measured with another checkpoint" in eectl(f"{line} --cost latency --bench other.json", code=1)[1]
+    write_bench(work / "times.json", work / "m.safetensors")
+    assert "batch sizes 1, 32; pick one" in eectl(f"{line} --cost latency --bench times.json", code=1)[1]
+    assert "no times at batch size 8" in eectl(f"{line} --cost latency:8 --bench times.json", code=1)[1]
+    assert "--cost macs counts MACs; add --cost latency" in eectl(f"{line} --bench times.json", code=1)[1]
+    assert "did you mean 'latency'" in eectl(f"{line} --cost latenzy", code=1)[1]
+    line = "calibrate-thresholds m.safetensors -o times.json --overwrite --cost latency:1 --bench times.json"
+    assert "is read by this command" in eectl(line, code=1)[1]
+    assert not (work / "never.json").exists()

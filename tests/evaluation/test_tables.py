@@ -1,0 +1,147 @@
+"""Tables whose words all arrive at any width, JSON for machines, and pictures."""
+
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import pytest
+from toy_exits import toy_scored
+
+from eectl.exits.costs import Costs
+from eectl.core.errors import EectlError
+from eectl.exits.criteria import ALWAYS, NEVER
+from eectl.evaluation.curve import check_plot_path, plot_curve
+from eectl.evaluation.curve import readable
+from eectl.core.console import show_json
+from eectl.evaluation.tables import human, shared_threshold, show_calibration, show_costs, show_evaluation, threshold_text
+from eectl.evaluation.scoring import evaluate, evaluate_as_paper, every_point
+from eectl.exits.thresholds import calibrate
+
+BUDGETS = (1.0, 12.75, 25.0, 37.25, 50.0, 62.75, 75.0, 87.25, 90.0, 95.75, 98.25, 100.0, 102.75, 105.25, 200.0)
+
+
+def results(num_exits=3, task="classification"):
+    exit_costs = [60_000_000 * (index + 1) // num_exits * 2 for index in range(num_exits)]
+    costs = {"exit_costs": exit_costs, "plain_cost": 118_000_000}
+    calibration = toy_scored(num_exits=num_exits, seed=1, split="calibration", task=task)
+    test = toy_scored(num_exits=num_exits, num_rows=1500, seed=2, task=task)
+    policies = calibrate(calibration, budgets=BUDGETS, **costs)
+    points = every_point(test, exit_costs=exit_costs)
+    return policies, evaluate(test, policies, **costs), points
+
+
+@pytest.fixture
+def columns(monkeypatch, request):
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return request.param
+
+
+@pytest.mark.parametrize("columns", [80, 200], indirect=True)
+@pytest.mark.parametrize(("num_exits", "task"), [(3, "classification"), (18, "classification"), (4, "regression")])
+def test_tables_fit_and_lose_nothing(columns, num_exits, task, capsys):
+    policies, result, _ = results(num_exits, task)
+    show_calibration(policies)
+    show_evaluation(result)
+    out = capsys.readouterr().out
+    assert "…" not in out and max(map(len, out.splitlines())) <= columns
+    words = out.split()
+    for entry in result.budgets:
+        assert ("unlimited" if entry.budget is None else f"{entry.budget:g}%") in words
+        assert all(f"{count:,}" in words for count in entry.left or () if count)
+    scale, form = (100, ".2f") if task == "classification" else (1, ".4g")
+    assert all(f"{scale * entry.value:{form}}" in words for entry in result.exits)
+
+
+@pytest.mark.parametrize("columns", [30], indirect=True)
+def test_narrow_terminals_wrap(columns, capsys):
+    show_evaluation(results()[1])
+    out = capsys.readouterr().out
+    assert "…" not in out and max(map(len, out.splitlines())) <= 30
+
+
+@pytest.mark.parametrize("columns", [200], indirect=True)
+def test_notes(columns, capsys):
+    _, result, _ = results()
+    first = next(entry for entry in result.budgets if entry.budget == 50)
+    over = replace(first, mean_cost=0.625 * result.plain_cost, is_over=True)
+    show_evaluation(replace(result, budgets=(result.budgets[0], over), dead=(1, 2), protocol="paper"))
+    out = capsys.readouterr().out
+    assert "over budget on the test split (the thresholds were chosen on another): 62.50% for 50%" in out
+    assert "Dead exits 1, 2: no row leaves there" in out
+    assert "thresholds were chosen on the test split that they are scored on" in out
+    assert "- out of reach" in out
+    show_evaluation(replace(result, budgets=(replace(first, is_over=False),), dead=()))
+    out = capsys.readouterr().out
+    assert not any(word in out for word in ("over budget", "Dead", "out of reach", "scored on"))
+
+
+@pytest.mark.parametrize("columns", [80], indirect=True)
+def test_costs(columns, capsys):
+    costs = Costs(exits=(25, 99, 130), heads=(5, 20), plain=100, parameters=270_000, head_parameters=(640, 1300))
+    show_costs(costs, after=(3, 11))
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines]
+    assert ["1", "3", "25", "25.0", "20.0", "640"] in rows
+    assert ["2", "11", "99", "99.0", "25.3", "1.30", "k"] in rows
+    assert ["3", "own", "head", "130", "130.0", "19.2", "-"] in rows
+    assert [line for line in lines if "saves nothing" in line] == ["! exit 2 saves nothing: it costs 99.0% of the plain backbone"]
+    assert "parameters: 270 k in the backbone, 1.94 k in attached heads" in lines
+
+
+def test_json(capsys):
+    show_json({"value": float("nan"), "name": "a" * 300})
+    assert json.loads(capsys.readouterr().out) == {"value": None, "name": "a" * 300}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (7, "7"), (999, "999"), (999.6, "1.00 k"), (41_234_567, "41.2 M"), (9_999_000, "10.0 M"), (999_600_000, "1.00 G"),
+     (1.8e12, "1.80 T"), (123_456, "123 k"), (5e18, "5.00e+03 P")],
+)  # fmt: skip
+def test_human(count, text):
+    assert human(count) == text
+
+
+def test_threshold_text():
+    assert [threshold_text(each) for each in (0.12345678, ALWAYS, NEVER)] == ["0.1235", "always", "never"]
+    assert shared_threshold((0.5, 0.5)) == "0.5" and shared_threshold(()) == "none"
+
+
+def test_readable_keeps_the_last():
+    assert readable([1, 2, 3, 4], 1.5) == [3, 1]
+    assert readable([5.0], 1) == [0] and readable([], 1) == []
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "PNG"])
+def test_plot_files(tmp_path, suffix):
+    path = tmp_path / f"curve.{suffix}"
+    _, result, points = results()
+    plot_curve(path, result, points)
+    start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix.lower()]
+    assert path.read_bytes().startswith(start) and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("num_exits", "task"), [(1, "classification"), (4, "classification"), (18, "regression")])
+def test_plot_says_what_it_shows(tmp_path, num_exits, task):
+    path = tmp_path / "curve.svg"
+    _, result, _ = results(num_exits, task)
+    plot_curve(path, result)
+    words = [element.text for element in ET.parse(path).iter() if element.tag.endswith("text")]
+    assert "calibrated for a budget" in words and "any threshold (test split)" not in words
+    assert "accuracy, %" in words if task == "classification" else "MSE, lower is better" in words
+    assert str(num_exits) in words and "75 %" in words
+
+
+def test_plot_of_the_paper_protocol(tmp_path):
+    test = toy_scored(seed=2)
+    result = evaluate_as_paper(test, exit_costs=(20, 45, 110), plain_cost=100, budgets=(50.0,))
+    plot_curve(tmp_path / "a.svg", result)
+    assert "paper for a budget" in (tmp_path / "a.svg").read_text()
+
+
+def test_plot_suffix(tmp_path):
+    with pytest.raises(EectlError, match=r"allowed are files that end in \.png, \.pdf, \.svg"):
+        check_plot_path(tmp_path / "curve.jpg")
+    with pytest.raises(EectlError):
+        plot_curve(tmp_path / "curve", results()[1])
+    assert not list(tmp_path.iterdir())

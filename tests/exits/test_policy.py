@@ -1,0 +1,69 @@
+"""Budgets as text, and the policy file."""
+
+import json
+
+import pytest
+
+from eectl.core.errors import EectlError
+from eectl.exits.criteria import ALWAYS, NEVER
+from eectl.exits.policy import BudgetPolicy, Policies, parse_budgets, read_policies, write_policies
+
+CHOSEN = (
+    BudgetPolicy(25.0, None, None, None),
+    BudgetPolicy(50.0, (ALWAYS, NEVER), 0.5, 10.0),
+    BudgetPolicy(75.5, (0.1, 0.1), 0.9, 29.5),
+)
+POLICIES = Policies("digest", "classification", "margin", "calibration", "f", 10, (10, 20, 42), 40, CHOSEN)
+
+
+def test_parse_budgets():
+    assert parse_budgets("75, 25,100,33.3") == (25, 33.3, 75, 100)
+    assert parse_budgets("1000") == (1000,)
+
+
+@pytest.mark.parametrize("text", ["", "25,", "a", "0", "-5", "nan", "inf", "1001", "25;50", "25 50"])
+def test_bad_budgets(text):
+    with pytest.raises(EectlError, match=r"is not a budget; give percentages .* such as 25,50,75,100"):
+        parse_budgets(text)
+
+
+def test_repeated_budget():
+    with pytest.raises(EectlError, match="50 stands twice"):
+        parse_budgets("50,25,50.0")
+
+
+def test_policy_file(tmp_path):
+    path = tmp_path / "policy.json"
+    write_policies(path, POLICIES)
+    assert read_policies(path) == POLICIES
+    json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    POLICIES.check("digest", path=path)
+    with pytest.raises(EectlError, match=r"policy\.json was made for another checkpoint .* run eectl calibrate-thresholds"):
+        POLICIES.check("other", path=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"criterion": "margins"}, "did you mean 'margin'"),
+        ({"task": "segmentation"}, "unknown task 'segmentation'"),
+        ({"plain_cost": "x"}, "plain_cost: Input should be a valid integer"),
+        ({"budgets": [{"budget": 50}]}, r"budgets\.0\.thresholds: Field required"),
+        (
+            {"budgets": [{"budget": 50, "thresholds": [0.5], "value": 1, "mean_cost": 1}]},
+            r"budgets\.0: 1 thresholds for 2 attached",
+        ),
+        (
+            {"budgets": [{"budget": 50, "thresholds": [0.5, 1e39], "value": 1, "mean_cost": 1}]},
+            r"policy\.json: thresholds must be finite",
+        ),
+        ({"kind": "evaluation"}, "not a policy"),
+        ({"schema": 2}, "upgrade eectl"),
+    ],
+)
+def test_policy_edited_by_hand(tmp_path, change, message):
+    path = tmp_path / "policy.json"
+    write_policies(path, POLICIES)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(EectlError, match=message):
+        read_policies(path)
