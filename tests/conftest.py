@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from eectl.recipe.recipe import Recipe, make_recipe
+from eectl.recipe.reading import make_recipe
+from eectl.recipe.recipe import Recipe
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 torch.set_num_threads(1)

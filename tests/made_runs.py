@@ -1,8 +1,9 @@
 """Made-up runs whose numbers are easy to check by hand, and their files."""
 
+from eectl.evaluation.results import BudgetResult, Curve, Evaluation, ExitResult, write_evaluation
+from eectl.models.checkpoint import Origin
+from eectl.recipe.reading import make_recipe
 from eectl.reports.compare import Run
-from eectl.recipe.recipe import make_recipe
-from eectl.exits.policy import BudgetResult, Curve, Evaluation, ExitResult, Origin, write_evaluation
 
 PLAIN = 1000
 

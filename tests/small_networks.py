@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eectl.models.build import build_backbone
 from eectl.models.backbone import Backbone
+from eectl.models.build import build_backbone
 from eectl.recipe.recipe import Backbone as BackboneSpec
 
 NUM_OUTPUTS = 5

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eectl.exits.criteria import choose
+from eectl.exits.policy import choose
 
 FOLDER = Path(__file__).parent / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))

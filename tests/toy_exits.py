@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from eectl.exits.criteria import find_criterion
+from eectl.exits.scores import Source, reduce_rows, scored_from
 from eectl.models.backbone import Backbone, Feature, Hidden
 from eectl.models.heads import ExitHead, ExitOutput
 from eectl.models.multi_exit import MultiExitModel
-from eectl.exits.scores import Source, reduce_rows, scored_from
 
 WIDTH = 6
 

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eectl import __version__
-from eectl.analyses.question import Answer, Context, Settings, Subject
 from eectl.analyses.connectivity.connectivity import ask as ask_connectivity
-from eectl.analyses.dominance.dominance import ask as ask_dominance
-from eectl.analyses.information import ask as ask_information
-from eectl.analyses.landscape.landscape import ask as ask_landscape
-from eectl.analyses.rank import ask as ask_rank
-from eectl.models.checkpoint import About
-from eectl.core.progress import Display
-from eectl.core.distributed import World, join, leave
-from eectl.core.errors import EectlError, lookup
-from eectl.core.files import check_outputs, replacing, write_json
 from eectl.analyses.connectivity.plot import draw as draw_connectivity
 from eectl.analyses.depth_plot import draw_information, draw_rank
+from eectl.analyses.dominance.dominance import ask as ask_dominance
 from eectl.analyses.dominance.plot import draw as draw_dominance
+from eectl.analyses.information import ask as ask_information
+from eectl.analyses.landscape.landscape import ask as ask_landscape
 from eectl.analyses.landscape.plot import draw as draw_landscape
+from eectl.analyses.question import Answer, Context, Settings, Subject
+from eectl.analyses.rank import ask as ask_rank
+from eectl.core.distributed import World, join, leave
+from eectl.core.errors import EectlError, lookup
 from eectl.core.figures import save_figures
+from eectl.core.files import check_outputs, replacing, write_json
+from eectl.core.progress import Display
 from eectl.evaluation.opened import Session, open_session
+from eectl.models.checkpoint import About
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

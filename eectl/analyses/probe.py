@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eectl.data import Batch
 from eectl.core.errors import EectlError, lookup
+from eectl.data import Batch
 from eectl.models.backbone import Backbone, Hidden
 from eectl.models.multi_exit import MultiExitModel
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eectl.data import Batch, Split
+from eectl.analyses.tables import Listing, Scalar
 from eectl.core.errors import EectlError, lookup
-from eectl.evaluation.tables import Listing, Scalar
 from eectl.core.seeds import derive_seed
+from eectl.data import Batch, Split
 from eectl.evaluation.opened import Session
 
 

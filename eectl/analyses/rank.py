@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
 from eectl.analyses.probe import probe, resolve_view
+from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
+from eectl.analyses.tables import Listing, Scalar
 from eectl.core.errors import EectlError
-from eectl.evaluation.tables import Listing, Scalar
 from eectl.core.seeds import derive_seed
 from eectl.evaluation.opened import preparing
 

@@ -11,7 +11,21 @@ import typer
 
 from eectl import __version__
 from eectl.cli.explain import analyze
-from eectl.cli.options import BatchSize, Budgets, Checkpoint, Criterion, DataRoot, Device, Json, Out, Overwrite, Quiet, among, complete_files, starting_with
+from eectl.cli.options import (
+    BatchSize,
+    Budgets,
+    Checkpoint,
+    Criterion,
+    DataRoot,
+    Device,
+    Json,
+    Out,
+    Overwrite,
+    Quiet,
+    among,
+    complete_files,
+    starting_with,
+)
 from eectl.core.errors import EectlError, Interrupted
 
 if TYPE_CHECKING:
@@ -37,7 +51,7 @@ def _regimes(incomplete: str) -> list[str]:
 
 
 def _recipes(incomplete: str) -> list[str]:
-    from eectl.recipe.recipe import shipped_recipes
+    from eectl.recipe.reading import shipped_recipes
 
     return starting_with(shipped_recipes(), incomplete)
 
@@ -164,9 +178,9 @@ def train(
     extra = [f"{key}={_yaml_text(value)}" for key, value in given.items() if value is not None]
     name, full = _find_recipe(recipe, start, [*(changes or []), *extra])
     if dry_run:
-        from eectl.training.tables import show_phases, show_recipe
-        from eectl.training.dry_run import plan
         from eectl.evaluation.tables import show_costs
+        from eectl.training.dry_run import plan
+        from eectl.training.tables import show_phases, show_recipe
 
         planned = plan(full)
         show_recipe(planned.recipe)
@@ -200,7 +214,7 @@ def _yaml_text(value: object) -> str:
 
 def _find_recipe(recipe: str | None, start: Path | None, changes: list[str]) -> "tuple[str, Recipe]":
     """The recipe and a name for its runs: the one that is named, that of the checkpoint to start from, or digits."""
-    from eectl.recipe.recipe import make_recipe, read_recipe
+    from eectl.recipe.reading import make_recipe, read_recipe
 
     if recipe is None and start is not None:
         from eectl.models.checkpoint import read_about
@@ -274,8 +288,8 @@ def calibrate_thresholds(
     Without -o the policy goes to policy.json beside the checkpoint. Evaluate takes it as it is, whatever the thresholds or costs.
     Example: eectl calibrate-thresholds model.safetensors --budgets 25,50,75,100 -o policy.json
     """
-    from eectl.evaluation.calibrate import calibrate_checkpoint
     from eectl.core.console import show_json
+    from eectl.evaluation.calibrate import calibrate_checkpoint
     from eectl.evaluation.tables import show_calibration
 
     path = out or checkpoint.with_name("policy.json")
@@ -321,8 +335,8 @@ def evaluate(
 
     Example: eectl evaluate model.safetensors --budgets 25,50,75,100 --plot curve.png
     """
-    from eectl.evaluation.evaluate import evaluate_checkpoint
     from eectl.core.console import show_json
+    from eectl.evaluation.evaluate import evaluate_checkpoint
     from eectl.evaluation.tables import show_evaluation
 
     result = evaluate_checkpoint(
@@ -406,8 +420,8 @@ def bench(
 
     Example: eectl bench model.safetensors --policy policy.json --batch-size 1,32,256 -o bench.json
     """
-    from eectl.evaluation.bench import bench_checkpoint
     from eectl.core.console import show_json
+    from eectl.evaluation.bench import bench_checkpoint
     from eectl.evaluation.bench_tables import show_bench
 
     result = bench_checkpoint(
@@ -432,9 +446,9 @@ def flops(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Print what each exit costs: multiply-adds (MACs) of one input, heads passed on the way included."""
-    from eectl.training.dry_run import costs_of
     from eectl.core.console import show_json
     from eectl.evaluation.tables import costs_json, show_costs
+    from eectl.training.dry_run import costs_of
 
     measured = costs_of(source, changes=changes or [], data_root=data_root)
     if json:
@@ -446,9 +460,9 @@ def flops(
 @app.command(rich_help_panel="Look")
 def info(checkpoint: Checkpoint, json: Json = False) -> None:
     """Say what a checkpoint holds and how it came about."""
+    from eectl.core.console import show_json
     from eectl.models.checkpoint import read_about, read_metadata
     from eectl.training.tables import show_info
-    from eectl.core.console import show_json
 
     metadata = read_metadata(checkpoint)
     if json:
@@ -463,7 +477,7 @@ def recipes(
 ) -> None:
     """List the shipped recipes, or print one."""
     from eectl.core.errors import lookup
-    from eectl.recipe.recipe import shipped_recipes
+    from eectl.recipe.reading import shipped_recipes
 
     texts = shipped_recipes()
     if name is not None:

@@ -49,8 +49,8 @@ def _run(
 ) -> None:
     """Answer, and print the answer."""
     from eectl.analyses.analyze import analyze_checkpoints
+    from eectl.analyses.tables import show_answer
     from eectl.core.console import show_json
-    from eectl.evaluation.tables import show_answer
 
     report = analyze_checkpoints(
         question, checkpoints, settings, out=out, seed=seed, labels=label or (), device=device, data_root=data_root,

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from eectl.core.errors import EectlError
 
@@ -202,6 +202,7 @@ def unreadable(path: Path, error: OSError) -> EectlError:
 
 def digest(tensors: "Mapping[str, Tensor]") -> str:
     """A SHA-256 over names, types, shapes and bytes: two files with equal weights have equal digests."""
+
     import torch
 
     total = hashlib.sha256()
@@ -210,3 +211,18 @@ def digest(tensors: "Mapping[str, Tensor]") -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+_Form = TypeVar("_Form")
+
+
+def read_as(form: type[_Form], path: Path, *, kind: str, schema: int, again: str) -> _Form:
+    """A dataclass from a JSON file; raises EectlError for the first thing that does not fit, naming the command to run again."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(form).validate_python(read_json(path, kind=kind, schema=schema))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise EectlError(f"{path}: {place}: {first['msg']}; write it again with {again}") from error

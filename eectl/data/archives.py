@@ -6,10 +6,10 @@ Reads names; decoding is `images`' business. The official validation images are 
 import re
 from pathlib import Path
 
-from eectl.recipe import recipe
+from eectl.core.errors import EectlError
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD, check_same_classes, class_files, class_names, file_part
 from eectl.data.images import Source
-from eectl.core.errors import EectlError
+from eectl.recipe import recipe
 
 TINY_LAYOUT = (
     "expected, as the archive tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) unpacks: "

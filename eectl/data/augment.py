@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eectl.recipe import recipe
 from eectl.data.splits import DataInfo, send
+from eectl.recipe import recipe
 
 
 class Augmenter:

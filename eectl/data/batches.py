@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from eectl.data.splits import Batch, Split
 from eectl.core.errors import EectlError
+from eectl.data.splits import Batch, Split
 
 
 def num_batches(split: Split, batch_size: int) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eectl.recipe import recipe
-from eectl.data.images import FileImages, Part, Source
 from eectl.core.errors import EectlError
+from eectl.data.images import FileImages, Part, Source
+from eectl.recipe import recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

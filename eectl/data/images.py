@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eectl.data.splits import Ids, send_all
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
+from eectl.data.splits import Ids, send_all
 
 if TYPE_CHECKING:
     from PIL import Image

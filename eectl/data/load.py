@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eectl.recipe import recipe
+from eectl.core.errors import EectlError, lookup
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, Source, prepare, reduced
 from eectl.data.sources import DATASETS, FACTS, VARIANTS
 from eectl.data.splits import DataInfo, Dataset, Inputs, Rows, Split, carve, content_ids
 from eectl.data.text import load_text, text_info
 from eectl.data.text_sources import TEXT_DATASETS
-from eectl.core.errors import EectlError, lookup
+from eectl.recipe import recipe
 
 MEMORY_LIMIT = 4 * 10**9  # bytes of uint8 images that in_memory: auto keeps on the device
 

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eectl.recipe import recipe
+from eectl.core.errors import EectlError
 from eectl.data.archives import load_imagenet, load_imagenette, load_tinyimagenet
 from eectl.data.folder import load_folder
 from eectl.data.images import Part, Source
 from eectl.data.splits import stratified
-from eectl.core.errors import EectlError
+from eectl.recipe import recipe
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eectl.recipe import recipe
 from eectl.core.errors import EectlError
+from eectl.recipe import recipe
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.int64]

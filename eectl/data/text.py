@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eectl.recipe import recipe
+from eectl.core.errors import EectlError, lookup
 from eectl.data.splits import DataInfo, Dataset, Ids, Split, carve, quantiles, send_all
 from eectl.data.text_sources import TEXT_DATASETS, TextPart, text_classes
-from eectl.core.errors import EectlError, lookup
+from eectl.recipe import recipe
 
 PLANES = 3  # token ids, attention mask, token type ids
 PAD_TO = 8  # batches are padded to a multiple of this, which matrix units like

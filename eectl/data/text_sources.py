@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eectl.recipe import recipe
-from eectl.data.text_tables import READERS, Table, find_table, names_of, numbers, read_table, sorted_classes, texts
 from eectl.core.errors import EectlError
 from eectl.core.files import replacing
+from eectl.data.text_tables import READERS, Table, find_table, names_of, numbers, read_table, sorted_classes, texts
+from eectl.recipe import recipe
 from eectl.recipe.text_sets import GLUE_PREFIX, NEWSGROUPS, TEXT_SETS
 
 FILES = {"train": ("train",), "validation": ("validation",), "test": ("test",)}

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from eectl import __version__
-from eectl.exits.bench_file import Bench
 from eectl.core.distributed import join, leave
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import Policy
 from eectl.core.files import check_outputs, write_json
-from eectl.exits.policy import Policies, parse_budgets, policies_for
+from eectl.core.stopwatch import device_name
 from eectl.evaluation.opened import Session, lies_channels_last, open_session, preparing, score_split
 from eectl.evaluation.timing import measure_speed
-from eectl.core.stopwatch import device_name
+from eectl.exits.bench_file import Bench
+from eectl.exits.policy import Policies, Policy, parse_budgets, policies_for
 from eectl.exits.thresholds import calibrate, check_request
 
 BUDGETS = "25,50,75,100"

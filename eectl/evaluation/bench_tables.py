@@ -2,9 +2,9 @@
 
 from rich.table import Table
 
-from eectl.exits.bench_file import Bench, EarlyExit, Run, Speed
 from eectl.core.console import make_console, make_table, print_table
 from eectl.evaluation.tables import budget_name
+from eectl.exits.bench_file import Bench, EarlyExit, Run, Speed
 
 _LEGEND = (
     "x plain: speed against the plain backbone. MAC-ideal: the speed-up if time went as MACs; reachable: with the same mix of "

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from eectl.core.distributed import join, leave
 from eectl.core.errors import EectlError, lookup
-from eectl.exits.times import BENCH, CostTable, parse_cost, read_times
 from eectl.core.files import check_outputs
-from eectl.exits.policy import Policies, parse_budgets, write_policies
 from eectl.evaluation.opened import open_session, score_split
+from eectl.exits.policy import Policies, parse_budgets, write_policies
 from eectl.exits.thresholds import SEARCHES, calibrate, check_request
+from eectl.exits.times import BENCH, CostTable, parse_cost, read_times
 
 
 def calibrate_checkpoint(

@@ -8,10 +8,11 @@ from eectl.core.distributed import join, leave
 from eectl.core.errors import EectlError, lookup
 from eectl.core.files import check_outputs
 from eectl.evaluation.curve import check_plot_path, plot_curve
-from eectl.exits.policy import Evaluation, Policies, parse_budgets, policies_for, write_evaluation
-from eectl.exits.scores import Scored
-from eectl.evaluation.scoring import evaluate, evaluate_as_paper, every_point
 from eectl.evaluation.opened import Session, open_session, score_split
+from eectl.evaluation.results import Evaluation, write_evaluation
+from eectl.evaluation.scoring import evaluate, evaluate_as_paper, every_point
+from eectl.exits.policy import Policies, parse_budgets, policies_for
+from eectl.exits.scores import Scored
 from eectl.exits.sweep import check_paper
 from eectl.exits.thresholds import calibrate, check_request
 

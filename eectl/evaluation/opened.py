@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eectl.models.checkpoint import Checkpoint, load_checkpoint
-from eectl.exits.costs import Costs, measure_costs
-from eectl.data import Augmenter, Dataset, Split, check_disjoint, eval_batches, eval_order, load_data
 from eectl.core.distributed import World, gather_rows
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import find_criterion
+from eectl.data import Augmenter, Dataset, Split, check_disjoint, eval_batches, eval_order, load_data
 from eectl.evaluation.predictions import Keeper, check_belongs, keeping, predict_rows, read_scored, read_source
+from eectl.exits.costs import Costs, measure_costs
+from eectl.exits.criteria import find_criterion
 from eectl.exits.scores import Scored, Source, scored_from
+from eectl.models.checkpoint import Checkpoint, load_checkpoint
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from eectl.core.distributed import World, path_of_main
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import Criterion, find_criterion
 from eectl.core.files import read_metadata
-from eectl.models.multi_exit import MultiExitModel
-from eectl.exits.scores import Scored, Source, reduce_rows, scored_from
 from eectl.core.tensor_parts import TensorParts, join_parts, new_parts, open_parts
+from eectl.exits.criteria import Criterion, find_criterion
+from eectl.exits.scores import Scored, Source, reduce_rows, scored_from
+from eectl.models.multi_exit import MultiExitModel
 
 KIND, SCHEMA = "predictions", 1
 BYTES_AT_ONCE = 24_000_000  # of logits that are read and reduced at a time: malloc gives fresh pages from 32 MiB on, every time

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import NEVER, choose
-from eectl.exits.policy import BudgetPolicy, BudgetResult, Curve, Evaluation, ExitResult, Policies
+from eectl.evaluation.results import BudgetResult, Curve, Evaluation, ExitResult
+from eectl.exits.policy import NEVER, BudgetPolicy, Policies, choose
 from eectl.exits.scores import Scored
 from eectl.exits.sweep import OperatingPoints, Point, limit, paper_walk, pick_as_paper, sweep, thin
 

@@ -1,16 +1,15 @@
 """What a result looks like: tables and JSON-able data. Computes only shares and units, and knows no verb."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from eectl.exits.criteria import ALWAYS, NEVER
-from eectl.models.losses import TASKS
 from eectl.core.console import make_console, make_table, print_table, score_text
-from eectl.exits.policy import COSTS, BudgetPolicy, BudgetResult, Evaluation, ExitResult, Policies
+from eectl.evaluation.results import BudgetResult, Evaluation, ExitResult
+from eectl.exits.policy import ALWAYS, COSTS, NEVER, BudgetPolicy, Policies
+from eectl.models.losses import TASKS
 
 if TYPE_CHECKING:
     from eectl.exits.costs import Costs
@@ -19,18 +18,6 @@ _SAVES_NOTHING = 0.99  # an exit at this share of the plain backbone's cost is p
 _OUT_OF_REACH = "- out of reach: even if every row leaves as early as it can, the mean cost is over the budget."
 _BUDGETS_ACROSS = 7  # columns of budgets that fit 80 characters
 _UNITS = {"macs": "MACs", "latency": "µs/row"}  # the columns' names, by what a cost is
-
-
-Scalar = str | int | float | None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A table for people: numbers are shown with four digits, None as `·`."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Scalar, ...], ...]
 
 
 def show_evaluation(result: Evaluation) -> None:
@@ -227,21 +214,3 @@ def threshold_text(threshold: float) -> str:
 def shared_threshold(thresholds: Sequence[float]) -> str:
     """The one threshold of all attached exits, if there are any."""
     return threshold_text(thresholds[0]) if thresholds else "none"
-
-
-def show_answer(tables: Sequence[Listing], reading: Sequence[str], notes: Sequence[str]) -> None:
-    """The tables of an analysis, what should not be overlooked, and its reading."""
-    console = make_console()
-    for listing in tables:
-        table = make_table(*listing.columns)
-        for row in listing.rows:
-            table.add_row(*map(_cell, row))
-        print_table(console, listing.title, table)
-    for sentence in (*notes, *reading):
-        console.print(sentence, markup=False)
-
-
-def _cell(value: Scalar) -> str:
-    if value is None:
-        return "·"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value

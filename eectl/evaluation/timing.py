@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eectl.core.stopwatch import Stopwatch
 from eectl.exits.bench_file import EarlyExit, Latency, Run, Speed
-from eectl.exits.criteria import Policy, choose, criterion_named
+from eectl.exits.criteria import criterion_named
+from eectl.exits.policy import Policy, choose
+from eectl.exits.router import Answers, Router, in_order
+from eectl.exits.segment_times import learn_times
 from eectl.models.backbone import Hidden
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
-from eectl.exits.router import Answers, Router, in_order
-from eectl.exits.segment_times import learn_times
-from eectl.core.stopwatch import Stopwatch
 
 MOST_ROUNDS, FEWEST_ROUNDS = 5, 3
 FEWEST_BATCHES, FEWEST_ROWS = 2, 32  # whatever time they take: fewer have no mix of exits to speak of

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
 
-ALWAYS = -torch.finfo(torch.float32).max  # a threshold below every finite score, and a number that JSON can hold
-NEVER = torch.finfo(torch.float32).max
-
 
 @dataclass(frozen=True)
 class Criterion:
@@ -121,52 +118,6 @@ def find_criterion(name: str | None, *, task: str, num_exits: int) -> Criterion:
             f"attach more with eectl attach-heads{instead}"
         )
     return criterion
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A criterion and a threshold for each attached exit (K−1 of them; the network's own head takes whoever is left)."""
-
-    criterion: str
-    thresholds: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not all(ALWAYS <= threshold <= NEVER for threshold in self.thresholds):
-            raise EectlError(f"thresholds must be finite float32 numbers, from {ALWAYS:g} (always) to {NEVER:g} (never)")
-
-
-def choose(scores: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """The exit [row], from 0, at which each row leaves: the first whose score [exit, row] is over its threshold, else the last.
-
-    Strictly over; a NaN score never is. The last exit's scores are not read.
-    """
-    assert len(thresholds) == len(scores) - 1
-    fires = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-    for index, threshold in enumerate(thresholds):
-        fires[index] = scores[index] > threshold
-    return fires.int().argmax(dim=0)  # the first of equal maxima
-
-
-class Rule:
-    """A policy that is asked at one exit after the other, and chooses as `choose` does.
-
-    `remembers` says that it reads the logits of the exits before: only then must they be given.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        criterion = criterion_named(policy.criterion)
-        self.remembers = criterion.compares
-        self._score = criterion.score
-        self._thresholds = torch.tensor(policy.thresholds, dtype=torch.float32).tolist()  # a score in Python meets no other bits
-
-    def fires(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        """Which rows [row] leave at exit `number` (from 1), given its logits and, first exit first, those before it."""
-        fires: Tensor = self._score(logits, earlier) > self._thresholds[number - 1]
-        return fires
-
-    def fires_alone(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> bool:
-        """The same for a single row, in Python: one operation on the device less."""
-        return bool(self._score(logits, earlier).item() > self._thresholds[number - 1])
 
 
 CRITERIA: dict[str, Criterion] = {

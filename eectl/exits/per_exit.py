@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eectl.exits.criteria import ALWAYS, NEVER, choose
-from eectl.models.losses import TASKS
-from eectl.exits.policy import BudgetPolicy
+from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, choose
 from eectl.exits.sweep import limit, pick, sweep
+from eectl.models.losses import TASKS
 
 Thresholds = tuple[float, ...]
 _Floats = NDArray[np.float64]

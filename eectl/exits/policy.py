@@ -8,20 +8,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+import torch
+from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
-from eectl.exits.criteria import Policy, criterion_named
-from eectl.core.files import read_json, write_json
+from eectl.core.files import read_as, write_json
+from eectl.exits.criteria import criterion_named
 from eectl.models.losses import TASKS
-from eectl.exits.sweep import Point
+
+if TYPE_CHECKING:
+    from eectl.exits.sweep import Point
 
 POLICY_KIND, POLICY_SCHEMA = "policy", 1
-EVALUATION_KIND, EVALUATION_SCHEMA = "evaluation", 1
 MOST_BUDGET = 1000.0
-_Form = TypeVar("_Form")
 COSTS = {"macs": "MACs", "latency": "time"}  # what a cost may be, and what budgets are then percentages of
 
 
@@ -57,7 +58,7 @@ class BudgetPolicy:
     mean_cost: float | None
 
     @classmethod
-    def shared(cls, budget: float, point: Point | None, *, num_exits: int) -> "BudgetPolicy":
+    def shared(cls, budget: float, point: "Point | None", *, num_exits: int) -> "BudgetPolicy":
         """One threshold for all attached exits of a network of `num_exits`; no point: the budget is out of reach."""
         if point is None:
             return cls(budget, None, None, None)
@@ -102,16 +103,6 @@ class Policies:
             )
 
 
-def read_as(form: type[_Form], path: Path, *, kind: str, schema: int, again: str) -> _Form:
-    """A dataclass from a JSON file; raises EectlError for the first thing that does not fit, naming the command to run again."""
-    try:
-        return TypeAdapter(form).validate_python(read_json(path, kind=kind, schema=schema))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise EectlError(f"{path}: {place}: {first['msg']}; write it again with {again}") from error
-
-
 def write_policies(path: Path, policies: Policies) -> None:
     """Write the policy file."""
     write_json(path, policies.to_json())
@@ -152,103 +143,53 @@ def policies_for(path: Path, wanted: tuple[float, ...] | None) -> Policies:
     return policies if wanted is None else policies.only(wanted)
 
 
-@dataclass(frozen=True)
-class ExitResult:
-    """One exit on all rows; `number` counts from 1, `error` is the value's standard error, `cost` that of a row.
+ALWAYS = -torch.finfo(torch.float32).max  # a threshold below every finite score, and a number that JSON can hold
 
-    `pearson` and `spearman` are its correlations with the labels: None for classification, NaN where an exit gives one value.
-    """
 
-    number: int
-    value: float
-    error: float
-    cost: int
-    pearson: float | None = None
-    spearman: float | None = None
+NEVER = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
-class BudgetResult:
-    """What a budget gave on the split; a budget of None is unlimited: every row takes the last exit.
+class Policy:
+    """A criterion and a threshold for each attached exit (K−1 of them; the network's own head takes whoever is left)."""
 
-    `left[k]` counts the rows that leave at exit k+1. `is_over` says that the mean cost exceeds the budget, which thresholds
-    chosen on another split can do. All but the budget is None (and `is_over` False) where the budget is out of reach. The
-    correlations are ExitResult's.
-    """
-
-    budget: float | None
-    thresholds: tuple[float, ...] | None = None
-    value: float | None = None
-    error: float | None = None
-    mean_cost: float | None = None
-    left: tuple[int, ...] | None = None
-    is_over: bool = False
-    pearson: float | None = None
-    spearman: float | None = None
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Operating points on a split, cheapest first: a threshold shared by all attached exits, its mean cost, its value."""
-
-    thresholds: tuple[float, ...]
-    mean_costs: tuple[float, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Which run a network came from: its recipe as plain data, and the exits (blocks and kinds) that it really has."""
-
-    recipe: Mapping[str, Any]
-    after: tuple[int, ...]
-    heads: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A network's exits and budgets on one split. `protocol` is calibrated or paper, `task` names an entry of TASKS.
-
-    `dead` has the attached exits (numbers from 1) at which no row leaves under any budget. `curve` is the whole sweep on this
-    split, thinned; `grid` has the authors' thresholds, the same for every network, and is None where they have none. Both are
-    diagnostics: nobody may choose on them and call it calibrated. From `curve` to `origin` fields are None in files of older
-    versions; `search`, `cost` and `measured` are the policies'.
-    """
-
-    checkpoint: str
-    task: str
     criterion: str
-    protocol: str
-    split: str
-    num_rows: int
-    plain_cost: int
-    exits: tuple[ExitResult, ...]
-    budgets: tuple[BudgetResult, ...]
-    dead: tuple[int, ...]
-    curve: Curve | None = None
-    grid: Curve | None = None
-    fingerprint: str | None = None
-    origin: Origin | None = None
-    search: str = "shared"
-    cost: str = "macs"
-    measured: str | None = None
+    thresholds: tuple[float, ...]
 
-    def to_json(self) -> Mapping[str, Any]:
-        """The evaluation as JSON-able data with its kind and schema number."""
-        return {"kind": EVALUATION_KIND, "schema": EVALUATION_SCHEMA, **asdict(self)}
+    def __post_init__(self) -> None:
+        if not all(ALWAYS <= threshold <= NEVER for threshold in self.thresholds):
+            raise EectlError(f"thresholds must be finite float32 numbers, from {ALWAYS:g} (always) to {NEVER:g} (never)")
 
 
-def write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write an evaluation's file."""
-    write_json(path, evaluation.to_json())
+def choose(scores: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """The exit [row], from 0, at which each row leaves: the first whose score [exit, row] is over its threshold, else the last.
+
+    Strictly over; a NaN score never is. The last exit's scores are not read.
+    """
+    assert len(thresholds) == len(scores) - 1
+    fires = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    for index, threshold in enumerate(thresholds):
+        fires[index] = scores[index] > threshold
+    return fires.int().argmax(dim=0)  # the first of equal maxima
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """Read what `eectl evaluate` wrote, by this version or an older one; raises EectlError where it is something else."""
-    evaluation = read_as(Evaluation, path, kind=EVALUATION_KIND, schema=EVALUATION_SCHEMA, again="eectl evaluate")
-    try:
-        lookup(TASKS, evaluation.task, what="task")
-        lookup(COSTS, evaluation.cost, what="cost")
-    except EectlError as error:
-        raise EectlError(f"{path}: {error}") from error
-    return evaluation
+class Rule:
+    """A policy that is asked at one exit after the other, and chooses as `choose` does.
+
+    `remembers` says that it reads the logits of the exits before: only then must they be given.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        criterion = criterion_named(policy.criterion)
+        self.remembers = criterion.compares
+        self._score = criterion.score
+        self._thresholds = torch.tensor(policy.thresholds, dtype=torch.float32).tolist()  # a score in Python meets no other bits
+
+    def fires(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+        """Which rows [row] leave at exit `number` (from 1), given its logits and, first exit first, those before it."""
+        fires: Tensor = self._score(logits, earlier) > self._thresholds[number - 1]
+        return fires
+
+    def fires_alone(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> bool:
+        """The same for a single row, in Python: one operation on the device less."""
+        return bool(self._score(logits, earlier).item() > self._thresholds[number - 1])

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from eectl.exits.criteria import Policy, Rule
+from eectl.exits.policy import Policy, Rule
+from eectl.exits.segment_times import StageTimes
 from eectl.models.backbone import Hidden
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
-from eectl.exits.segment_times import StageTimes
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eectl.core.stopwatch import Stopwatch
 from eectl.models.backbone import Hidden
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
-from eectl.core.stopwatch import Stopwatch
 
 _MOST_ROUNDS = 5
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import ALWAYS, NEVER
+from eectl.exits.policy import ALWAYS, NEVER
 from eectl.models.losses import TASKS
 
 

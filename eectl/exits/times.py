@@ -7,9 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from eectl.exits.bench_file import KIND, SCHEMA
 from eectl.core.errors import EectlError, lookup
-from eectl.exits.policy import COSTS, read_as
+from eectl.core.files import read_as
+from eectl.exits.bench_file import KIND, SCHEMA
+from eectl.exits.policy import COSTS
 
 BENCH = "bench.json"
 

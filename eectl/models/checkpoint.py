@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
     from eectl.models.multi_exit import MultiExitModel
-    from eectl.exits.policy import Origin
 
 KIND = "checkpoint"
 SCHEMA = 1
@@ -70,7 +69,6 @@ class About:
     @property
     def origin(self) -> "Origin":
         """What an evaluation keeps of it; its backbone section is the network's, not that of the last of its phases."""
-        from eectl.exits.policy import Origin
 
         backbone = dict(self.recipe.get("backbone", {}))
         starts = [entry["start"] for entry in self.history if entry.get("start")]  # files made before this was kept have none
@@ -157,3 +155,12 @@ def _about(path: Path, metadata: Mapping[str, Any]) -> About:
         what = str(error).splitlines()[0]
         raise EectlError(f"{path}: its header is damaged, or of another eectl ({what}); this is eectl {__version__}") from error
     return about
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which run a network came from: its recipe as plain data, and the exits (blocks and kinds) that it really has."""
+
+    recipe: Mapping[str, Any]
+    after: tuple[int, ...]
+    heads: tuple[str, ...]

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from eectl.core.errors import EectlError, lookup
-from eectl.reports.published import PublishedCell, PublishedTable
+from eectl.evaluation.results import Evaluation
+from eectl.models.checkpoint import Origin
 from eectl.recipe.regimes import REGIMES
-from eectl.exits.policy import Evaluation, Origin
 from eectl.reports.differences import check_comparable, labels, settings
+from eectl.reports.published import PublishedCell, PublishedTable
 
 _OVER = 1e-9  # shares of cost that differ by less are equal
 

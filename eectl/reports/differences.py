@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from eectl.core.errors import EectlError
+from eectl.evaluation.results import Evaluation
+from eectl.exits.policy import COSTS
+from eectl.models.checkpoint import Origin
 from eectl.recipe.recipe import Recipe, start_of
-from eectl.exits.policy import COSTS, Evaluation, Origin
 
 # what may differ between seeds, or says where a run was made and not what it is
 _UNNAMED = frozenset({

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from eectl.models.checkpoint import read_about, read_metadata
-from eectl.reports.compare import Comparison, Run, compare
 from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs, replacing
-from eectl.evaluation.curve import PLOT_FORMATS, plot_comparison
+from eectl.evaluation.curve import PLOT_FORMATS
+from eectl.evaluation.results import Evaluation, read_evaluation
+from eectl.models.checkpoint import Origin, read_about, read_metadata
+from eectl.reports.compare import Comparison, Run, compare
+from eectl.reports.curves import plot_comparison
 from eectl.reports.published import find_published
-from eectl.exits.policy import Evaluation, Origin, read_evaluation
 from eectl.reports.tables import FORMATS
 
 EVALUATION, CHECKPOINT = "evaluation.json", "model.safetensors"

@@ -12,13 +12,13 @@ from typing import Any
 
 from rich.text import Text
 
-from eectl.reports.compare import Cell, Comparison
+from eectl.core.console import make_console, make_table, print_table
 from eectl.core.errors import lookup
 from eectl.core.files import clean_json
-from eectl.models.losses import TASKS
-from eectl.core.console import make_console, make_table, print_table
-from eectl.reports.published import PAPER, PublishedCell, PublishedTable
 from eectl.evaluation.tables import budget_name
+from eectl.models.losses import TASKS
+from eectl.reports.compare import Cell, Comparison
+from eectl.reports.published import PAPER, PublishedCell, PublishedTable
 
 KIND, SCHEMA = "report", 1
 _NO_NUMBER = "-"

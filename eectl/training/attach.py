@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from eectl.models.checkpoint import About, load_checkpoint, save_checkpoint
 from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs
+from eectl.models.checkpoint import About, load_checkpoint, save_checkpoint
 from eectl.models.multi_exit import MultiExitModel
-from eectl.training.network import Network, resolve_exits, with_exits
 from eectl.recipe.recipe import Exits
+from eectl.training.network import Network, resolve_exits, with_exits
 
 
 def attach_heads(

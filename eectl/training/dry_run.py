@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from eectl.models.checkpoint import load_checkpoint
-from eectl.exits.costs import Costs, measure_costs
-from eectl.data import data_info
 from eectl.core.errors import EectlError
+from eectl.data import data_info
+from eectl.exits.costs import Costs, measure_costs
+from eectl.models.checkpoint import load_checkpoint
 from eectl.models.multi_exit import MultiExitModel
-from eectl.training.network import first_network, planned_phases, resolve, with_exits
-from eectl.recipe.recipe import ModelSpec, Recipe, is_recipe, read_recipe
+from eectl.recipe.reading import is_recipe, read_recipe
+from eectl.recipe.recipe import ModelSpec, Recipe
 from eectl.recipe.regimes import Phase
+from eectl.training.network import first_network, planned_phases, resolve, with_exits
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eectl.core.distributed import World, gather_rows
 from eectl.data import Split, eval_batches
 from eectl.data.splits import send_all
-from eectl.core.distributed import World, gather_rows
 from eectl.models.multi_exit import MultiExitModel, Reads
 
 Read = Callable[[Tensor], Reads]

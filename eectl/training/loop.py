@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eectl.exits.costs import measure_costs
-from eectl.data import Split, eval_batches, num_batches, train_batches
 from eectl.core.distributed import share_buffers, total
-from eectl.training.gradient_dominance import Tracker, why_untracked
 from eectl.core.errors import EectlError, Interrupted
-from eectl.training.feature_cache import CachedSplit, cache_splits
-from eectl.training.l2w import LearnedWeights
+from eectl.core.seeds import derive_seed
+from eectl.data import Split, eval_batches, num_batches, train_batches
+from eectl.exits.costs import measure_costs
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel, Reads
-from eectl.training.optim import EarlyStopper, make_optimizer
-from eectl.training.phase import Job, LossSet, PhaseRun, Place, gather_sums, restore_state, save_state
 from eectl.recipe.recipe import phase_change
 from eectl.recipe.regimes import Phase
-from eectl.training.run_folder import State
-from eectl.core.seeds import derive_seed
-from eectl.training.step import learned_step, rate, step
 from eectl.recipe.weighting import exit_weights
+from eectl.training.feature_cache import CachedSplit, cache_splits
+from eectl.training.gradient_dominance import Tracker, why_untracked
+from eectl.training.l2w import LearnedWeights
+from eectl.training.optim import EarlyStopper, make_optimizer
+from eectl.training.phase import Job, LossSet, PhaseRun, Place, gather_sums, restore_state, save_state
+from eectl.training.run_folder import State
+from eectl.training.step import learned_step, rate, step
 
 NEVER = 2**62
 LOOK_EVERY = 50  # steps between looks at the device: is the loss finite, and what is it

@@ -5,18 +5,18 @@ from typing import Any
 
 import torch
 
-from eectl.models.checkpoint import load_checkpoint
-from eectl.data import DataInfo
 from eectl.core.errors import EectlError
-from eectl.training.l2w import check_phases
-from eectl.models.build import attach_ensembles, attach_exits, build_backbone, check_kind, model_spec
+from eectl.core.seeds import derive_seed
+from eectl.data import DataInfo
 from eectl.models.backbone import Backbone
+from eectl.models.build import attach_ensembles, attach_exits, build_backbone, check_kind, model_spec
+from eectl.models.checkpoint import load_checkpoint
 from eectl.models.heads import head_class
 from eectl.models.multi_exit import MultiExitModel, place
 from eectl.recipe.recipe import Exits, ModelSpec, Recipe
 from eectl.recipe.regimes import Phase, phase_numbered, regime_phases
-from eectl.core.seeds import derive_seed
 from eectl.recipe.weighting import exit_weights
+from eectl.training.l2w import check_phases
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eectl.data import Augmenter, Dataset
-from eectl.core.progress import Display
 from eectl.core.distributed import World, total
-from eectl.training.gradient_dominance import Tracker
-from eectl.training.feature_cache import CachedSplit
-from eectl.training.l2w import LearnedWeights
-from eectl.models.losses import Task
+from eectl.core.progress import Display
+from eectl.data import Augmenter, Dataset
 from eectl.models.heads import ExitOutput
+from eectl.models.losses import Task
 from eectl.models.multi_exit import MultiExitModel
-from eectl.training.optim import EarlyStopper
 from eectl.recipe.recipe import Optimizer, Recipe
 from eectl.recipe.regimes import Phase
+from eectl.training.feature_cache import CachedSplit
+from eectl.training.gradient_dominance import Tracker
+from eectl.training.l2w import LearnedWeights
+from eectl.training.optim import EarlyStopper
 from eectl.training.run_folder import RunFolder, State, optimizer_tensors, restore_optimizer, under_prefix, with_prefix
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError
 from eectl.core.files import clean_json, read_metadata, read_tensors, replacing, write_tensors
-from eectl.recipe.recipe import Recipe, dump_recipe, read_recipe
+from eectl.recipe.reading import dump_recipe, read_recipe
+from eectl.recipe.recipe import Recipe
 
 KIND = "resume-state"
 SCHEMA = 1

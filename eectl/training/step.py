@@ -6,12 +6,12 @@ Every random draw is a function of (seed, phase, step). Which batches come, and 
 import torch
 from torch import Tensor, nn
 
+from eectl.core.seeds import derive_seed
 from eectl.data import Batch
 from eectl.models.losses import distil, with_auxiliary
 from eectl.models.multi_exit import Reads
 from eectl.training.optim import learning_rate
 from eectl.training.phase import Job, LossSet, PhaseRun
-from eectl.core.seeds import derive_seed
 
 
 def step(job: Job, run: PhaseRun, batch: Batch) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eectl.models.checkpoint import About
 from eectl.core.console import make_console, make_table, print_table, score_text
-from eectl.recipe.recipe import SCORE_NAMES, Recipe, dump_recipe, phase_change
+from eectl.models.checkpoint import About
+from eectl.recipe.reading import dump_recipe
+from eectl.recipe.recipe import SCORE_NAMES, Recipe, phase_change
 from eectl.recipe.regimes import Phase
 from eectl.recipe.weighting import exit_weights
 

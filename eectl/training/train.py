@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from eectl.models.checkpoint import About, read_about, save_checkpoint
-from eectl.data import Augmenter, Dataset, load_data
-from eectl.core.progress import Display
 from eectl.core.distributed import join, leave, main_first
-from eectl.training.gradient_dominance import check_track
 from eectl.core.errors import EectlError
-from eectl.training.l2w import check_run
-from eectl.training.loop import run_phase
-from eectl.models.losses import TASKS
+from eectl.core.progress import Display
+from eectl.data import Augmenter, Dataset, load_data
 from eectl.models.build import build_model
-from eectl.training.network import Network, first_network, planned_phases, resolve, with_combine, with_exits, without_combine
-from eectl.training.phase import Job, Place
+from eectl.models.checkpoint import About, read_about, save_checkpoint
+from eectl.models.losses import TASKS
 from eectl.recipe.recipe import ModelSpec, Recipe
 from eectl.recipe.regimes import phase_numbered
+from eectl.training.gradient_dominance import check_track
+from eectl.training.l2w import check_run
+from eectl.training.loop import run_phase
+from eectl.training.network import Network, first_network, planned_phases, resolve, with_combine, with_exits, without_combine
+from eectl.training.phase import Job, Place
 from eectl.training.run_folder import RunFolder, State, under_prefix, with_prefix
 
 

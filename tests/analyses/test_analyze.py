@@ -14,12 +14,12 @@ from test_cli import refused, succeeded
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl import __version__
-from eectl.cli import app as cli
-from eectl.models import build as models
 from eectl.analyses.analyze import ANALYSES, _labels
-from eectl.models.checkpoint import load_checkpoint, save_checkpoint
+from eectl.cli import app as cli
 from eectl.data import load_data
-from eectl.recipe.recipe import make_recipe
+from eectl.models import build as models
+from eectl.models.checkpoint import load_checkpoint, save_checkpoint
+from eectl.recipe.reading import make_recipe
 from eectl.training.train import train
 
 QUESTION = "loss-landscape"  # stands for all: it takes any network, and a line of three points is quick

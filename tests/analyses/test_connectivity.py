@@ -10,13 +10,13 @@ from test_cli import refused
 from torch import nn
 from torch.nn import functional
 
-from eectl.analyses.connectivity import barriers
+from eectl.analyses.analyze import analyze_checkpoints
 from eectl.analyses.batch_norms import reestimate
+from eectl.analyses.connectivity import barriers
 from eectl.analyses.connectivity.connectivity import ConnectivitySettings, interpolate
 from eectl.analyses.connectivity.permutations import find_permutations
-from eectl.analyses.analyze import analyze_checkpoints
-from eectl.models.checkpoint import load_checkpoint, save_checkpoint
 from eectl.data import load_data
+from eectl.models.checkpoint import load_checkpoint, save_checkpoint
 from eectl.training.train import train
 
 VIT = (

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
-from eectl.cli import app as cli
-from eectl.models import build as models
-from eectl.analyses.dominance.dominance import DominanceSettings, _moments
 from eectl.analyses.analyze import analyze_checkpoints
-from eectl.models.checkpoint import load_checkpoint, save_checkpoint
-from eectl.data import load_data
-from eectl.training.gradient_dominance import Dominance
+from eectl.analyses.dominance.dominance import DominanceSettings, _moments
+from eectl.cli import app as cli
 from eectl.core.errors import EectlError
-from eectl.recipe.recipe import make_recipe
+from eectl.data import load_data
+from eectl.models import build as models
+from eectl.models.checkpoint import load_checkpoint, save_checkpoint
+from eectl.recipe.reading import make_recipe
+from eectl.training.gradient_dominance import Dominance
 from eectl.training.train import train
 from tests.training.test_tracking import naive
 
@@ -107,8 +107,8 @@ def test_train_mode_leaves_the_network_as_it_was(runs, monkeypatch):
     """BatchNorm statistics and mode, under the question itself."""
     from contextlib import contextmanager
 
-    from eectl.analyses.question import Context, Subject
     from eectl.analyses.dominance.dominance import ask
+    from eectl.analyses.question import Context, Subject
     from eectl.core.distributed import World
     from eectl.evaluation.opened import open_session
 

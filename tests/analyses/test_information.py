@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from eectl.analyses.information import InformationReader, InformationSettings, estimate_information
 from eectl.analyses.analyze import analyze_checkpoints
+from eectl.analyses.information import InformationReader, InformationSettings, estimate_information
 from eectl.core.errors import EectlError
 from eectl.training.train import train
 from tests.conftest import small_recipe

@@ -12,19 +12,19 @@ from torch import nn
 from toy_exits import toy_model
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
-from eectl.models import build as models
-from eectl.analyses.question import Context, Subject
+from eectl.analyses.analyze import analyze_checkpoints
 from eectl.analyses.batch_norms import reestimate
 from eectl.analyses.landscape.landscape import LandscapeSettings, ask
 from eectl.analyses.landscape.plane import filter_normalised, moved_names, random_plane, raw_noise
 from eectl.analyses.landscape.surfaces import CURVATURE_STEP, column, grid_coordinates, places
-from eectl.analyses.analyze import analyze_checkpoints
-from eectl.models.checkpoint import load_checkpoint, save_checkpoint
-from eectl.data import load_data
+from eectl.analyses.question import Context, Subject
 from eectl.core.distributed import World
 from eectl.core.errors import EectlError
-from eectl.recipe.recipe import make_recipe
+from eectl.data import load_data
 from eectl.evaluation.opened import open_session
+from eectl.models import build as models
+from eectl.models.checkpoint import load_checkpoint, save_checkpoint
+from eectl.recipe.reading import make_recipe
 from eectl.training.train import train
 
 QUESTION = "loss-landscape"

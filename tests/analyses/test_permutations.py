@@ -8,7 +8,14 @@ from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
 from torch import nn
 from toy_exits import toy_model
 
-from eectl.analyses.connectivity.permutations import TOLERANCE, check_specification, difference, find_permutations, holding, logits_of
+from eectl.analyses.connectivity.permutations import (
+    TOLERANCE,
+    check_specification,
+    difference,
+    find_permutations,
+    holding,
+    logits_of,
+)
 from eectl.core.errors import EectlError
 from eectl.models.build import attach_exits
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from eectl.analyses.probe import VIEWS, probe, resolve_view
-from eectl.data import Batch
 from eectl.core.errors import EectlError
+from eectl.data import Batch
 from eectl.models.build import attach_exits, build_backbone
 from eectl.recipe.recipe import Backbone as BackboneSpec
 

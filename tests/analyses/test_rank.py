@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from eectl.analyses import rank as module
-from eectl.analyses.rank import Covariance, RankSettings, summarize_spectrum
 from eectl.analyses.analyze import analyze_checkpoints
-from eectl.models.checkpoint import load_checkpoint
-from eectl.data import load_data
+from eectl.analyses.rank import Covariance, RankSettings, summarize_spectrum
 from eectl.core.errors import EectlError
+from eectl.data import load_data
+from eectl.models.checkpoint import load_checkpoint
 from eectl.training.train import train
 from tests.conftest import small_recipe
 

@@ -1,6 +1,6 @@
 """How much of the reachable speed does early exit get? Untrained networks; thresholds spread the rows evenly over the exits.
 
-Reachable is what the same mix of exits takes at each prefix's own time on full batches (`eectl.evaluation.timing`), measured in the same run,
+Reachable is what the same mix of exits takes at each prefix's own time on full batches (`evaluation/timing`), in the same run,
 in turn with early exit. Heads and decisions really run. Early exit regroups survivors where its warm-up says that it pays. The
 authors' code and earlyon do the same with their own heads on the same backbone, in the layout that they use (NCHW), beside the
 plain backbone in that layout; their share of the reachable is their speed-up over ours at best.
@@ -17,13 +17,14 @@ import torch
 from measuring import begin, interleave, keep, options, ratio, report
 from torch import Tensor
 
+from eectl.evaluation.timing import measure_speed
 from eectl.exits.bench_file import Speed
 from eectl.exits.costs import measure_costs
-from eectl.exits.criteria import Policy, criterion_named
+from eectl.exits.criteria import criterion_named
+from eectl.exits.policy import Policy
 from eectl.models.build import attach_exits, build_backbone
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import Backbone
-from eectl.evaluation.timing import measure_speed
 
 NUM_OUTPUTS = 100
 VIT_S = {"dim": 384, "mlp_dim": 1536, "depth": 12, "heads": 6}

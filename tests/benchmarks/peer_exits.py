@@ -13,7 +13,7 @@ from peer import around
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eectl.exits.criteria import choose
+from eectl.exits.policy import choose
 from eectl.models.multi_exit import MultiExitModel
 
 THRESHOLD = 0.5

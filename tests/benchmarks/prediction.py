@@ -15,13 +15,13 @@ import torch
 from measuring import EECTL, begin, interleave, options, ratio, report, run_child, summary
 from synthetic import dataset, images, network, recipe_for
 
-from eectl.models.checkpoint import About, Checkpoint, save_checkpoint
-from eectl.exits.costs import measure_costs
-from eectl.data import load_data
 from eectl.core.distributed import World
-from eectl.models.build import model_spec
-from eectl.recipe.recipe import read_recipe
+from eectl.data import load_data
 from eectl.evaluation.opened import Session, score_split
+from eectl.exits.costs import measure_costs
+from eectl.models.build import model_spec
+from eectl.models.checkpoint import About, Checkpoint, save_checkpoint
+from eectl.recipe.reading import read_recipe
 
 RECIPES = {"cpu": ("fashion-mnist-resnet20", "fashion-mnist-vit-t"), "cuda": ("cifar100-vit-t", "tinyimagenet-resnet50")}
 BATCH_SIZES = (32, 128, 256)

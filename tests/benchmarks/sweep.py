@@ -15,8 +15,8 @@ from measuring import begin, interleave, options, report, summary
 from synthetic import map_predictions, write_predictions
 from torch import Tensor
 
-from eectl.exits.per_exit import pick_per_exit
 from eectl.evaluation.predictions import read_scored
+from eectl.exits.per_exit import pick_per_exit
 from eectl.exits.sweep import pick, sweep
 
 BUDGETS = (25.0, 50.0, 75.0, 100.0)

@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from eectl.core.distributed import World
+from eectl.core.progress import Display
 from eectl.data import Augmenter, DataInfo, Dataset, Split, data_info
 from eectl.data.images import MemoryImages
-from eectl.core.progress import Display
-from eectl.core.distributed import World
-from eectl.training.loop import run_phase
 from eectl.models.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
+from eectl.recipe.reading import read_recipe
+from eectl.recipe.recipe import Recipe
+from eectl.training.loop import run_phase
 from eectl.training.network import first_network, planned_phases, resolve, with_exits
 from eectl.training.phase import Job, Place
-from eectl.recipe.recipe import Recipe, read_recipe
 from eectl.training.run_folder import RunFolder
 
 # For --quick alone.

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eectl.cli import app as cli, options as cli_options
-from eectl.exits import criteria as exiting
+from eectl.cli import app as cli
+from eectl.cli import options as cli_options
 from eectl.core.errors import EectlError
+from eectl.exits import criteria as exiting
 
 
 def eectl(*arguments, cwd=None, code=0):

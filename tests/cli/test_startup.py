@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from eectl.models.checkpoint import About, save_checkpoint
 from eectl.models.build import build_model
-from eectl.recipe.recipe import ModelSpec, make_recipe
+from eectl.models.checkpoint import About, save_checkpoint
+from eectl.recipe.reading import make_recipe
+from eectl.recipe.recipe import ModelSpec
 
 HEAVY = {"torch", "torchvision", "timm", "transformers", "datasets", "fvcore", "sklearn", "scipy", "matplotlib"}
 RUN = """import sys, atexit, json

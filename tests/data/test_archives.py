@@ -12,12 +12,12 @@ from PIL import Image
 from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
 
+from eectl.core.errors import EectlError
+from eectl.core.seeds import derive_seed
 from eectl.data import load_data, train_batches
 from eectl.data.archives import IMAGENETTE
 from eectl.data.load import data_info
-from eectl.core.errors import EectlError
 from eectl.recipe.recipe import Data
-from eectl.core.seeds import derive_seed
 
 CPU = torch.device("cpu")
 TINY = {"n02002724": (0, "black stork, Ciconia nigra"), "n01443537": (1, "goldfish, Carassius auratus"), "n09193705": (2, "alp")}

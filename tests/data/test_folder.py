@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eectl.data import Augmenter, load_data, train_batches
 from eectl.core.errors import EectlError
+from eectl.data import Augmenter, load_data, train_batches
 from eectl.recipe.recipe import Augment, Data
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torchvision import datasets
 
-from eectl.data import check_disjoint, load_data
 from eectl.core.errors import EectlError
+from eectl.data import check_disjoint, load_data
 from eectl.recipe.recipe import Data
 
 CPU = torch.device("cpu")

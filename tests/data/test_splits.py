@@ -8,10 +8,10 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import resize
 
+from eectl.core.errors import EectlError
 from eectl.data import Dataset, Split, check_disjoint, eval_batches, load_data, num_batches, train_batches
 from eectl.data.images import MemoryImages
 from eectl.data.splits import content_ids
-from eectl.core.errors import EectlError
 from eectl.recipe.recipe import Data
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from toy_text import make_rows, naive_read, write_csv, write_jsonl, write_tokenizer
 
+from eectl.core.errors import EectlError
 from eectl.data import check_disjoint, data_info, eval_batches, load_data, num_batches, train_batches
 from eectl.data.text import load_tokenizer
-from eectl.core.errors import EectlError
 from eectl.recipe.recipe import Data
 from eectl.recipe.text_sets import NEWSGROUPS, TEXT_SETS
 

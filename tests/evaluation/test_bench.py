@@ -10,13 +10,13 @@ from conftest import small_recipe
 from test_cli import refused, succeeded
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
-from eectl.models import build as models
-from eectl.training.attach import attach_heads
+from eectl.core.errors import EectlError
 from eectl.evaluation.bench import _choose_rows, parse_batch_sizes
 from eectl.evaluation.calibrate import calibrate_checkpoint
+from eectl.models import build as models
 from eectl.models.checkpoint import load_checkpoint, save_checkpoint
-from eectl.core.errors import EectlError
-from eectl.recipe.recipe import make_recipe
+from eectl.recipe.reading import make_recipe
+from eectl.training.attach import attach_heads
 from eectl.training.train import train
 
 QUICK = ["--batch-size", "1,16", "--seconds", "0.01", "--device", "cpu"]

@@ -15,12 +15,12 @@ from torch import nn
 from toy_exits import score, toy_outputs
 
 from eectl.core import distributed
-from eectl.data.splits import Split
 from eectl.core.distributed import World
 from eectl.core.errors import EectlError
+from eectl.data.splits import Split
+from eectl.evaluation.opened import Session, score_split
 from eectl.models.heads import ExitOutput
 from eectl.recipe.recipe import Augment
-from eectl.evaluation.opened import Session, score_split
 
 NUM_ROWS = 35
 

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from toy_exits import WIDTH, score, toy_model, toy_outputs
 
-from eectl.evaluation import predictions as predict
 from eectl.core.distributed import World
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import find_criterion
 from eectl.core.files import read_metadata, write_tensors
+from eectl.evaluation import predictions as predict
 from eectl.evaluation.predictions import check_belongs, keeping, predict_rows, read_scored, read_source
+from eectl.exits.criteria import find_criterion
 from eectl.exits.scores import Source
 
 ALONE = World(0, 1, torch.device("cpu"))

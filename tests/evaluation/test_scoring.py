@@ -10,10 +10,9 @@ import torch
 from toy_exits import score, toy_scored
 
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import ALWAYS, NEVER
 from eectl.core.files import clean_json
-from eectl.exits.policy import BudgetPolicy, Policies
 from eectl.evaluation.scoring import evaluate, evaluate_as_paper, every_point
+from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, Policies
 from eectl.exits.thresholds import calibrate
 
 COSTS = {"exit_costs": (20, 45, 110), "plain_cost": 100}

@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 from toy_exits import toy_scored
 
-from eectl.exits.costs import Costs
-from eectl.core.errors import EectlError
-from eectl.exits.criteria import ALWAYS, NEVER
-from eectl.evaluation.curve import check_plot_path, plot_curve
-from eectl.evaluation.curve import readable
 from eectl.core.console import show_json
-from eectl.evaluation.tables import human, shared_threshold, show_calibration, show_costs, show_evaluation, threshold_text
+from eectl.core.errors import EectlError
+from eectl.evaluation.curve import check_plot_path, plot_curve, readable
 from eectl.evaluation.scoring import evaluate, evaluate_as_paper, every_point
+from eectl.evaluation.tables import human, shared_threshold, show_calibration, show_costs, show_evaluation, threshold_text
+from eectl.exits.costs import Costs
+from eectl.exits.policy import ALWAYS, NEVER
 from eectl.exits.thresholds import calibrate
 
 BUDGETS = (1.0, 12.75, 25.0, 37.25, 50.0, 62.75, 75.0, 87.25, 90.0, 95.75, 98.25, 100.0, 102.75, 105.25, 200.0)

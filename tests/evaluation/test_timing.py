@@ -4,11 +4,12 @@ import pytest
 import torch
 from toy_exits import WIDTH, CascadeHead, toy_model
 
+from eectl.evaluation.bench_tables import bench_notes, show_bench
+from eectl.evaluation.timing import break_even, measure_speed
 from eectl.exits import segment_times as stage_times
 from eectl.exits.bench_file import Bench, EarlyExit, Latency, Run, Speed
-from eectl.exits.criteria import CRITERIA, NEVER, Policy, choose
-from eectl.evaluation.timing import break_even, measure_speed
-from eectl.evaluation.bench_tables import bench_notes, show_bench
+from eectl.exits.criteria import CRITERIA
+from eectl.exits.policy import NEVER, Policy, choose
 from eectl.exits.segment_times import StageTimes, learn_times
 
 

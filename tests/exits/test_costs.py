@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eectl.exits.costs import COUNTED, UNCOUNTED, Costs, measure_costs
 from eectl.core.errors import EectlError
-from eectl.models.build import attach_exits, build_backbone
+from eectl.exits.costs import COUNTED, UNCOUNTED, Costs, measure_costs
 from eectl.models.backbone import Backbone, Feature, Hidden, MapFeature
+from eectl.models.build import attach_exits, build_backbone
 from eectl.models.heads import ExitHead, ExitOutput
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import Backbone as BackboneSpec

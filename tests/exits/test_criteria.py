@@ -7,7 +7,8 @@ import torch
 from toy_exits import WIDTH, CascadeHead, PlainHead, toy_model
 
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import ALWAYS, CRITERIA, NEVER, Policy, choose, find_criterion
+from eectl.exits.criteria import CRITERIA, find_criterion
+from eectl.exits.policy import ALWAYS, NEVER, Policy, choose
 from eectl.exits.router import early_exit
 
 CLASSIFYING = [name for name, criterion in CRITERIA.items() if criterion.task == "classification"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from eectl.exits.criteria import ALWAYS, NEVER, choose
 from eectl.exits.per_exit import pick_per_exit
+from eectl.exits.policy import ALWAYS, NEVER, choose
 from eectl.exits.sweep import pick, sweep
 
 BUDGETS = (25.0, 50.0, 75.0, 100.0)

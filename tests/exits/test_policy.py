@@ -5,8 +5,7 @@ import json
 import pytest
 
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import ALWAYS, NEVER
-from eectl.exits.policy import BudgetPolicy, Policies, parse_budgets, read_policies, write_policies
+from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, Policies, parse_budgets, read_policies, write_policies
 
 CHOSEN = (
     BudgetPolicy(25.0, None, None, None),

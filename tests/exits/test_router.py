@@ -6,13 +6,14 @@ from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_exits import WIDTH, CascadeHead, CountingBackbone, PlainHead, toy_model
 
-from eectl.exits.criteria import ALWAYS, CRITERIA, NEVER, Policy, Rule, choose, criterion_named
-from eectl.models.build import attach_ensembles, attach_exits
-from eectl.models.backbone import Hidden
-from eectl.models.heads import ExitOutput
-from eectl.models.multi_exit import MultiExitModel
+from eectl.exits.criteria import CRITERIA, criterion_named
+from eectl.exits.policy import ALWAYS, NEVER, Policy, Rule, choose
 from eectl.exits.router import Router, in_order
 from eectl.exits.segment_times import StageTimes, learn_times
+from eectl.models.backbone import Hidden
+from eectl.models.build import attach_ensembles, attach_exits
+from eectl.models.heads import ExitOutput
+from eectl.models.multi_exit import MultiExitModel
 
 FREE, DEAR = (0.0,) * 99, (1e9,) * 99
 PER_ROW = tuple(float(rows) for rows in range(99))  # a second a row

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import ALWAYS, NEVER, choose
+from eectl.exits.policy import ALWAYS, NEVER, choose
 from eectl.exits.sweep import limit, pick, pick_as_paper, sweep
 
 

@@ -5,7 +5,8 @@ import torch
 from toy_exits import toy_scored
 
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import CRITERIA, choose
+from eectl.exits.criteria import CRITERIA
+from eectl.exits.policy import choose
 from eectl.exits.thresholds import calibrate, check_request
 
 COSTS, PLAIN = (20, 45, 103), 100

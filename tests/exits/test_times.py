@@ -9,16 +9,18 @@ import pytest
 from made_runs import made
 from toy_exits import toy_scored
 
-from eectl.reports.compare import compare
 from eectl.core.errors import EectlError
-from eectl.exits.times import CostRequest, parse_cost, read_times
-from eectl.evaluation.curve import plot_comparison, plot_curve
-from eectl.reports.published import published_tables
-from eectl.evaluation.tables import cost_text, show_calibration, show_evaluation
-from eectl.exits.policy import read_evaluation, read_policies, write_evaluation, write_policies
+from eectl.evaluation.curve import plot_curve
+from eectl.evaluation.results import read_evaluation, write_evaluation
 from eectl.evaluation.scoring import evaluate
-from eectl.reports.tables import as_json, notes, title
+from eectl.evaluation.tables import cost_text, show_calibration, show_evaluation
+from eectl.exits.policy import read_policies, write_policies
 from eectl.exits.thresholds import calibrate
+from eectl.exits.times import CostRequest, parse_cost, read_times
+from eectl.reports.compare import compare
+from eectl.reports.curves import plot_comparison
+from eectl.reports.published import published_tables
+from eectl.reports.tables import as_json, notes, title
 
 MEASURED = [
     {"batch_size": 1, "plain_seconds": 2e-3, "prefix_seconds": [5e-4, 1.25e-3, 2.1e-3], "repeats": 7},

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eectl.exits.costs import measure_costs
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import CRITERIA, Policy, choose
-from eectl.models.build import attach_exits, build_backbone, build_model, model_spec
+from eectl.exits.costs import measure_costs
+from eectl.exits.criteria import CRITERIA
+from eectl.exits.policy import Policy, choose
+from eectl.exits.router import early_exit
 from eectl.models.backbone import Backbone, Hidden, dry_run
+from eectl.models.build import attach_exits, build_backbone, build_model, model_spec
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import Backbone as BackboneSpec
 from eectl.recipe.recipe import ModelSpec
-from eectl.exits.router import early_exit
 
 
 @pytest.fixture(scope="module", params=CASES)

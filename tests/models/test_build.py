@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from eectl.core.errors import EectlError
-from eectl.models.build import attach_exits, build_backbone, known_backbones, model_spec
 from eectl.models.backbone import Backbone
+from eectl.models.build import attach_exits, build_backbone, known_backbones, model_spec
 from eectl.models.multi_exit import place
 from eectl.recipe.recipe import Backbone as BackboneSpec
 
@@ -24,7 +24,9 @@ def build(name: str, shape: tuple[int, int, int] = (3, 8, 8), num_outputs: int =
 
 
 def test_naming_backbones_imports_no_torch() -> None:
-    program = "import sys; from eectl.models.build import known_backbones; print('vit' in known_backbones(), 'torch' in sys.modules)"
+    program = (
+        "import sys; from eectl.models.build import known_backbones; print('vit' in known_backbones(), 'torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "True False\n"
 
 

@@ -6,8 +6,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eectl.models.build import attach_exits, build_backbone
 from eectl.models.backbone import Hidden
+from eectl.models.build import attach_exits, build_backbone
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import Backbone as BackboneSpec
 from tests.toy_exits import WIDTH, CascadeHead, toy_model

@@ -8,15 +8,16 @@ import pytest
 import torch
 from toy_exits import WIDTH, CountingBackbone
 
-from eectl.exits.costs import measure_costs
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import CRITERIA, Policy, choose
-from eectl.models.losses import imitation, with_auxiliary
-from eectl.models.build import attach_exits, build_model, model_spec
-from eectl.models.backbone import MapFeature
-from eectl.models.heads import ExitOutput, head_class, make_head
-from eectl.recipe.recipe import Backbone
+from eectl.exits.costs import measure_costs
+from eectl.exits.criteria import CRITERIA
+from eectl.exits.policy import Policy, choose
 from eectl.exits.router import early_exit
+from eectl.models.backbone import MapFeature
+from eectl.models.build import attach_exits, build_model, model_spec
+from eectl.models.heads import ExitOutput, head_class, make_head
+from eectl.models.losses import imitation, with_auxiliary
+from eectl.recipe.recipe import Backbone
 
 C, D = 4, 5
 KINDS = [f"gpf-{D}", f"gpf-lancopku-{D}"]

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from eectl.exits.costs import measure_costs
 from eectl.core.errors import EectlError
-from eectl.models.build import attach_exits, build_backbone
-from eectl.models.backbone import dry_run
+from eectl.exits.costs import measure_costs
 from eectl.models.adapters.msdnet import Config, DenseLayer, MSDNet, MSDNetBackbone, Transition
+from eectl.models.backbone import dry_run
+from eectl.models.build import attach_exits, build_backbone
 from eectl.recipe.recipe import Backbone as BackboneSpec
 
 IMAGENET = {

@@ -5,8 +5,8 @@ import torch
 from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
 from torch.nn import functional
 
-from eectl.training.gradient_dominance import gram_matrices, shared_parameters
 from eectl.models.build import attach_exits
+from eectl.training.gradient_dominance import gram_matrices, shared_parameters
 
 
 def network(name, *, trains=(1, 2, 3), heads="auto"):

@@ -9,13 +9,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eectl.models.checkpoint import About, load_checkpoint, save_checkpoint
-from eectl.exits.costs import measure_costs
 from eectl.core.errors import EectlError
-from eectl.models.build import attach_exits, build_backbone, model_spec
-from eectl.models.backbone import Backbone
-from eectl.models.multi_exit import MultiExitModel
+from eectl.exits.costs import measure_costs
 from eectl.models.adapters.transformers_parts import ADAPTERS, TextFeature
+from eectl.models.backbone import Backbone
+from eectl.models.build import attach_exits, build_backbone, model_spec
+from eectl.models.checkpoint import About, load_checkpoint, save_checkpoint
+from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import Backbone as BackboneSpec
 
 SMALL = {

@@ -7,15 +7,16 @@ import pytest
 import torch
 from toy_exits import WIDTH, CountingBackbone
 
-from eectl.exits.costs import measure_costs
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import CRITERIA, Policy, choose
-from eectl.models.build import attach_ensembles, attach_exits, build_backbone, build_model, model_spec
+from eectl.exits.costs import measure_costs
+from eectl.exits.criteria import CRITERIA
+from eectl.exits.policy import Policy, choose
+from eectl.exits.router import early_exit
 from eectl.models.backbone import MapFeature, TokenFeature
+from eectl.models.build import attach_ensembles, attach_exits, build_backbone, build_model, model_spec
 from eectl.models.ensembles import ENSEMBLES, Ensembles
 from eectl.models.heads import make_head
 from eectl.recipe.recipe import Backbone
-from eectl.exits.router import early_exit
 
 C = 4
 

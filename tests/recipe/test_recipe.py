@@ -3,7 +3,8 @@
 import pytest
 
 from eectl.core.errors import EectlError
-from eectl.recipe.recipe import Recipe, dump_recipe, make_recipe, parse_yaml, read_recipe, shipped_recipes
+from eectl.recipe.reading import dump_recipe, make_recipe, parse_yaml, read_recipe, shipped_recipes
+from eectl.recipe.recipe import Recipe
 
 
 def test_yaml_numbers_and_words_are_read_as_written():

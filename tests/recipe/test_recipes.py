@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import torch
 
+from eectl.core.distributed import World
+from eectl.core.progress import Display
 from eectl.data import Augmenter, DataInfo, Dataset, Split, data_info
 from eectl.data.images import MemoryImages
-from eectl.core.progress import Display
-from eectl.core.distributed import World
-from eectl.training.loop import Job, Place, run_phase
 from eectl.models.losses import TASKS
-from eectl.training.network import first_network, planned_phases, resolve, with_exits
-from eectl.training.dry_run import plan
-from eectl.recipe.recipe import Recipe, make_recipe, parse_yaml, read_recipe, shipped_recipes
+from eectl.recipe.reading import make_recipe, parse_yaml, read_recipe, shipped_recipes
+from eectl.recipe.recipe import Recipe
 from eectl.recipe.regimes import REGIMES
+from eectl.training.dry_run import plan
+from eectl.training.loop import Job, Place, run_phase
+from eectl.training.network import first_network, planned_phases, resolve, with_exits
 from eectl.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]

@@ -6,13 +6,13 @@ import torch
 from made_runs import PLAIN, made
 from toy_exits import score, toy_outputs, toy_scored
 
-from eectl.reports.compare import average_first, band, compare, per_seed
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import choose
-from eectl.reports.published import published_tables
 from eectl.evaluation.scoring import evaluate_as_paper
-from eectl.reports.differences import labels
+from eectl.exits.policy import choose
 from eectl.exits.sweep import sweep, thin
+from eectl.reports.compare import average_first, band, compare, per_seed
+from eectl.reports.differences import labels
+from eectl.reports.published import published_tables
 
 VALUES = [(0.60, 0.71, 0.80), (0.64, 0.70, 0.82), (0.61, 0.74, 0.81)]
 

@@ -11,11 +11,11 @@ import pytest
 from made_runs import made, save
 
 from eectl.cli import app as cli
-from eectl.models.checkpoint import About, save_checkpoint
 from eectl.core.errors import EectlError
+from eectl.evaluation.results import read_evaluation, write_evaluation
 from eectl.models.build import build_model
+from eectl.models.checkpoint import About, save_checkpoint
 from eectl.recipe.recipe import ModelSpec
-from eectl.exits.policy import read_evaluation, write_evaluation
 from eectl.reports.report import summarize
 
 

@@ -7,9 +7,9 @@ import xml.etree.ElementTree as ET
 import pytest
 from made_runs import made
 
-from eectl.reports.compare import compare
 from eectl.core.errors import EectlError
-from eectl.evaluation.curve import plot_comparison
+from eectl.reports.compare import compare
+from eectl.reports.curves import plot_comparison
 from eectl.reports.published import published_tables
 from eectl.reports.tables import as_csv, as_json, check_form, latex, markdown, notes, show_comparison, show_published, title
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
-from eectl.models import build as models
-from eectl.models.checkpoint import read_about
-from eectl.data import load_data
 from eectl.core.errors import Interrupted
+from eectl.data import load_data
+from eectl.models import build as models
 from eectl.models.adapters.cifar_resnet import CifarResNetBackbone
-from eectl.training.network import first_network, with_exits
+from eectl.models.checkpoint import read_about
 from eectl.recipe.recipe import Augment
+from eectl.training.network import first_network, with_exits
 from eectl.training.train import train
 from tests.training.test_train import rows, same, torchrun, weights
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from eectl.training.attach import attach_heads
-from eectl.models.checkpoint import load_checkpoint, read_about
-from eectl.data import Augmenter, load_data
-from eectl.training.tables import show_info, show_phases
 from eectl.core.errors import EectlError, Interrupted
 from eectl.core.files import read_any_tensors
-from eectl.training.dry_run import plan
+from eectl.data import Augmenter, load_data
+from eectl.models.checkpoint import load_checkpoint, read_about
 from eectl.recipe.regimes import REGIMES, STAGED, regime_phases
+from eectl.training.attach import attach_heads
+from eectl.training.dry_run import plan
+from eectl.training.tables import show_info, show_phases
 from eectl.training.train import train
 
 VIT = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 4, heads: 2}}"

@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eectl.data import load_data
 from eectl.core.errors import EectlError
-from eectl.training.l2w import LearnedWeights, allot, check_phases, check_run, exit_quotas, pseudo_step
+from eectl.data import load_data
 from eectl.models.losses import TASKS
-from eectl.training.network import first_network, with_exits
-from eectl.training.optim import make_optimizer
 from eectl.recipe.recipe import LearnedWeighting, Optimizer
 from eectl.recipe.regimes import REGIMES, regime_phases
+from eectl.training.l2w import LearnedWeights, allot, check_phases, check_run, exit_quotas, pseudo_step
+from eectl.training.network import first_network, with_exits
+from eectl.training.optim import make_optimizer
 from tests.toy_exits import WIDTH, toy_model
 
 CPU = torch.device("cpu")

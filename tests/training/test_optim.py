@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from eectl.training.optim import EarlyStopper, learning_rate
 from eectl.recipe.recipe import Schedule
+from eectl.training.optim import EarlyStopper, learning_rate
 
 
 def torchs(scheduler, steps):

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eectl.models.checkpoint import read_about
-from eectl.exits.costs import measure_costs
-from eectl.data import load_data, train_batches
 from eectl.core.errors import EectlError, Interrupted
-from eectl.models.losses import TASKS, distil
-from eectl.models.build import recompute
-from eectl.training.network import first_network, with_exits
 from eectl.core.seeds import derive_seed
+from eectl.data import load_data, train_batches
+from eectl.exits.costs import measure_costs
+from eectl.models.build import recompute
+from eectl.models.checkpoint import read_about
+from eectl.models.losses import TASKS, distil
+from eectl.training.network import first_network, with_exits
 from eectl.training.train import train
 from tests.training.test_train import rows, same, weights
 

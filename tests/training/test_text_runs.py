@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from toy_text import TOY, WORDS, make_rows, naive_read, write_csv, write_tokenizer
 
 from eectl.cli import app as cli
+from eectl.data.text import load_tokenizer
+from eectl.exits.criteria import find_criterion
+from eectl.exits.policy import choose
 from eectl.models import build as models
 from eectl.models.checkpoint import load_checkpoint, read_about
-from eectl.data.text import load_tokenizer
-from eectl.exits.criteria import choose, find_criterion
 
 ROWS = {"train": make_rows(300, seed=1), "test": make_rows(60, seed=2)}
 
@@ -64,7 +65,7 @@ def eectl(capsys):
 @pytest.fixture(scope="module", params=["regression", "classification"])
 def trained(request, folder, toy):
     """The task, and the folder of a run of it."""
-    from eectl.recipe.recipe import read_recipe
+    from eectl.recipe.reading import read_recipe
     from eectl.training.train import train
 
     train(read_recipe(str(folder / f"{request.param}.yaml")), out=folder / request.param, device="cpu", quiet=True)
@@ -212,7 +213,7 @@ def test_refused_before_anything_is_written(folder, eectl, tmp_path, task, chang
 
 
 def test_the_tokenizer_is_that_of_the_backbone_unless_named():
-    from eectl.recipe.recipe import make_recipe
+    from eectl.recipe.reading import make_recipe
 
     recipe = make_recipe({"data": {"name": "text"}, "backbone": {"name": "hf/./folder"}}, where="t")
     assert recipe.data.tokenizer == "./folder"
@@ -223,10 +224,10 @@ def test_the_tokenizer_is_that_of_the_backbone_unless_named():
 
 def test_a_naive_epoch(folder):
     """One epoch of plain SGD on the MSE of all exits, written out, over the batches that the loop sees."""
-    from eectl.data import load_data, train_batches
-    from eectl.training.network import first_network, with_exits
-    from eectl.recipe.recipe import read_recipe
     from eectl.core.seeds import derive_seed
+    from eectl.data import load_data, train_batches
+    from eectl.recipe.reading import read_recipe
+    from eectl.training.network import first_network, with_exits
     from eectl.training.train import train
 
     changes = ["optimizer={name: sgd, lr: 0.05, momentum: 0}", "schedule.name=constant", "epochs=1"]

@@ -11,15 +11,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 import eectl.training.gradient_dominance as module
-from eectl.data import load_data
-from eectl.training.gradient_dominance import Tracker, auto_interval, dominance, gram_matrices, shared_parameters, why_untracked
 from eectl.core.errors import EectlError, Interrupted
-from eectl.training.network import first_network, with_exits
+from eectl.data import load_data
 from eectl.recipe.regimes import regime_phases
+from eectl.training.gradient_dominance import Tracker, auto_interval, dominance, gram_matrices, shared_parameters, why_untracked
+from eectl.training.network import first_network, with_exits
 from eectl.training.train import train
+from tests.toy_exits import WIDTH, CascadeHead, toy_model
 from tests.training.test_step import ONE_STEP, the_batch
 from tests.training.test_train import rows, same, weights
-from tests.toy_exits import WIDTH, CascadeHead, toy_model
 
 CPU = torch.device("cpu")
 TINY_VIT = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 3, heads: 2}}"

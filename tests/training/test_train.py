@@ -11,13 +11,13 @@ import time
 import pytest
 import torch
 
-from eectl.models.checkpoint import load_checkpoint, read_about
-from eectl.data import load_data
 from eectl.core.errors import EectlError, Interrupted
 from eectl.core.files import read_any_tensors
-from eectl.training.network import first_network, with_exits
-from eectl.recipe.regimes import REGIMES
 from eectl.core.seeds import derive_seed
+from eectl.data import load_data
+from eectl.models.checkpoint import load_checkpoint, read_about
+from eectl.recipe.regimes import REGIMES
+from eectl.training.network import first_network, with_exits
 from eectl.training.train import train
 
 CPU = torch.device("cpu")

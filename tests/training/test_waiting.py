@@ -7,11 +7,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_text import make_rows, write_csv, write_tokenizer
 
-from eectl.data import Augmenter, load_data
-from eectl.core.progress import Display
 from eectl.core.distributed import World
-from eectl.training.loop import _begin, _cached, _train_epoch
+from eectl.core.progress import Display
+from eectl.data import Augmenter, load_data
 from eectl.models.losses import TASKS
+from eectl.training.loop import _begin, _cached, _train_epoch
 from eectl.training.network import first_network, planned_phases, resolve, with_exits
 from eectl.training.phase import Job, Place
 from eectl.training.run_folder import RunFolder

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from eectl.evaluation.tables import Listing, Scalar
+from eectl.analyses.tables import Listing, Scalar
 
 PATHS = ("naive", "matched")
 SPLITS = ("train", "test")

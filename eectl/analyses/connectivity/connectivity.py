@@ -13,19 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eectl.analyses.connectivity import barriers
-from eectl.analyses.question import Answer, Context, Settings, Subject, check_count, sample_batches, sample_rows
-from eectl.analyses.connectivity.barriers import PATHS, SPLITS
 from eectl.analyses.batch_norms import norm_batches, reestimate
+from eectl.analyses.connectivity import barriers
+from eectl.analyses.connectivity.barriers import PATHS, SPLITS
 from eectl.analyses.connectivity.matching import Matching, match
-from eectl.analyses.connectivity.permutations import Specification, Weights, check_specification, check_unchanged, find_permutations, holding, logits_of
+from eectl.analyses.connectivity.permutations import (
+    Specification,
+    Weights,
+    check_specification,
+    check_unchanged,
+    find_permutations,
+    holding,
+    logits_of,
+)
 from eectl.analyses.connectivity.same_shape import check_alike, common_starts, without_heads
-from eectl.data import Batch
+from eectl.analyses.question import Answer, Context, Settings, Subject, check_count, sample_batches, sample_rows
 from eectl.core.errors import EectlError
+from eectl.core.seeds import derive_seed
+from eectl.data import Batch
+from eectl.evaluation.opened import preparing
 from eectl.models.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
-from eectl.core.seeds import derive_seed
-from eectl.evaluation.opened import preparing
 
 CHECK_ROWS = 16  # on which a permuted network must do what the original does
 

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
 from eectl.analyses.dominance.tracked import ask_tracked, exit_listing, leader, leaders
-from eectl.data import Split
-from eectl.training.gradient_dominance import Dominance, dominance, gram_matrices, shared_parameters
+from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
+from eectl.analyses.tables import Scalar
 from eectl.core.errors import EectlError
+from eectl.core.seeds import derive_seed
+from eectl.data import Split
+from eectl.evaluation.opened import preparing
 from eectl.models.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
-from eectl.evaluation.tables import Scalar
-from eectl.core.seeds import derive_seed
-from eectl.evaluation.opened import preparing
 from eectl.recipe.weighting import exit_weights
+from eectl.training.gradient_dominance import Dominance, dominance, gram_matrices, shared_parameters
 
 
 @dataclass(frozen=True)

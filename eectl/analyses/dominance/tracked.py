@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eectl.analyses.question import Answer, Subject
+from eectl.analyses.tables import Listing, Scalar
 from eectl.core.errors import EectlError
-from eectl.evaluation.tables import Listing, Scalar
 from eectl.training.run_folder import RunFolder
 
 _EXITS_ACROSS = 8  # columns that fit 80 characters beside a label

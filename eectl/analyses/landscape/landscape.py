@@ -8,13 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
 from eectl.analyses.batch_norms import batch_norms, norm_batches, reestimate
 from eectl.analyses.landscape.plane import PARTS, moved_names, random_plane
-from eectl.analyses.landscape.surfaces import CURVATURE_STEP, DISTANCES, Point, column, differences, finite, flat, grid_coordinates, places, records, tables
+from eectl.analyses.landscape.surfaces import (
+    CURVATURE_STEP,
+    DISTANCES,
+    Point,
+    column,
+    differences,
+    finite,
+    flat,
+    grid_coordinates,
+    places,
+    records,
+    tables,
+)
+from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
 from eectl.core.errors import EectlError, lookup
-from eectl.models.losses import TASKS
 from eectl.evaluation.opened import preparing
+from eectl.models.losses import TASKS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from eectl.core.errors import lookup
-from eectl.models.multi_exit import MultiExitModel
 from eectl.core.seeds import derive_seed
+from eectl.models.multi_exit import MultiExitModel
 
 Move = Callable[..., None]
 

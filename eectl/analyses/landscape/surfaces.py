@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eectl.evaluation.tables import Listing, Scalar
+from eectl.analyses.tables import Listing, Scalar
 
 DISTANCES = (0.25, 0.5, 1.0)  # of the span, at which the rise is reported
 CURVATURE_STEP = 0.05  # in filter norms: far above float32 rounding, small where curvature matters

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
-from eectl.models.backbone import Hidden, StagedBackbone
 from eectl.models.adapters.args_and_weights import read_args
+from eectl.models.backbone import Hidden, StagedBackbone
 
 
 class CifarBlock(nn.Module):

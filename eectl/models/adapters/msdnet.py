@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
-from eectl.models.backbone import Backbone, Feature, Hidden, MapFeature
 from eectl.models.adapters.args_and_weights import Option, check_names, read_args
+from eectl.models.backbone import Backbone, Feature, Hidden, MapFeature
 
 Scales = tuple[Tensor, ...]
 

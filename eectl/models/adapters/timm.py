@@ -8,9 +8,9 @@ from typing import Any
 import timm
 
 from eectl.core.errors import EectlError
-from eectl.models.backbone import Backbone, dry_run
 from eectl.models.adapters.args_and_weights import check_names
 from eectl.models.adapters.timm_parts import ADAPTERS, TimmViT
+from eectl.models.backbone import Backbone, dry_run
 
 
 def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> Backbone:

@@ -10,8 +10,8 @@ from torchvision import models
 from torchvision.models import ResNet, VisionTransformer
 
 from eectl.core.errors import EectlError
-from eectl.models.backbone import Backbone, Feature, Hidden, StagedBackbone, TokenFeature
 from eectl.models.adapters.args_and_weights import Option, load_weights, read_args
+from eectl.models.backbone import Backbone, Feature, Hidden, StagedBackbone, TokenFeature
 
 RESNET_OPTIONS: dict[str, Option] = {"stem": ("standard", "small")}
 
