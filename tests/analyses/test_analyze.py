@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_recipe
-from test_cli import refused, succeeded
+from running import refused, succeeded
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl import __version__

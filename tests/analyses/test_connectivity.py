@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import small_recipe
-from test_cli import refused
+from running import refused
 from torch import nn
 from torch.nn import functional
 

@@ -4,11 +4,11 @@ from itertools import permutations, product
 
 import pytest
 import torch
-from test_permutations import small
 
 from eectl.analyses.connectivity.connectivity import interpolate
 from eectl.analyses.connectivity.matching import match
 from eectl.analyses.connectivity.permutations import Piece, Specification, find_permutations, holding, logits_of
+from tests.analyses.test_permutations import small
 
 
 def two_layers(hidden=(3, 4)):

@@ -1,6 +1,6 @@
 """Completions: the shipped scripts are what the app generates, and real shells get real answers from them.
 
-`python tests/test_completions.py` writes the scripts anew.
+`python tests/cli/test_completions.py` writes the scripts anew.
 """
 
 import os
@@ -26,7 +26,7 @@ def generated(shell):
 
 @pytest.mark.parametrize("shell", FILES)
 def test_scripts_are_fresh(shell):
-    assert (FOLDER / FILES[shell]).read_text() == generated(shell), "stale: run python tests/test_completions.py"
+    assert (FOLDER / FILES[shell]).read_text() == generated(shell), "stale: run python tests/cli/test_completions.py"
 
 
 @pytest.fixture

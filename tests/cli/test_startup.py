@@ -17,7 +17,7 @@ HEAVY = {"torch", "torchvision", "timm", "transformers", "datasets", "fvcore", "
 RUN = """import sys, atexit, json
 heavy = json.loads(sys.argv.pop(1))
 atexit.register(lambda: print(json.dumps([name for name in heavy if name in sys.modules]), file=sys.stderr))
-from eectl.cli import main
+from eectl.cli.app import main
 main()"""
 COUNTING = {"torch", "fvcore"}
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import small_recipe
-from test_cli import refused, succeeded
+from running import refused, succeeded
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl.core.errors import EectlError

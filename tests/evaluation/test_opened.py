@@ -168,7 +168,11 @@ def free_port():
 
 def test_two_processes_and_one_that_fails(tmp_path):
     """An odd number of rows; a process that fails leaves no file, under any name."""
-    line = [sys.executable, "-c", f"import pathlib, test_session; test_session.two_processes(pathlib.Path({str(tmp_path)!r}))"]
+    line = [
+        sys.executable,
+        "-c",
+        f"import pathlib; from tests.evaluation import test_opened; test_opened.two_processes(pathlib.Path({str(tmp_path)!r}))",
+    ]
     tests = Path(__file__).parents[1]
     settings = {
         "PYTHONPATH": f"{tests.parent}:{tests}",

@@ -33,8 +33,8 @@ def test_naming_backbones_imports_no_torch() -> None:
 def test_only_the_library_that_is_needed_is_imported() -> None:
     program = """
 import sys
-from eectl.models import build_backbone
-from eectl.recipe import Backbone
+from eectl.models.build import build_backbone
+from eectl.recipe.recipe import Backbone
 build_backbone(Backbone(name="resnet20"), input_shape=(3, 8, 8), num_outputs=2)
 print("timm" in sys.modules, "torchvision" in sys.modules)
 """

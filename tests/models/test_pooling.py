@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from eectl.models.build import pooling
+from eectl.models import pooling
 from eectl.models.pooling import mix_pools, pool_grid
 
 SIZES = [(28, 28), (14, 14), (7, 7), (4, 4), (3, 2), (1, 1), (5, 9)]

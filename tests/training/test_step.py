@@ -11,7 +11,7 @@ from eectl.core.errors import EectlError, Interrupted
 from eectl.core.seeds import derive_seed
 from eectl.data import load_data, train_batches
 from eectl.exits.costs import measure_costs
-from eectl.models.build import recompute
+from eectl.models import recompute
 from eectl.models.checkpoint import read_about
 from eectl.models.losses import TASKS, distil
 from eectl.training.network import first_network, with_exits

@@ -1,0 +1,42 @@
+"""The panel Look of `eectl --help`: info and recipes. Heavy imports stay inside."""
+
+from typing import Annotated
+
+import typer
+
+from eectl.cli.options import (
+    Checkpoint,
+    Json,
+    complete_recipes,
+)
+
+
+def info(checkpoint: Checkpoint, json: Json = False) -> None:
+    """Say what a checkpoint holds and how it came about."""
+    from eectl.core.console import show_json
+    from eectl.models.checkpoint import read_about, read_metadata
+    from eectl.training.tables import show_info
+
+    metadata = read_metadata(checkpoint)
+    if json:
+        show_json(metadata)
+    else:
+        show_info(checkpoint, metadata, read_about(checkpoint))
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="print this one", autocompletion=complete_recipes, show_default=False)
+    ] = None,
+) -> None:
+    """List the shipped recipes, or print one."""
+    from eectl.core.errors import lookup
+    from eectl.recipe.reading import shipped_recipes
+
+    texts = shipped_recipes()
+    if name is not None:
+        print(lookup(texts, name, what="recipe"), end="")
+        return
+    width = max(map(len, texts))
+    for each, text in texts.items():
+        print(f"{each:{width}}  {text.splitlines()[0].lstrip('# ')}")

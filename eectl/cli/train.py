@@ -1,0 +1,146 @@
+"""The panel Train of `eectl --help`: train and attach-heads. Heavy imports stay inside the commands."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eectl.cli.options import (
+    BUDGETS,
+    HEADS,
+    PLACEMENTS,
+    Checkpoint,
+    DataRoot,
+    Device,
+    Overwrite,
+    Quiet,
+    among,
+    complete_files,
+    complete_recipes_and_files,
+    complete_regimes,
+    say,
+)
+
+if TYPE_CHECKING:
+    from eectl.recipe.recipe import Recipe
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="a YAML file or a shipped recipe's name; none: that of --from, else digits",
+                       autocompletion=complete_recipes_and_files, show_default=False),
+    ] = None,
+    regime: Annotated[str | None, typer.Option(help="disjoint, joint, mixed, branch-wise, separate, alternating, mixed-gradual",
+                                               autocompletion=complete_regimes, show_default=False)] = None,
+    phase: Annotated[int | None, typer.Option(min=1, help="run one phase: 1 backbone, 2 everything, 3 heads on the frozen "
+                                              "backbone; staged regimes count their stages", show_default=False)] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="a checkpoint to start from", autocompletion=complete_files,
+                                               show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; none: runs/RECIPE-REGIME[-phase-N]-seed-S",
+                                             show_default=False)] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, such as "
+                                                      "optimizer.lr=1e-4; may be repeated", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of weights, order and augmentation", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="at most this many per phase", show_default=False)] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="start from the weights that torchvision or timm publish; "
+                                             "that library downloads them")] = False,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    download: Annotated[bool, typer.Option("--download", help="fetch the data set if it is missing")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped, or start it")] = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the recipe, the phases and the costs, and stop")] = False,
+    track: Annotated[str | None, typer.Option(help="measure gradient-dominance on the way, into metrics.jsonl",
+                                              autocompletion=among("gradient-dominance"), show_default=False)] = None,
+    track_every: Annotated[int | None, typer.Option(min=1, help="on every N-th batch; none: as a tenth of the time allows",
+                                                    metavar="N", show_default=False)] = None,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Train a regime, or one phase of it, into a run folder.
+
+    Example: eectl train digits --regime disjoint --phase 1 -o runs/backbone
+    """
+    given = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data.root": data_root, "init": start}
+    given["backbone.pretrained"] = pretrained or None
+    extra = [f"{key}={_yaml_text(value)}" for key, value in given.items() if value is not None]
+    name, full = _find_recipe(recipe, start, [*(changes or []), *extra])
+    if dry_run:
+        from eectl.evaluation.tables import show_costs
+        from eectl.training.dry_run import plan
+        from eectl.training.tables import show_phases, show_recipe
+
+        planned = plan(full)
+        show_recipe(planned.recipe)
+        show_phases(
+            planned.recipe,
+            planned.phases,
+            default_weights=planned.default_weights,
+            shares=planned.priced.costs.backbone_shares,
+        )
+        show_costs(planned.priced.costs, after=planned.priced.spec.after)
+        return
+    part = "" if full.phase is None else f"-phase-{full.phase}"
+    folder = out or Path("runs") / f"{name}-{full.regime}{part}-seed-{full.seed}"
+    from eectl.training.tables import show_training
+    from eectl.training.train import train as run
+
+    done = run(
+        full, out=folder, device=device, resume=resume, overwrite=overwrite, download=download, quiet=quiet, track=track,
+        track_every=track_every,
+    )  # fmt: skip
+    if done is not None:
+        show_training(done.path, done.about)
+        say(f"next: {_next_after_training(done.path, has_exits=bool(done.about.spec.after))}")
+
+
+def _yaml_text(value: object) -> str:
+    import json
+
+    return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
+def _find_recipe(recipe: str | None, start: Path | None, changes: list[str]) -> "tuple[str, Recipe]":
+    """The recipe and a name for its runs: the one that is named, that of the checkpoint to start from, or digits."""
+    from eectl.recipe.reading import make_recipe, read_recipe
+
+    if recipe is None and start is not None:
+        from eectl.models.checkpoint import read_about
+
+        own = {key: value for key, value in read_about(start).recipe.items() if key not in ("phase", "init")}
+        return start.stem, make_recipe(own, where=f"{start} (its recipe)", changes=changes)
+    return Path(recipe or "digits").stem, read_recipe(recipe or "digits", changes=changes)
+
+
+def _next_after_training(path: Path, *, has_exits: bool) -> str:
+    if has_exits:
+        return f"eectl calibrate-thresholds {path} --budgets {BUDGETS} -o {path.with_name('policy.json')}"
+    return f"eectl attach-heads {path} --placement every-2 -o {path.with_name('heads.safetensors')}"
+
+
+def attach_heads(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the checkpoint to write", show_default=False)],
+    after: Annotated[str | None, typer.Option(metavar="BLOCKS", help="blocks that an exit follows, such as 2,4,6",
+                                              show_default=False)] = None,
+    placement: Annotated[str | None, typer.Option(help="every-N, dense-sparse or sparse-dense", show_default=False,
+                                                  autocompletion=among(*PLACEMENTS))] = None,
+    head: Annotated[str, typer.Option(help="linear, mlp-WIDTH, sdn, ztw, ztw-arithmetic, gpf, gpf-WIDTH, gpf-lancopku, "
+                                           "gpf-lancopku-WIDTH; auto: sdn on CNNs, linear on transformers",
+                                      autocompletion=among("auto", *HEADS))] = "auto",
+    seed: Annotated[int | None, typer.Option(help="seed of the heads' weights; none: the recipe's", show_default=False)] = None,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
+    """Put untrained exits on the backbone of a checkpoint.
+
+    Example: eectl attach-heads runs/backbone/model.safetensors --after 2,4,6 -o heads.safetensors
+    """
+    from eectl.training.attach import attach_heads as attach
+
+    network = attach(checkpoint, after=after, placement=placement, head=head, out=out, seed=seed, overwrite=overwrite)
+    blocks = ", ".join(map(str, network.spec.after))
+    say(f"{out}: untrained {network.spec.heads[0]} exits after blocks {blocks}")
+    depth = network.model.backbone.depth
+    if network.spec.after[-1] == depth - 1:
+        say(f"exit {len(network.spec.after)} follows the last block, {depth - 1}: leaving there saves nothing")
+    say(f"next: eectl train --phase 3 --from {out} -o {out.with_suffix('')}-trained")
