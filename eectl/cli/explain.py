@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eectl.cli.options import BatchSize, DataRoot, Device, Json, Overwrite, Quiet, among, complete_files
+from eectl.recipe.choices import MOVED_CHOICES, SPLIT_CHOICES, VIEW_CHOICES, described, listed
 
 if TYPE_CHECKING:
     from eectl.analyses.question import Settings
@@ -25,11 +26,10 @@ OutFolder = Annotated[Path, typer.Option("--out", "-o", help="folder for QUESTIO
 Seed = Annotated[int, typer.Option(help="seed of the rows and of what else is drawn")]
 Label = Annotated[
     list[str] | None,
-    typer.Option(help="what to call a checkpoint, once for each in their order; none: its regime", show_default=False),
+    typer.Option(help="what to call a checkpoint, once for each in their order; default: its regime", show_default=False),
 ]
-VIEWS = ("auto", "flattened", "pooled", "class-token")
-View = Annotated[str, typer.Option(help="flattened, pooled, class-token or auto", autocompletion=among(*VIEWS))]
-SplitName = Annotated[str, typer.Option(help="train, validation, calibration or test")]
+View = Annotated[str, typer.Option(help=f"{listed(VIEW_CHOICES)} or auto", autocompletion=among("auto", *VIEW_CHOICES))]
+SplitName = Annotated[str, typer.Option(help=listed(SPLIT_CHOICES), autocompletion=among(*SPLIT_CHOICES))]
 
 
 def _run(
@@ -198,8 +198,8 @@ def loss_landscape(
     points: Annotated[int, typer.Option(help="points a side, an odd number: the weights lie in the middle")] = 11,
     span: Annotated[float, typer.Option(help="how far to go to each side; 1: as far as each filter's own norm")] = 1.0,
     dimensions: Annotated[int, typer.Option(help="1 for a line, 2 for a plane")] = 2,
-    only: Annotated[str, typer.Option(help="which weights move: all, backbone, or heads (attached ones and the network's own)",
-                                      autocompletion=among("all", "backbone", "heads"))] = "all",
+    only: Annotated[str, typer.Option(help=f"which weights move: {described(MOVED_CHOICES)}",
+                                      autocompletion=among(*MOVED_CHOICES))] = "all",
     reestimate: Annotated[bool, typer.Option("--reestimate", help="BatchNorm statistics anew at every point, from as many "
                                              "training rows")] = False,
     samples: Annotated[int, typer.Option(help="how many rows each loss is the mean of")] = 500,

@@ -23,19 +23,18 @@ from eectl.cli.options import (
     say,
 )
 from eectl.core.errors import EectlError
+from eectl.recipe.choices import COST_CHOICES, LOOKUP_CHOICES, PROTOCOL_CHOICES, SEARCH_CHOICES, described
 
 
 def calibrate_thresholds(
     checkpoint: Checkpoint,
     budgets: Budgets = BUDGETS,
     criterion: Criterion = None,
-    thresholds: Annotated[str, typer.Option(help="shared: one for all exits; per-exit: one each, better on the calibration split "
-                                            "and readier to overfit a small one",
-                                            autocompletion=among("shared", "per-exit"))] = "shared",
-    cost: Annotated[str, typer.Option(help="macs; or latency: budgets are % of the plain backbone's time as eectl bench measured "
-                                      "it, latency:BATCH where it did so at several batch sizes",
-                                      autocompletion=among("macs", "latency"))] = "macs",
-    bench: Annotated[Path | None, typer.Option(help="the times for --cost latency; none: bench.json beside the checkpoint",
+    thresholds: Annotated[str, typer.Option(help=described(SEARCH_CHOICES),
+                                            autocompletion=among(*SEARCH_CHOICES))] = "shared",
+    cost: Annotated[str, typer.Option(help=described(COST_CHOICES),
+                                      autocompletion=among(*COST_CHOICES))] = "macs",
+    bench: Annotated[Path | None, typer.Option(help="the times for --cost latency; default: bench.json beside the checkpoint",
                                                show_default=False)] = None,
     out: Out = None,
     predictions: Annotated[Path | None, typer.Option(help="predictions of the calibration split, instead of a pass over it",
@@ -74,13 +73,13 @@ def calibrate_thresholds(
 
 def evaluate(
     checkpoint: Checkpoint,
-    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; none: the policy's, or {BUDGETS}",
+    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; default: the policy's, or {BUDGETS}",
                                                 show_default=False)] = None,
-    policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; none: calibrate first",
+    policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; default: calibrate first",
                                                 show_default=False)] = None,
     criterion: Criterion = None,
-    protocol: Annotated[str, typer.Option(help="calibrated, or paper: the authors' rule, thresholds chosen on the test split",
-                                          autocompletion=among("calibrated", "paper"))] = "calibrated",
+    protocol: Annotated[str, typer.Option(help=described(PROTOCOL_CHOICES),
+                                          autocompletion=among(*PROTOCOL_CHOICES))] = "calibrated",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the evaluation, for eectl report", metavar="FILE.json",
                                              show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="draw accuracy (or MSE) against cost into this .png, .pdf or .svg",
@@ -122,9 +121,8 @@ def report(
     runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN…", help="run folders with an evaluation.json, checkpoints "
                                                       "beside one, or evaluation files", autocompletion=complete_runs,
                                                       show_default=False)] = None,
-    lookup: Annotated[str, typer.Option(help="per-seed, or average-first: the authors' rule, one threshold of their grid for "
-                                        "the mean over seeds, chosen on the test split",
-                                        autocompletion=among("per-seed", "average-first"))] = "per-seed",
+    lookup: Annotated[str, typer.Option(help=described(LOOKUP_CHOICES),
+                                        autocompletion=among(*LOOKUP_CHOICES))] = "per-seed",
     published: Annotated[str | None, typer.Option(metavar="TABLE[:VARIANT]", help="the paper's numbers to stand below ours",
                                                   autocompletion=complete_published, show_default=False)] = None,
     list_published: Annotated[bool, typer.Option("--list-published", help="show the paper's tables and stop")] = False,
@@ -161,13 +159,13 @@ def report(
 
 def bench(
     checkpoint: Checkpoint,
-    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; none: the policy's, or {BUDGETS}",
+    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; default: the policy's, or {BUDGETS}",
                                                 show_default=False)] = None,
     batch_size: Annotated[str, typer.Option(help="rows at once, one size or several")] = "1,32,256",
-    policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; none: calibrate first",
+    policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; default: calibrate first",
                                                 show_default=False)] = None,
     criterion: Criterion = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="test rows to measure on; none: twice the largest batch, 256 at least",
+    rows: Annotated[int | None, typer.Option(min=1, help="test rows to time; default: twice the largest batch, 256 at least",
                                              show_default=False)] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="about how long the plain backbone is timed at each batch size")] = 2.0,
     seed: Annotated[int, typer.Option(help="which rows are drawn")] = 0,

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they complete. No torch."""
+"""Options that several commands share, and how a shell completes them. The names come from `recipe.choices`; no torch."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -7,15 +7,18 @@ from typing import Annotated
 
 import typer
 
-CRITERIA = ("max-softmax", "entropy", "margin", "patience", "difference", "difference-2")  # exiting.CRITERIA, which needs torch
+from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_CRITERION, DEVICE_CHOICES, completions, listed
+
+BUDGETS = "25,50,75,100"
 
 
 def starting_with(names: Iterable[str], incomplete: str) -> list[str]:
+    """Return the names that begin with what was typed so far."""
     return [name for name in names if name.startswith(incomplete)]
 
 
 def among(*names: str) -> Callable[[str], list[str]]:
-    """A completion from a fixed list."""
+    """Return a completion that offers these names."""
 
     def complete(incomplete: str) -> list[str]:
         return starting_with(names, incomplete)
@@ -24,7 +27,7 @@ def among(*names: str) -> Callable[[str], list[str]]:
 
 
 def complete_files(incomplete: str) -> list[str]:
-    """Checkpoints and folders that begin like this."""
+    """Return the checkpoints and folders that begin like this."""
     base = Path(incomplete)
     folder = base if incomplete.endswith("/") else base.parent
     names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
@@ -35,46 +38,39 @@ Checkpoint = Annotated[
     Path, typer.Argument(metavar="CKPT", help="a checkpoint file", autocompletion=complete_files, show_default=False)
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="where to write", show_default=False)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps", autocompletion=among("auto", "cpu", "cuda", "mps"))]
-DataRoot = Annotated[Path | None, typer.Option(help="where the data lies, if not where the recipe says", show_default=False)]
+Device = Annotated[
+    str, typer.Option(help=f"{listed(DEVICE_CHOICES)} (cuda:N is one of several GPUs)", autocompletion=among(*DEVICE_CHOICES))
+]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="the folder with the data; default: the recipe's data.root", show_default=False)
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an output that exists")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 Budgets = Annotated[str, typer.Option(help="percentages of the plain backbone's cost")]
 Criterion = Annotated[
     str | None,
     typer.Option(
-        help=f"{', '.join(CRITERIA)} (any difference-N); none: max-softmax, for regression difference",
-        autocompletion=among(*CRITERIA),
+        help=f"when a row leaves: {listed(CRITERION_CHOICES)} (any difference-N); default: "
+        f"{DEFAULT_CRITERION['classification']}, for regression {DEFAULT_CRITERION['regression']}",
+        autocompletion=among(*CRITERION_CHOICES, *completions(CRITERION_FAMILIES)),
         show_default=False,
     ),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="rows at once; none: the recipe's", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
-
-
-HEADS = ("linear", "mlp-1024", "mlp-2048", "sdn", "ztw", "ztw-arithmetic", "gpf", "gpf-lancopku")
-
-
-PLACEMENTS = ("every-1", "every-2", "every-3", "dense-sparse", "sparse-dense")
-
-
-BUDGETS = "25,50,75,100"
-
-
-def complete_regimes(incomplete: str) -> list[str]:
-    from eectl.recipe.regimes import REGIMES
-
-    return starting_with(REGIMES, incomplete)
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="rows at once; default: the recipe's eval_batch_size", show_default=False)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress on stderr")]
 
 
 def complete_recipes(incomplete: str) -> list[str]:
+    """Return the names of shipped recipes that begin like this."""
     from eectl.recipe.reading import shipped_recipes
 
     return starting_with(shipped_recipes(), incomplete)
 
 
 def complete_published(incomplete: str) -> list[str]:
-    """The paper's tables, and their variants as TABLE:VARIANT."""
+    """Return the numbers of the paper's tables, and of their variants as TABLE:VARIANT."""
     from eectl.reports.published import published_tables
 
     tables = published_tables().values()
@@ -83,7 +79,7 @@ def complete_published(incomplete: str) -> list[str]:
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Run folders, checkpoints and evaluations that begin like this."""
+    """Return the run folders, checkpoints and evaluations that begin like this."""
     base = Path(incomplete)
     folder = base if incomplete.endswith("/") else base.parent
     names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
@@ -91,8 +87,10 @@ def complete_runs(incomplete: str) -> list[str]:
 
 
 def complete_recipes_and_files(incomplete: str) -> list[str]:
+    """Return the names of shipped recipes, the checkpoints and the folders that begin like this."""
     return complete_recipes(incomplete) + complete_files(incomplete)
 
 
 def say(text: str) -> None:
+    """Print a line on stderr."""
     print(text, file=sys.stderr)

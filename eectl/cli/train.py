@@ -7,8 +7,6 @@ import typer
 
 from eectl.cli.options import (
     BUDGETS,
-    HEADS,
-    PLACEMENTS,
     Checkpoint,
     DataRoot,
     Device,
@@ -17,27 +15,38 @@ from eectl.cli.options import (
     among,
     complete_files,
     complete_recipes_and_files,
-    complete_regimes,
     say,
+)
+from eectl.recipe.choices import (
+    AUTO_HEAD,
+    HEAD_CHOICES,
+    PHASE_CHOICES,
+    PLACEMENT_CHOICES,
+    REGIME_CHOICES,
+    TRACK_CHOICES,
+    completions,
+    listed,
 )
 
 if TYPE_CHECKING:
     from eectl.recipe.recipe import Recipe
 
+PHASES = listed(f"{number} {title}" for number, title in PHASE_CHOICES.items())
+
 
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="a YAML file or a shipped recipe's name; none: that of --from, else digits",
+        typer.Argument(metavar="[RECIPE]", help="a YAML file or a shipped recipe's name; default: that of --from, else digits",
                        autocompletion=complete_recipes_and_files, show_default=False),
     ] = None,
-    regime: Annotated[str | None, typer.Option(help="disjoint, joint, mixed, branch-wise, separate, alternating, mixed-gradual",
-                                               autocompletion=complete_regimes, show_default=False)] = None,
-    phase: Annotated[int | None, typer.Option(min=1, help="run one phase: 1 backbone, 2 everything, 3 heads on the frozen "
-                                              "backbone; staged regimes count their stages", show_default=False)] = None,
+    regime: Annotated[str | None, typer.Option(help=listed(REGIME_CHOICES),
+                                               autocompletion=among(*REGIME_CHOICES), show_default=False)] = None,
+    phase: Annotated[int | None, typer.Option(min=1, help=f"run one phase: {PHASES}; staged regimes count their stages",
+                                              show_default=False)] = None,
     start: Annotated[Path | None, typer.Option("--from", help="a checkpoint to start from", autocompletion=complete_files,
                                                show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; none: runs/RECIPE-REGIME[-phase-N]-seed-S",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE-REGIME[-phase-N]-seed-S",
                                              show_default=False)] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, such as "
                                                       "optimizer.lr=1e-4; may be repeated", show_default=False)] = None,
@@ -51,9 +60,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped, or start it")] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the recipe, the phases and the costs, and stop")] = False,
-    track: Annotated[str | None, typer.Option(help="measure gradient-dominance on the way, into metrics.jsonl",
-                                              autocompletion=among("gradient-dominance"), show_default=False)] = None,
-    track_every: Annotated[int | None, typer.Option(min=1, help="on every N-th batch; none: as a tenth of the time allows",
+    track: Annotated[str | None, typer.Option(help=f"measure {listed(TRACK_CHOICES)} on the way, into metrics.jsonl",
+                                              autocompletion=among(*TRACK_CHOICES), show_default=False)] = None,
+    track_every: Annotated[int | None, typer.Option(min=1, help="on every N-th batch; default: as a tenth of the time allows",
                                                     metavar="N", show_default=False)] = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -123,12 +132,11 @@ def attach_heads(
     out: Annotated[Path, typer.Option("--out", "-o", help="the checkpoint to write", show_default=False)],
     after: Annotated[str | None, typer.Option(metavar="BLOCKS", help="blocks that an exit follows, such as 2,4,6",
                                               show_default=False)] = None,
-    placement: Annotated[str | None, typer.Option(help="every-N, dense-sparse or sparse-dense", show_default=False,
-                                                  autocompletion=among(*PLACEMENTS))] = None,
-    head: Annotated[str, typer.Option(help="linear, mlp-WIDTH, sdn, ztw, ztw-arithmetic, gpf, gpf-WIDTH, gpf-lancopku, "
-                                           "gpf-lancopku-WIDTH; auto: sdn on CNNs, linear on transformers",
-                                      autocompletion=among("auto", *HEADS))] = "auto",
-    seed: Annotated[int | None, typer.Option(help="seed of the heads' weights; none: the recipe's", show_default=False)] = None,
+    placement: Annotated[str | None, typer.Option(help=listed(PLACEMENT_CHOICES), show_default=False,
+                                                  autocompletion=among(*completions(PLACEMENT_CHOICES)))] = None,
+    head: Annotated[str, typer.Option(help=f"{listed(HEAD_CHOICES)}; {AUTO_HEAD}",
+                                      autocompletion=among("auto", *completions(HEAD_CHOICES)))] = "auto",
+    seed: Annotated[int | None, typer.Option(help="seed of the new weights; default: the recipe's", show_default=False)] = None,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Put untrained exits on the backbone of a checkpoint.

@@ -21,6 +21,7 @@ from eectl.data.folder import load_folder
 from eectl.data.images import Part, Source
 from eectl.data.splits import stratified
 from eectl.recipe import recipe
+from eectl.recipe.choices import IMAGE_CHOICES, in_order
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -132,17 +133,20 @@ def _download(name: str, dataset: str, root: Path) -> None:
         raise EectlError(f"{name} cannot be downloaded into {root} ({reason}); put it there by hand, or try again") from error
 
 
-DATASETS: dict[str, Callable[[recipe.Data, bool], Source]] = {
-    "digits": load_digits,
-    "mnist": partial(_load_idx, "mnist", "MNIST", DIGITS, 0.1307, 0.3081),
-    "fashion-mnist": partial(_load_idx, "fashion-mnist", "FashionMNIST", FASHION, 0.2860, 0.3530),
-    "cifar10": partial(_load_cifar, "cifar10", "CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)),
-    "cifar100": partial(_load_cifar, "cifar100", "CIFAR100", (0.5071, 0.4865, 0.4409), (0.267, 0.256, 0.276)),
-    "tinyimagenet": load_tinyimagenet,
-    "imagenette": load_imagenette,
-    "imagenet": load_imagenet,
-    "folder": load_folder,
-}
+DATASETS: dict[str, Callable[[recipe.Data, bool], Source]] = in_order(
+    IMAGE_CHOICES,
+    {
+        "digits": load_digits,
+        "mnist": partial(_load_idx, "mnist", "MNIST", DIGITS, 0.1307, 0.3081),
+        "fashion-mnist": partial(_load_idx, "fashion-mnist", "FashionMNIST", FASHION, 0.2860, 0.3530),
+        "cifar10": partial(_load_cifar, "cifar10", "CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)),
+        "cifar100": partial(_load_cifar, "cifar100", "CIFAR100", (0.5071, 0.4865, 0.4409), (0.267, 0.256, 0.276)),
+        "tinyimagenet": load_tinyimagenet,
+        "imagenette": load_imagenette,
+        "imagenet": load_imagenet,
+        "folder": load_folder,
+    },
+)
 # Classes and stored shape (channels, height, width) of those whose facts are known before any file is read.
 FACTS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "digits": (10, (1, 8, 8)),

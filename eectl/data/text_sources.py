@@ -20,6 +20,7 @@ from eectl.core.errors import EectlError
 from eectl.core.files import replacing
 from eectl.data.text_tables import READERS, Table, find_table, names_of, numbers, read_table, sorted_classes, texts
 from eectl.recipe import recipe
+from eectl.recipe.choices import TEXT_CHOICES, in_order
 from eectl.recipe.text_sets import GLUE_PREFIX, NEWSGROUPS, TEXT_SETS
 
 FILES = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
@@ -255,8 +256,11 @@ def _download_newsgroups(root: Path, archive: Any) -> None:
     packed.unlink()
 
 
-TEXT_DATASETS: dict[str, Callable[[recipe.Data, bool], TextSource]] = {
-    "text": load_files,
-    "20newsgroups": _load_newsgroups,
-    **{name: partial(_load_glue, name.removeprefix(GLUE_PREFIX)) for name in TEXT_SETS if name.startswith(GLUE_PREFIX)},
-}
+TEXT_DATASETS: dict[str, Callable[[recipe.Data, bool], TextSource]] = in_order(
+    TEXT_CHOICES,
+    {
+        "text": load_files,
+        "20newsgroups": _load_newsgroups,
+        **{name: partial(_load_glue, name.removeprefix(GLUE_PREFIX)) for name in TEXT_SETS if name.startswith(GLUE_PREFIX)},
+    },
+)

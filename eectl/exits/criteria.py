@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
+from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_CRITERION, in_order
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def criterion_named(name: str) -> Criterion:
     """The criterion called `name`: an entry of CRITERIA, or `difference-N` for any N; raises EectlError for another name."""
     family, _, count = name.partition("-")
     if family == "difference" and count.isascii() and count.isdecimal() and int(count) > 0:
-        about = f"minus the largest of the last {count} changes between exits; never before there are so many"
+        about = CRITERION_FAMILIES["difference-N"].replace(" N ", f" {count} ")
         return Criterion(_value, partial(_difference, int(count)), "regression", True, about, attached=int(count) + 1)
     return lookup(CRITERIA, name, what="criterion")
 
@@ -120,13 +121,13 @@ def find_criterion(name: str | None, *, task: str, num_exits: int) -> Criterion:
     return criterion
 
 
-CRITERIA: dict[str, Criterion] = {
-    "max-softmax": Criterion(_max_softmax, _alone, "classification", False, "the largest class probability"),
-    "entropy": Criterion(_entropy, _alone, "classification", False, "1 − entropy / log(classes)"),
-    "margin": Criterion(_margin, _alone, "classification", False, "the largest class probability minus the second"),
-    "patience": Criterion(_prediction, _patience, "classification", True, "how many exits in a row predict the same class", 2),
-    "difference": Criterion(
-        _value, partial(_difference, 1), "regression", True, "minus the change since the exit before; never at the first", 2
-    ),
-}
-DEFAULT_CRITERION = {"classification": "max-softmax", "regression": "difference"}
+CRITERIA: dict[str, Criterion] = in_order(
+    CRITERION_CHOICES,
+    {
+        "max-softmax": Criterion(_max_softmax, _alone, "classification", False, CRITERION_CHOICES["max-softmax"]),
+        "entropy": Criterion(_entropy, _alone, "classification", False, CRITERION_CHOICES["entropy"]),
+        "margin": Criterion(_margin, _alone, "classification", False, CRITERION_CHOICES["margin"]),
+        "patience": Criterion(_prediction, _patience, "classification", True, CRITERION_CHOICES["patience"], 2),
+        "difference": Criterion(_value, partial(_difference, 1), "regression", True, CRITERION_CHOICES["difference"], 2),
+    },
+)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError
-from eectl.exits.criteria import DEFAULT_CRITERION, Criterion
+from eectl.exits.criteria import Criterion
 from eectl.models.losses import TASKS
+from eectl.recipe.choices import DEFAULT_CRITERION
 
 SCORE, OUTCOME, BROKEN, VALUE = range(4)  # the planes of a table
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from eectl.core.errors import EectlError, lookup
 from eectl.models.backbone import Feature
 from eectl.models.pooling import mix_pools, pool_grid
+from eectl.recipe.choices import HEAD_CHOICES, in_order
 
 
 @dataclass(frozen=True)
@@ -288,14 +289,17 @@ def make_head(kind: str, feature: Feature, num_outputs: int) -> ExitHead:
     return head
 
 
-HEADS: dict[str, type[ExitHead]] = {
-    "linear": LinearHead,
-    "mlp-WIDTH": MlpHead,
-    "sdn": SdnHead,
-    "ztw": ZtwHead,
-    "ztw-arithmetic": ArithmeticZtwHead,
-    "gpf": GpfHead,
-    "gpf-WIDTH": GpfHead,
-    "gpf-lancopku": LancopkuGpfHead,
-    "gpf-lancopku-WIDTH": LancopkuGpfHead,
-}
+HEADS: dict[str, type[ExitHead]] = in_order(
+    HEAD_CHOICES,
+    {
+        "linear": LinearHead,
+        "mlp-WIDTH": MlpHead,
+        "sdn": SdnHead,
+        "ztw": ZtwHead,
+        "ztw-arithmetic": ArithmeticZtwHead,
+        "gpf": GpfHead,
+        "gpf-WIDTH": GpfHead,
+        "gpf-lancopku": LancopkuGpfHead,
+        "gpf-lancopku-WIDTH": LancopkuGpfHead,
+    },
+)

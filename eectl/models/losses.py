@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eectl.core.errors import lookup
 from eectl.models.heads import ExitOutput
+from eectl.recipe.choices import TASK_CHOICES, in_order
 from eectl.recipe.recipe import SCORE_NAMES
 
 
@@ -117,10 +118,13 @@ AUXILIARY: dict[str, tuple[Callable[[Sequence[ExitOutput | None]], Tensor | None
     "imitation": (imitation, 1.0),
     "imitation-halved": (imitation, 0.5),
 }
-TASKS: dict[str, Task] = {
-    "classification": Task(_cross_entropy, _correct, True, SCORE_NAMES["classification"], _cross_entropies, _divergence),
-    "regression": Task(_mean_squared_error, _squared_error, False, SCORE_NAMES["regression"], _squared_errors, _distance),
-}
+TASKS: dict[str, Task] = in_order(
+    TASK_CHOICES,
+    {
+        "classification": Task(_cross_entropy, _correct, True, SCORE_NAMES["classification"], _cross_entropies, _divergence),
+        "regression": Task(_mean_squared_error, _squared_error, False, SCORE_NAMES["regression"], _squared_errors, _distance),
+    },
+)
 TEACHERS: dict[str, Callable[[Sequence[Tensor]], Sequence[Tensor]]] = {
     "last": lambda later: later[-1:],
     "later": lambda later: later,

@@ -12,6 +12,7 @@ from eectl.models.ensembles import Ensembles
 from eectl.models.equilibrium import rescale
 from eectl.models.heads import ExitHead, ExitOutput
 from eectl.models.recompute import Recomputed
+from eectl.recipe.choices import PLACEMENT_CHOICES, listed
 
 Reads = tuple[Tensor, ...]
 """What exits 1..K read of some rows, [row, …] each: see MultiExitModel.read."""
@@ -33,7 +34,7 @@ def place(scheme: str, depth: int) -> tuple[int, ...]:
     elif scheme.startswith("every-") and scheme[6:].isdecimal() and int(scheme[6:]) > 0:
         after = tuple(range(int(scheme[6:]), depth - 1, int(scheme[6:])))
     else:
-        raise EectlError(f"unknown placement '{scheme}'; known: every-N (every-2), {', '.join(PLACEMENTS_16)}")
+        raise EectlError(f"unknown placement '{scheme}'; known: {listed(PLACEMENT_CHOICES)}; write every-N as every-2")
     if not after:
         raise EectlError(f"placement {scheme} puts no exit on a network of {depth} blocks; try every-1 or a list of blocks")
     return after

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from eectl.core.errors import EectlError, lookup
+from eectl.recipe.choices import REGIME_CHOICES, in_order
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,18 @@ def _mixed_gradual(k: int) -> tuple[Phase, ...]:
     )
 
 
-REGIMES: dict[str, Callable[[int], tuple[Phase, ...]]] = {
-    "disjoint": _disjoint,
-    "joint": _joint,
-    "mixed": _mixed,
-    "branch-wise": _branch_wise,
-    "separate": _separate,
-    "alternating": _alternating,
-    "mixed-gradual": _mixed_gradual,
-}
+REGIMES: dict[str, Callable[[int], tuple[Phase, ...]]] = in_order(
+    REGIME_CHOICES,
+    {
+        "disjoint": _disjoint,
+        "joint": _joint,
+        "mixed": _mixed,
+        "branch-wise": _branch_wise,
+        "separate": _separate,
+        "alternating": _alternating,
+        "mixed-gradual": _mixed_gradual,
+    },
+)
 STAGED = ("branch-wise", "separate", "mixed-gradual")
 
 

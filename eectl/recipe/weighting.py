@@ -6,6 +6,7 @@
 from collections.abc import Callable, Sequence
 
 from eectl.core.errors import EectlError
+from eectl.recipe.choices import WEIGHTING_CHOICES
 
 
 def exit_weights(
@@ -91,4 +92,4 @@ SCALED: dict[str, Callable[[int, int, float], float]] = {
     "increasing": _increasing,
     "decreasing": _decreasing,
 }
-WEIGHTINGS = ("auto", *SCALED, "sdn-ramp", "equilibrium", "l2w")
+WEIGHTINGS = tuple(WEIGHTING_CHOICES)
