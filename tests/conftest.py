@@ -11,6 +11,23 @@ from eectl.recipe.recipe import Recipe
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 torch.set_num_threads(1)
 
+ALL_NETWORKS = "EECTL_ALL_NETWORKS"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--all-networks`: also the networks beyond the six that stand for all (tests/small_networks.py)."""
+    text = f"run every test on every small network, not on six that stand for all; so does {ALL_NETWORKS}=1"
+    parser.addoption("--all-networks", action="store_true", default=os.environ.get(ALL_NETWORKS) == "1", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests of further networks out, counted as deselected, unless all are wanted."""
+    if config.getoption("--all-networks"):
+        return
+    further = [item for item in items if item.get_closest_marker("all_networks")]
+    config.hook.pytest_deselected(items=further)
+    items[:] = [item for item in items if not item.get_closest_marker("all_networks")]
+
 
 def small_recipe(*changes: str, **sections: object) -> Recipe:
     """A ResNet-20 on a tenth of the digits, exits after blocks 1 and 4, a few steps per epoch."""

@@ -1,42 +1,62 @@
-"""Running the program in tests: as a process of its own, or in this one, where it must succeed or refuse."""
+"""Running the program in tests: in this process, which takes no start-up time, or as a process of its own where that is tested."""
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from eectl.cli import app as cli
 
+ROOT = Path(__file__).parents[1]
 
-def eectl(*arguments, cwd=None, code=0):
-    """Run the real program; returns (stdout, stderr)."""
-    root = str(Path(__file__).parents[1])
-    env = os.environ | {"PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}", "COLUMNS": "200", "NO_COLOR": "1"}
+
+def environment(**variables):
+    """The environment of a process that is to import this checkout's eectl."""
+    return os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"} | variables
+
+
+def eectl_process(*arguments, cwd=None, code=0):
+    """Run the program as a process of its own, which must end with `code`; (stdout, stderr). Its test is marked `process`."""
     line = [sys.executable, "-m", "eectl", *map(str, arguments)]
-    done = subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        line, cwd=cwd, env=environment(COLUMNS="200", NO_COLOR="1"), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
 
 
-def succeeded(*arguments, monkeypatch, capsys):
-    """Run the program in this process, where it must succeed; (stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", ["eectl", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert not stop.value.code, err
-    return out, err
+def eectl(*arguments, cwd=None, code=0, columns=200):
+    """Run the program in this process, from the folder `cwd`; it must end with `code`; (stdout, stderr)."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patched, chdir(cwd or "."), _signals_kept():
+        patched.setattr(sys, "argv", ["eectl", *map(str, arguments)])
+        patched.setenv("COLUMNS", str(columns))
+        patched.setenv("NO_COLOR", "1")
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert (stop.value.code or 0) == code, out.getvalue() + err.getvalue()
+    return out.getvalue(), err.getvalue()
 
 
-def refused(*arguments, monkeypatch, capsys, code=1):
-    """Run the program in this process, where it must refuse; returns its one line on stderr."""
-    monkeypatch.setattr(sys, "argv", ["eectl", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert stop.value.code == code, err
+def refused(*arguments, cwd=None, code=1):
+    """Run the program in this process, where it must refuse and print nothing on stdout; what it says on stderr."""
+    out, err = eectl(*arguments, cwd=cwd, code=code)
     assert out == ""
     return err
+
+
+@contextmanager
+def _signals_kept():
+    """The program takes over what SIGINT and SIGTERM do: afterwards they do again what they did."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

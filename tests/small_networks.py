@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -158,6 +159,12 @@ CASES = {
         {"pooler", "classifier"},
     ),
 }
+
+SIX = ("cifar", "vit", "timm-swin", "timm-efficientnet", "msdnet", "bert")
+"""Those that stand for all where time is short: each adapter module, and NCHW maps, tokens, NHWC windows, scales and texts."""
+
+NETWORKS = [pytest.param(name, marks=[] if name in SIX else pytest.mark.all_networks) for name in CASES]
+"""The names of all cases, to be a test's parameters; tests/conftest.py leaves out the marked ones unless all are asked for."""
 
 
 def build_noisy(name: str, args: dict[str, object], shape: tuple[int, ...]) -> Backbone:

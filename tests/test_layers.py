@@ -48,6 +48,7 @@ def test_imports_go_down(path):
         assert other == room or FLOOR[other] < FLOOR[room], f"{room} imports {other}, which does not lie below it"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", NO_TORCH)
 def test_import_without_torch(name):
     code = f"import sys, eectl.{name}; sys.exit('torch' in sys.modules)"

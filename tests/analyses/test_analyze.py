@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_recipe
-from running import refused, succeeded
+from running import eectl, refused
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl import __version__
@@ -45,22 +45,22 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def analyze(monkeypatch, capsys):
+def analyze():
     """Run the program in this process: (stdout, stderr)."""
 
     def run(*arguments, question=QUESTION):
-        return succeeded("analyze", question, *arguments, *QUICK, monkeypatch=monkeypatch, capsys=capsys)
+        return eectl("analyze", question, *arguments, *QUICK)
 
     return run
 
 
 @pytest.fixture
-def refuse(monkeypatch, capsys, tmp_path):
+def refuse(tmp_path):
     """Run it where it must refuse, with one line and no file; the line."""
 
     def run(*arguments, question=QUESTION, options=QUICK):
         before = sorted(tmp_path.rglob("*"))
-        line = refused("analyze", question, *arguments, *options, monkeypatch=monkeypatch, capsys=capsys)
+        line = refused("analyze", question, *arguments, *options)
         assert len(line.splitlines()) == 1 and line.startswith("eectl: "), line
         assert sorted(tmp_path.rglob("*")) == before
         return line
@@ -223,6 +223,7 @@ def test_another_data_set_and_a_split_it_lacks(runs, tmp_path, monkeypatch, refu
     )
 
 
+@pytest.mark.process
 def test_every_question_has_its_command_and_none_needs_torch_for_help():
     import typer
 

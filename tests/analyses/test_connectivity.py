@@ -191,9 +191,9 @@ def test_a_network_without_exits_leaves_the_others_out(runs, tmp_path):
         (["joint", "other"], ["--bn-samples", "1"], "--bn-samples"),
     ],
 )
-def test_mistakes_have_one_line_and_no_file(runs, tmp_path, names, options, line, monkeypatch, capsys):
+def test_mistakes_have_one_line_and_no_file(runs, tmp_path, names, options, line):
     paths = [runs[name] for name in names]
     quiet = ["--device", "cpu", "-q", "-o", tmp_path / "out"]
-    said = refused("analyze", "mode-connectivity", *paths, *quiet, *options, monkeypatch=monkeypatch, capsys=capsys)
+    said = refused("analyze", "mode-connectivity", *paths, *quiet, *options)
     assert len(said.splitlines()) == 1 and line in said and len(said) < 500
     assert not list(tmp_path.iterdir())

@@ -8,11 +8,11 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from running import eectl
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl.analyses.analyze import analyze_checkpoints
 from eectl.analyses.dominance.dominance import DominanceSettings, _moments
-from eectl.cli import app as cli
 from eectl.core.errors import EectlError
 from eectl.data import load_data
 from eectl.models import build as models
@@ -183,15 +183,10 @@ def test_two_tracked_runs_by_hand(runs, tmp_path):
     assert "15 batches in joint, 8 batches in mixed" in report["reading"][1]
 
 
-def test_tracked_while_training(runs, tmp_path, capsys, monkeypatch):
+def test_tracked_while_training(runs, tmp_path):
     path = runs / "joint" / "model.safetensors"
-    monkeypatch.setattr(
-        "sys.argv", ["eectl", "analyze", QUESTION, str(path), "-o", str(tmp_path), "--tracked", "--device", "cpu"]
-    )
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    said = capsys.readouterr().out
-    assert not stop.value.code and "Over the tracked epochs" in said
+    said, _ = eectl("analyze", QUESTION, path, "-o", tmp_path, "--tracked", "--device", "cpu")
+    assert "Over the tracked epochs" in said
     found = json.loads((tmp_path / f"{QUESTION}.json").read_text())["values"]["runs"][0]
     assert found["batches"] == [2, 2] and found["every"] == [2, 2]
     logged = [json.loads(line)["gradient_dominance"] for line in (runs / "joint" / "metrics.jsonl").read_text().splitlines()]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
+from small_networks import CASES, NETWORKS, NUM_OUTPUTS, build_noisy, rows_for
 from torch import nn
 from toy_exits import toy_model
 
@@ -28,7 +28,7 @@ def small(name, *, heads="auto", after=None):
     return model, rows_for(case)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_permuted_networks_compute_the_same(name):
     """All groups at once, with the library's own forward as the judge; and the weights did move."""
     model, rows = small(name)

@@ -2,28 +2,20 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from running import eectl, refused
+from running import eectl, eectl_process, environment, refused
 from safetensors.torch import load_file, save_file
 
 from eectl.cli import app as cli
 from eectl.cli import options as cli_options
 from eectl.core.errors import EectlError
 from eectl.exits import criteria as exiting
-
-
-@pytest.fixture
-def refuse(monkeypatch, capsys):
-    return lambda *arguments, code=1: refused(*arguments, monkeypatch=monkeypatch, capsys=capsys, code=code)
-
 
 QUICK = ["--set", "data.limit=300", "--set", "exits.after=[1, 4]", "--epochs", "2", "--device", "cpu", "-q"]
 
@@ -67,8 +59,11 @@ def test_the_users_second_line(work):
     assert [word for word in first if word.endswith("%") or word == "unlimited"] == ["25%", "50%", "75%", "100%", "unlimited"]
 
 
+@pytest.mark.process
 def test_json_on_stdout_is_nothing_but_json(work):
-    found = json.loads(eectl("evaluate", "joint/model.safetensors", "--json", cwd=work)[0])
+    """As a process, whose stdout also has what libraries and C code write there."""
+    found = json.loads(eectl_process("evaluate", "joint/model.safetensors", "--json", cwd=work)[0])
+    assert eectl_process("evaluate", "nothing.safetensors", "--json", cwd=work, code=1)[0] == ""
     assert (found["kind"], found["schema"], found["protocol"]) == ("evaluation", 1, "calibrated")
     assert [entry["budget"] for entry in found["budgets"]] == [25, 50, 75, 100, None]
     costs = json.loads(eectl("flops", "joint/model.safetensors", "--json", cwd=work)[0])
@@ -100,14 +95,13 @@ def test_saved_predictions_stand_in_for_the_pass(work):
     )
 
 
+@pytest.mark.process
 def test_two_processes_reproduce_one_processs_predictions(work):
     """359 test rows on two processes: the same rows in the same order."""
     eectl("evaluate", "joint/model.safetensors", "--save-predictions", "one.safetensors", "--overwrite", cwd=work)
-    root = str(Path(__file__).parents[2])
-    env = os.environ | {"PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "eectl", "evaluate"]
     line += ["joint/model.safetensors", "--device", "cpu", "--save-predictions", "two.safetensors"]
-    done = subprocess.run(line, cwd=work, env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(line, cwd=work, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("unlimited") == 2  # one process prints: once in each table
     one, two = load_file(work / "one.safetensors"), load_file(work / "two.safetensors")
@@ -151,14 +145,14 @@ CHECKPOINT_VERBS = [("evaluate",), ("bench",), ("calibrate-thresholds", "-o", "n
 
 
 @pytest.mark.parametrize("verb", CHECKPOINT_VERBS, ids=lambda verb: verb[0])
-def test_checkpoints_that_cannot_be_read(verb, work, tmp_path, refuse, monkeypatch):
+def test_checkpoints_that_cannot_be_read(verb, work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = work / "joint" / "model.safetensors"
     whole = good.read_bytes()
     name, *rest = verb
 
     def say(path):
-        line = refuse(name, path, *rest)
+        line = refused(name, path, *rest)
         assert line.startswith(f"eectl: {path}: ") and line.count("\n") == 1, line
         return line
 
@@ -180,7 +174,7 @@ def test_checkpoints_that_cannot_be_read(verb, work, tmp_path, refuse, monkeypat
     }
 
 
-def test_exits_that_do_not_fit(work, tmp_path, refuse, monkeypatch):
+def test_exits_that_do_not_fit(work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     backbone = work / "backbone" / "model.safetensors"
     cases = {
@@ -196,8 +190,8 @@ def test_exits_that_do_not_fit(work, tmp_path, refuse, monkeypatch):
         ("--after", "1", "--head", "liner"): "did you mean 'linear'?",
     }
     for options, words in cases.items():
-        assert words in refuse("attach-heads", backbone, *options, "-o", "x.safetensors")
-    line = refuse("train", "--set", "exits.after=[2, 99]", "-o", "run")  # said before phase 1, not after it
+        assert words in refused("attach-heads", backbone, *options, "-o", "x.safetensors")
+    line = refused("train", "--set", "exits.after=[2, 99]", "-o", "run")  # said before phase 1, not after it
     assert "exits.after[1] is 99; resnet20 takes exits after blocks 0–8" in line
     assert list(tmp_path.iterdir()) == []
 
@@ -212,11 +206,11 @@ def test_the_last_block_is_allowed_with_a_word(work):
     [("", "not a budget"), ("a,b", "'a' is not a budget"), ("25,0", "'0' is not a budget"), ("-5", "'-5'"), ("1001", "'1001'"),
      ("nan", "'nan'"), ("25,,50", "'' is not a budget"), ("25,25", "25 stands twice")],
 )  # fmt: skip
-def test_budgets(budgets, words, work, refuse):
-    assert words in refuse("evaluate", work / "joint" / "model.safetensors", f"--budgets={budgets}")
+def test_budgets(budgets, words, work):
+    assert words in refused("evaluate", work / "joint" / "model.safetensors", f"--budgets={budgets}")
 
 
-def test_outputs_that_exist(work, tmp_path, refuse, monkeypatch):
+def test_outputs_that_exist(work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     joint = work / "joint" / "model.safetensors"
     for name in ("p.json", "c.png", "x.safetensors"):
@@ -228,27 +222,27 @@ def test_outputs_that_exist(work, tmp_path, refuse, monkeypatch):
         ("evaluate", joint, "--save-predictions", "x.safetensors"),
         ("attach-heads", joint, "--after", "1", "-o", "x.safetensors"),
     ]:
-        assert "exists; give another name, or --overwrite to replace it" in refuse(*line)
+        assert "exists; give another name, or --overwrite to replace it" in refused(*line)
     assert all(path.read_text() == "mine" for path in tmp_path.iterdir())
-    assert "holds a run; --resume" in refuse("train", *QUICK, "-o", work / "joint")
+    assert "holds a run; --resume" in refused("train", *QUICK, "-o", work / "joint")
 
 
-def test_files_of_another_checkpoint(work, tmp_path, refuse, monkeypatch):
+def test_files_of_another_checkpoint(work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     joint = work / "joint" / "model.safetensors"
     eectl("attach-heads", joint, "--after", "1,4", "-o", "other.safetensors", cwd=tmp_path)
     eectl("calibrate-thresholds", "other.safetensors", "-o", "p.json", "--save-predictions", "cal.safetensors", cwd=tmp_path)
     eectl("evaluate", "other.safetensors", "--save-predictions", "test.safetensors", cwd=tmp_path)
-    assert "p.json was made for another checkpoint" in refuse("evaluate", joint, "--policy", "p.json")
-    assert "test.safetensors was made by another checkpoint" in refuse("evaluate", joint, "--predictions", "test.safetensors")
-    assert "cal.safetensors was made by another checkpoint" in refuse(
+    assert "p.json was made for another checkpoint" in refused("evaluate", joint, "--policy", "p.json")
+    assert "test.safetensors was made by another checkpoint" in refused("evaluate", joint, "--predictions", "test.safetensors")
+    assert "cal.safetensors was made by another checkpoint" in refused(
         "calibrate-thresholds", joint, "--predictions", "cal.safetensors", "-o", "q.json"
     )
-    assert "holds the calibration split" in refuse("evaluate", "other.safetensors", "--predictions", "cal.safetensors")
-    assert "no thresholds for 30%" in refuse("evaluate", "other.safetensors", "--policy", "p.json", "--budgets", "30")
-    assert "leave out --criterion" in refuse("evaluate", "other.safetensors", "--policy", "p.json", "--criterion", "margin")
+    assert "holds the calibration split" in refused("evaluate", "other.safetensors", "--predictions", "cal.safetensors")
+    assert "no thresholds for 30%" in refused("evaluate", "other.safetensors", "--policy", "p.json", "--budgets", "30")
+    assert "leave out --criterion" in refused("evaluate", "other.safetensors", "--policy", "p.json", "--criterion", "margin")
     Path("p.json").write_text(Path("p.json").read_text()[:50])
-    assert "cut short" in refuse("evaluate", "other.safetensors", "--policy", "p.json")
+    assert "cut short" in refused("evaluate", "other.safetensors", "--policy", "p.json")
 
 
 def test_untrained_exits_are_pointed_out(work):
@@ -256,27 +250,27 @@ def test_untrained_exits_are_pointed_out(work):
     assert "note: exits 1, 2 were never trained" in eectl("evaluate", "untrained.safetensors", cwd=work)[1]
 
 
-def test_recipes_that_are_wrong(tmp_path, refuse, monkeypatch):
+def test_recipes_that_are_wrong(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("optimzer: {}\nepochs: many\noptimizer: {lr: -1}\n")
-    err = refuse("train", "r.yaml", "-o", "run")
+    err = refused("train", "r.yaml", "-o", "run")
     assert err.splitlines() == [
         "eectl: r.yaml: optimizer.lr: is -1; input should be greater than 0",
         "eectl: r.yaml: epochs: is 'many'; input should be a valid integer",
         "eectl: r.yaml: optimzer: no such key (did you mean 'optimizer'?)",
     ]
     Path("twice.yaml").write_text("epochs: 1\nepochs: 2\n")
-    assert "twice.yaml:2:1: key 'epochs' stands twice" in refuse("train", "twice.yaml", "-o", "run")
-    assert "--phase 4: regime joint" in refuse("train", "--regime", "joint", "--phase", "4", "-o", "run")
-    assert "did you mean 'mixed'" in refuse("train", "--regime", "mixd", "-o", "run")
-    assert "unknown backbone 'resnet19'" in refuse("train", "--set", "backbone.name=resnet19", "-o", "run")
-    assert "unknown data set 'cifar'" in refuse("train", "--set", "data.name=cifar", "-o", "run")
-    assert "--device gpu" in refuse("train", "--device", "gpu", "-o", "run")
-    assert "cifar10 is looked for in" in refuse("train", "--set", "data.name=cifar10", "-o", "run")
+    assert "twice.yaml:2:1: key 'epochs' stands twice" in refused("train", "twice.yaml", "-o", "run")
+    assert "--phase 4: regime joint" in refused("train", "--regime", "joint", "--phase", "4", "-o", "run")
+    assert "did you mean 'mixed'" in refused("train", "--regime", "mixd", "-o", "run")
+    assert "unknown backbone 'resnet19'" in refused("train", "--set", "backbone.name=resnet19", "-o", "run")
+    assert "unknown data set 'cifar'" in refused("train", "--set", "data.name=cifar", "-o", "run")
+    assert "--device gpu" in refused("train", "--device", "gpu", "-o", "run")
+    assert "cifar10 is looked for in" in refused("train", "--set", "data.name=cifar10", "-o", "run")
     assert not Path("run").exists()
 
 
-def test_an_output_is_never_an_input_nor_another_output(work, tmp_path, refuse, monkeypatch):
+def test_an_output_is_never_an_input_nor_another_output(work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = (work / "joint" / "model.safetensors").read_bytes()
     Path("m.safetensors").write_bytes(whole)
@@ -285,9 +279,9 @@ def test_an_output_is_never_an_input_nor_another_output(work, tmp_path, refuse, 
         ("calibrate-thresholds", "m.safetensors", "-o", "m.safetensors", "--overwrite"),
         ("attach-heads", "m.safetensors", "--after", "1", "-o", "./m.safetensors", "--overwrite"),
     ]:
-        assert "is read by this command" in refuse(*line)
+        assert "is read by this command" in refused(*line)
     line = ("calibrate-thresholds", "m.safetensors", "-o", "x", "--save-predictions", "x")
-    assert "named for two outputs" in refuse(*line)
+    assert "named for two outputs" in refused(*line)
     assert Path("m.safetensors").read_bytes() == whole
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -300,51 +294,56 @@ def test_an_output_is_never_an_input_nor_another_output(work, tmp_path, refuse, 
         (b'\\"num_outputs\\"', b'\\"num_outputz\\"', "header is damaged, or of another eectl"),
     ],
 )
-def test_a_damaged_header_is_one_line(old, new, words, work, tmp_path, refuse):
+def test_a_damaged_header_is_one_line(old, new, words, work, tmp_path):
     path = tmp_path / "m.safetensors"
     whole = (work / "joint" / "model.safetensors").read_bytes()
     assert whole.count(old) >= 1
     path.write_bytes(whole.replace(old, new, 1))
     for verb in ("info", "evaluate"):
-        assert words in refuse(verb, path)
+        assert words in refused(verb, path)
 
 
-def test_a_recipe_of_another_version_stops_no_measuring(work, tmp_path, refuse):
+def test_a_recipe_of_another_version_stops_no_measuring(work, tmp_path):
     """A key that this version does not take: measuring goes on, training from it names the key."""
     whole = (work / "joint" / "model.safetensors").read_bytes()
     path = tmp_path / "m.safetensors"
     path.write_bytes(whole.replace(b'\\"precision\\"', b'\\"precisioN\\"', 1))
     assert "unlimited" in eectl("evaluate", path)[0]
-    assert "precisioN: no such key (did you mean 'precision'?)" in refuse("train", "--from", path, "-o", tmp_path / "run")
+    assert "precisioN: no such key (did you mean 'precision'?)" in refused("train", "--from", path, "-o", tmp_path / "run")
 
 
-def test_set_is_for_recipes(work, refuse):
-    assert "--set changes a recipe, and this is a checkpoint" in refuse(
+def test_set_is_for_recipes(work):
+    assert "--set changes a recipe, and this is a checkpoint" in refused(
         "flops", work / "joint" / "model.safetensors", "--set", "a=1"
     )
 
 
+@pytest.mark.process
 def test_signals_before_and_outside_of_training(work):
-    root = str(Path(__file__).parents[2])
-    env = os.environ | {"PYTHONPATH": root}
-    line = [sys.executable, "-m", "eectl", "evaluate", "joint/model.safetensors"]
-    for number, code, delay in ((signal.SIGINT, 130, 0.4), (signal.SIGTERM, 143, 0.6), (signal.SIGINT, 130, 0.8)):
-        process = subprocess.Popen(line, cwd=work, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        time.sleep(delay)  # typer is there, torch is being imported
-        process.send_signal(number)
-        assert process.wait(20) == code
-        assert f"eectl: stopped by {signal.Signals(number).name}; nothing is left half-written" in process.stderr.read()
-        process.stderr.close()
+    """While torch is being imported, early and late, and after it. `-X importtime` says on stderr what has just been imported."""
+    line = [sys.executable, "-X", "importtime", "-m", "eectl", "evaluate", "joint/model.safetensors"]
+    for number, code, module in (
+        (signal.SIGINT, 130, "torch._utils"),
+        (signal.SIGTERM, 143, "torch.nn"),
+        (signal.SIGINT, 130, "torch"),
+    ):
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        with subprocess.Popen(line, cwd=work, env=environment(), text=True, **pipes) as process:
+            assert any(line.rstrip().endswith(f" {module}") for line in process.stderr)
+            process.send_signal(number)
+            said = process.stderr.read()
+        assert process.returncode == code
+        assert f"eectl: stopped by {signal.Signals(number).name}; nothing is left half-written" in said
 
 
-def test_usage_mistakes_exit_with_2(refuse):
+def test_usage_mistakes_exit_with_2():
     for line in (["trian"], ["train", "--nope"], ["evaluate"], ["train", "--phase", "0"], ["train", "--epochs", "x"]):
-        refuse(*line, code=2)
+        refused(*line, code=2)
 
 
-def test_an_output_that_cannot_be_written(work, refuse, tmp_path):
+def test_an_output_that_cannot_be_written(work, tmp_path):
     (tmp_path / "file").write_text("")
-    err = refuse("calibrate-thresholds", work / "joint" / "model.safetensors", "-o", tmp_path / "file" / "p.json")
+    err = refused("calibrate-thresholds", work / "joint" / "model.safetensors", "-o", tmp_path / "file" / "p.json")
     assert "cannot be written" in err
 
 

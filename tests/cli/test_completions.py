@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 FOLDER = Path(__file__).parents[2] / "completions"
 FILES = {"bash": "eectl.bash", "zsh": "_eectl", "fish": "eectl.fish"}
 # zsh reads the file itself as the function's body at the first TAB: without this that TAB would only define things

@@ -1,17 +1,18 @@
 """What a command imports: nothing heavy where it computes nothing, and no library that its network does not come from."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from running import environment
 
 from eectl.models.build import build_model
 from eectl.models.checkpoint import About, save_checkpoint
 from eectl.recipe.reading import make_recipe
 from eectl.recipe.recipe import ModelSpec
+
+pytestmark = pytest.mark.process
 
 HEAVY = {"torch", "torchvision", "timm", "transformers", "datasets", "fvcore", "sklearn", "scipy", "matplotlib"}
 RUN = """import sys, atexit, json
@@ -59,6 +60,5 @@ def test_completion_imports_nothing_heavy():
 def imported(words, variables):
     """The heavy modules that a run of the program ends with, and what it wrote on stdout."""
     line = [sys.executable, "-c", RUN, json.dumps(sorted(HEAVY)), *words]
-    env = os.environ | variables | {"PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(line, env=env, capture_output=True, text=True)
+    done = subprocess.run(line, env=environment(**variables), capture_output=True, text=True)
     return set(json.loads(done.stderr.splitlines()[-1])), done.stdout

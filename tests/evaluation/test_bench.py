@@ -1,13 +1,14 @@
 """The verb `bench`: what it writes, what it says, and one line for every mistake."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import small_recipe
-from running import refused, succeeded
+from running import eectl, refused
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl.core.errors import EectlError
@@ -35,13 +36,13 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture
-def refuse(monkeypatch, capsys):
-    return lambda *arguments, code=1: refused("bench", *arguments, monkeypatch=monkeypatch, capsys=capsys, code=code)
+def refuse():
+    return partial(refused, "bench")
 
 
 @pytest.fixture
-def bench(monkeypatch, capsys):
-    return lambda *arguments: succeeded("bench", *arguments, monkeypatch=monkeypatch, capsys=capsys)
+def bench():
+    return partial(eectl, "bench")
 
 
 def test_the_file_is_what_calibrating_on_latency_reads(bench, work, tmp_path):

@@ -1,11 +1,10 @@
 """`calibrate-thresholds` from the command line to the report: thresholds per exit, and measured times as costs."""
 
 import json
-import sys
 
 import pytest
+import running
 
-from eectl.cli import app as cli
 from eectl.models.checkpoint import read_metadata
 from eectl.training.train import train
 
@@ -22,17 +21,11 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture
-def eectl(work, monkeypatch, capsys):
-    """Runs the program in this process and in the work folder; gives (stdout, stderr)."""
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("COLUMNS", "100")
+def eectl(work):
+    """Run a line of the program in the work folder; what it refuses is one line."""
 
     def run(line, code=0):
-        monkeypatch.setattr(sys, "argv", ["eectl", *line.split(" ")])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert (stop.value.code or 0) == code, out + err
+        out, err = running.eectl(*line.split(" "), cwd=work, code=code, columns=100)
         if code:
             assert out == "" and err.count("\n") == 1, err
         return out, err

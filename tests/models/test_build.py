@@ -23,6 +23,7 @@ def build(name: str, shape: tuple[int, int, int] = (3, 8, 8), num_outputs: int =
     return build_backbone(BackboneSpec(name=name, **section), input_shape=shape, num_outputs=num_outputs)
 
 
+@pytest.mark.process
 def test_naming_backbones_imports_no_torch() -> None:
     program = (
         "import sys; from eectl.models.build import known_backbones; print('vit' in known_backbones(), 'torch' in sys.modules)"
@@ -30,6 +31,7 @@ def test_naming_backbones_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "True False\n"
 
 
+@pytest.mark.process
 def test_only_the_library_that_is_needed_is_imported() -> None:
     program = """
 import sys

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
+from small_networks import CASES, NETWORKS, NUM_OUTPUTS, build_noisy, rows_for
 from torch.nn import functional
 
 from eectl.models.build import attach_exits
@@ -37,7 +37,7 @@ def assert_same(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_gradients_and_statistics(name):
     """Dropout, stochastic depth and BatchNorm among them; every block runs twice, the generator ends where it did."""
     plain, inputs, ran = network(name)

@@ -3,14 +3,14 @@
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from made_runs import made, save
+from running import eectl
 
-from eectl.cli import app as cli
 from eectl.core.errors import EectlError
 from eectl.evaluation.results import read_evaluation, write_evaluation
 from eectl.models.build import build_model
@@ -31,18 +31,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run_report(*arguments, monkeypatch, capsys, code=0):
-    monkeypatch.setattr(sys, "argv", ["eectl", "report", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert stop.value.code == code, err
-    return out, err
-
-
 @pytest.fixture
-def report(monkeypatch, capsys):
-    return lambda *arguments, code=0: run_report(*arguments, monkeypatch=monkeypatch, capsys=capsys, code=code)
+def report():
+    return partial(eectl, "report")
 
 
 def test_a_folder_of_runs(folder, report):

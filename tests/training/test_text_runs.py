@@ -2,15 +2,14 @@
 
 import json
 import math
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from running import eectl
 from safetensors.torch import load_file
 from toy_text import TOY, WORDS, make_rows, naive_read, write_csv, write_tokenizer
 
-from eectl.cli import app as cli
 from eectl.data.text import load_tokenizer
 from eectl.exits.criteria import find_criterion
 from eectl.exits.policy import choose
@@ -44,24 +43,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(*arguments, capsys, code=0):
-    """Run the program in this process, which knows the toy; returns (stdout, stderr)."""
-    before, sys.argv = sys.argv, ["eectl", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    finally:
-        sys.argv = before
-    out, err = capsys.readouterr()
-    assert (stop.value.code or 0) == code, out + err
-    return out, err
-
-
-@pytest.fixture
-def eectl(capsys):
-    return lambda *arguments, code=0: run(*arguments, capsys=capsys, code=code)
-
-
 @pytest.fixture(scope="module", params=["regression", "classification"])
 def trained(request, folder, toy):
     """The task, and the folder of a run of it."""
@@ -87,7 +68,7 @@ def test_training_keeps_the_best_of_every_exit(trained):
         assert log[0]["validation_score"] == pytest.approx(log[0]["validation_loss"])
 
 
-def test_measuring_from_end_to_end(trained, eectl, tmp_path):
+def test_measuring_from_end_to_end(trained, tmp_path):
     task, run_folder = trained
     path = run_folder / "model.safetensors"
     policy, saved, plot = tmp_path / "policy.json", tmp_path / "test.safetensors", tmp_path / "curve.svg"
@@ -136,7 +117,7 @@ def test_measuring_from_end_to_end(trained, eectl, tmp_path):
     assert err == "eectl: the paper names no exit criterion for regression; use --protocol calibrated\n"
 
 
-def test_plans_without_training(folder, eectl, tmp_path):
+def test_plans_without_training(folder, tmp_path):
     """Hand count: blocks are 8·8 a token, heads 8 a row; texts count at their full length."""
     out, _ = eectl("train", folder / "regression.yaml", "--dry-run")
     assert "regression" in out and "exit 1–4" in out
@@ -150,7 +131,7 @@ def test_plans_without_training(folder, eectl, tmp_path):
     assert json.loads(out)["plain"] == 3 * 64 * 20 + 8 * 3
 
 
-def test_the_run_starts_from_a_checkpoint_of_its_own_task_only(trained, folder, eectl, tmp_path):
+def test_the_run_starts_from_a_checkpoint_of_its_own_task_only(trained, folder, tmp_path):
     task, run_folder = trained
     other = {"regression": "classification", "classification": "regression"}[task]
     start = run_folder / "model.safetensors"
@@ -162,7 +143,7 @@ def test_the_run_starts_from_a_checkpoint_of_its_own_task_only(trained, folder, 
     assert err.endswith("a network for 3×20 inputs, but text gives 3×30; set data.max_length=20\n")
 
 
-def test_another_tokenizer_or_text_is_noticed(trained, folder, eectl, tmp_path):
+def test_another_tokenizer_or_text_is_noticed(trained, folder, tmp_path):
     _, run_folder = trained
     (tmp_path / "data").mkdir()
     for name, rows in ROWS.items():
@@ -205,7 +186,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("task", "changes", "message"), REFUSED, ids=[f"{task} {changes[0]}" for task, changes, _ in REFUSED])
-def test_refused_before_anything_is_written(folder, eectl, tmp_path, task, changes, message):
+def test_refused_before_anything_is_written(folder, tmp_path, task, changes, message):
     sets = [word for change in changes for word in ("--set", change)]
     out, err = eectl("train", folder / f"{task}.yaml", *sets, "-o", tmp_path / "out", "--device", "cpu", code=1)
     assert out == "" and len(err.splitlines()) == 1 and message in err
@@ -251,7 +232,7 @@ def test_a_naive_epoch(folder):
     assert len(WORDS) == 14 and math.isfinite(loss.item())
 
 
-def test_runs_of_one_encoder_stand_in_one_table_however_they_began(folder, tmp_path, eectl):
+def test_runs_of_one_encoder_stand_in_one_table_however_they_began(folder, tmp_path):
     """A chain's last phase knows the encoder by its configuration, a run in one go by its folder: still one network."""
     from transformers import BertConfig, BertForSequenceClassification
 

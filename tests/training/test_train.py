@@ -162,6 +162,8 @@ def test_a_signal_saves_and_resume_ends_in_the_same_weights(small, tmp_path, joi
     assert clean == [{key: value for key, value in row.items() if key != "seconds"} for row in rows(joint_run)]
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_sigkill_at_random_moments_ends_in_the_same_weights(tmp_path):
     """The real program, killed again and again; it is only ever given the same line."""
     line = [sys.executable, "-m", "eectl", "train", "digits", "--regime", "mixed", "--epochs", "4", "--device", "cpu", "-q",
@@ -343,6 +345,7 @@ def torchrun(*arguments, processes=2):
     return subprocess.run([*line, *map(str, arguments)], capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.process
 def test_two_processes_train_as_one_does(small, tmp_path):
     """No BatchNorm and no augmentation: the same steps but for rounding. 31 rows a batch do not divide by two."""
     vit = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 2, heads: 2}}"
@@ -361,6 +364,7 @@ def test_two_processes_train_as_one_does(small, tmp_path):
         assert other["validation_score"] == row["validation_score"]
 
 
+@pytest.mark.process
 def test_two_processes_with_batchnorm_cycling_losses_and_odd_validation(small, tmp_path):
     changes = ["--set", "data.limit=150", "--set", "data.validation=0.09", "--set", "exits.after=[1]", "--epochs", "1"]
     done = torchrun("train", "digits", "--regime", "alternating", "--device", "cpu", "-q", *changes, "-o", tmp_path / "two")
