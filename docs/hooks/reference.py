@@ -1,7 +1,7 @@
-"""Fills the reference pages while the documentation is built: commands from Typer, recipe keys from pydantic, names from `eectl.__all__`.
+"""Fills the reference pages while the documentation is built: commands from Typer, recipe keys from pydantic, names from `eectl`.
 
-A page asks for its part with a line such as `<!-- generated: commands -->`, so nothing that the code says is kept twice. Docstrings are
-rendered by mkdocstrings, to which the `api` part leaves one line a name.
+A page asks for its part with a line such as `<!-- generated: commands -->`, so nothing that the code says is kept twice.
+Docstrings are rendered by mkdocstrings, to which the `api` part leaves a line for each name in `eectl.__all__`.
 """
 
 import inspect
@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:  # the checkout that is documented, not another one that is installed
     sys.path.insert(0, str(ROOT))
 
+WORDS = {str: "TEXT", int: "NUMBER", float: "NUMBER", Path: "PATH"}
 MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
 
 
@@ -58,7 +59,7 @@ def _command(name: str, command: Any) -> str:
         rows = [(f"`{_shown(each)}`", _cell(each.help or "")) for each in arguments]
         lines.append(_table(("argument", "what it is"), rows))
     if options:
-        rows = [(_names(each), _default(each), _cell(each.help or "")) for each in options]
+        rows = [(_names(each, command), _default(each), _cell(each.help or "")) for each in options]
         lines.append(_table(("option", "default", "what it does"), rows))
     return "\n\n".join(line for line in lines if line)
 
@@ -74,11 +75,22 @@ def _shown(argument: Any) -> str:
     return str(argument.metavar or argument.name.upper())
 
 
-def _names(option: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    if option.is_flag:
-        return names
-    return f"{names} `{option.metavar or option.type.name.upper()}`"
+def _names(option: Any, command: Any) -> str:
+    names = [*option.opts, *option.secondary_opts]
+    if not option.is_flag:
+        annotation = inspect.signature(command.callback).parameters[option.name].annotation
+        names[-1] += f" {option.metavar or _value_word(annotation)}"
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _value_word(annotation: Any) -> str:
+    """Return what stands for an option's value, from its type: `Annotated[Path | None, …]` is PATH."""
+    for each in (annotation, *get_args(annotation)):
+        if isinstance(each, type) and each in WORDS:
+            return WORDS[each]
+        if get_origin(each) is not None and (found := _value_word(get_args(each)[0])):
+            return found
+    return ""
 
 
 def _default(option: Any) -> str:
@@ -96,15 +108,16 @@ def recipe_keys() -> str:
     from eectl.recipe.recipe import Recipe
 
     schema = Recipe.model_json_schema()
+    definitions = schema.get("$defs", {})
     sections = []
-    for path, part in _sections(schema, schema.get("$defs", {}), ""):
-        title = f"`{path}`" if path else "At the top"
+    for path, part in _sections(schema, definitions, ""):
         rows = [
-            (f"`{path}.{key}`" if path else f"`{key}`", _type(field, schema.get("$defs", {})), _value(field), _cell(field.get("description", "")))
+            (f"`{path}.{key}`".replace("`.", "`"), _type(field, definitions), _value(field), _cell(field.get("description", "")))
             for key, field in part["properties"].items()
-            if _section_of(field, schema.get("$defs", {})) is None
+            if _section_of(field, definitions) is None
         ]
         about = " ".join(inspect.cleandoc(part.get("description", "")).split("\n\n")[0].split())
+        title = f"`{path}`" if path else "At the top"
         sections.append(f"## {title}\n\n{about}\n\n{_table(('key', 'type', 'default', 'what it does'), rows)}")
     return "\n\n".join(sections)
 
@@ -158,7 +171,7 @@ def _value(field: Mapping[str, Any]) -> str:
     value = field["default"]
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    return f"`{value:g}`".replace("e+0", "e") if isinstance(value, float) else f"`{value}`"
 
 
 def api() -> str:
@@ -186,8 +199,9 @@ def contributing() -> str:
 
 
 def _beside(name: str) -> str:
-    """Return a file of the checkout as a part of a page: no title, and links into docs/ as they are from there."""
-    return (ROOT / name).read_text(encoding="utf-8").partition("\n")[2].replace("](docs/", "](")
+    """Return a file of the checkout as a part of a page: no title, and links as they are from docs/."""
+    text = (ROOT / name).read_text(encoding="utf-8").partition("\n")[2]
+    return text.replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)")
 
 
 def _cell(text: str) -> str:
