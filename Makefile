@@ -1,0 +1,34 @@
+# For those who work on eectl. `make smoke` first; PYTHON names another interpreter.
+PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+SMOKE  ?= $(shell mktemp -d)
+EECTL   = $(PYTHON) -m eectl
+
+.PHONY: smoke test lint format types docs
+.DEFAULT_GOAL := smoke
+
+smoke: SMOKE := $(SMOKE)
+smoke:  ## the chain that a user types, on digits, and the quickest tests
+	$(PYTHON) docs/hooks/digit_images.py $(SMOKE)/new
+	$(EECTL) train digits --regime mixed --epochs 1 -q -o $(SMOKE)/digits
+	$(EECTL) calibrate-thresholds $(SMOKE)/digits/model.safetensors
+	$(EECTL) evaluate $(SMOKE)/digits/model.safetensors --policy $(SMOKE)/digits/policy.json
+	$(EECTL) predict $(SMOKE)/digits/model.safetensors --policy $(SMOKE)/digits/policy.json --budget 50 $(SMOKE)/new
+	$(PYTHON) -m pytest tests/test_layers.py tests/test_readme.py tests/recipe/test_regimes.py tests/exits/test_policy.py
+	rm -rf $(SMOKE)
+
+test:
+	$(PYTHON) -m pytest -n auto
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+types:
+	$(PYTHON) -m mypy
+
+docs:  ## into site/; any warning, such as a link that leads nowhere, is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
