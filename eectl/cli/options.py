@@ -38,6 +38,7 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="where to write", 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps", autocompletion=among("auto", "cpu", "cuda", "mps"))]
 DataRoot = Annotated[Path | None, typer.Option(help="where the data lies, if not where the recipe says", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an output that exists")]
+Paper = Annotated[bool, typer.Option("--paper", help="draw plots without a title, for papers")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 Budgets = Annotated[str, typer.Option(help="percentages of the plain backbone's cost")]
 Criterion = Annotated[
