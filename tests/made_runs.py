@@ -37,7 +37,7 @@ def made(
         "curve": curve_of(curve or [(0.2, 0.5), (1.1, 0.9)]), "grid": grid and curve_of(grid), "fingerprint": "f" * 64,
     }  # fmt: skip
     evaluation = Evaluation(**(facts | fields), origin=Origin(full, tuple(after), tuple(heads)))
-    return Run(name or f"runs/{regime}-{seed}", evaluation, evaluation.origin, label)
+    return Run(name or f"runs/{regime}-{seed}", evaluation, label)
 
 
 def curve_of(points):

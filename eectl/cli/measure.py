@@ -16,6 +16,7 @@ from eectl.cli.options import (
     Json,
     Out,
     Overwrite,
+    Paper,
     among,
     complete_published,
     complete_recipes_and_files,
@@ -118,9 +119,9 @@ def evaluate(
 
 
 def report(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN…", help="run folders with an evaluation.json, checkpoints "
-                                                      "beside one, or evaluation files", autocompletion=complete_runs,
-                                                      show_default=False)] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN…", help="run folders with an evaluation.json, folders of runs "
+                                                      "at any depth, checkpoints beside an evaluation, or evaluation files",
+                                                      autocompletion=complete_runs, show_default=False)] = None,
     lookup: Annotated[str, typer.Option(help=described(LOOKUP_CHOICES),
                                         autocompletion=among(*LOOKUP_CHOICES))] = "per-seed",
     published: Annotated[str | None, typer.Option(metavar="TABLE[:VARIANT]", help="the paper's numbers to stand below ours",
@@ -132,11 +133,13 @@ def report(
                                       autocompletion=among("table", "markdown", "latex", "csv", "json"))] = "table",
     out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="write a .md, .tex, .csv or .json table, or a .png, "
                                                    ".pdf or .svg plot; may be repeated", show_default=False)] = None,
+    paper: Paper = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Gather runs into one table: mean ± std over seeds at each budget, a row per setting and regime.
 
+    A folder without an evaluation.json is searched for runs.
     Example: eectl report runs/* --published 10 -o table.tex -o curves.pdf
     """
     from eectl.reports.tables import check_form, show_comparison, show_published
@@ -147,12 +150,12 @@ def report(
         show_published(list(published_tables().values()))
         return
     if not runs:
-        raise EectlError("report: name the runs, such as runs/*; or --list-published for the paper's tables")
+        raise EectlError("report: name the runs, such as runs/* or their folder; or --list-published for the paper's tables")
     check_form(form)
-    from eectl.reports.report import summarize
+    from eectl.reports.report import report as report_runs
 
-    comparison = summarize(
-        runs, how=lookup, published=published, label=label or [], outputs=out or [], overwrite=overwrite, say=say
+    comparison = report_runs(
+        runs, lookup=lookup, published=published, label=label or (), out=out or (), paper=paper, overwrite=overwrite, say=say
     )
     show_comparison(comparison, form="json" if json else form)
 

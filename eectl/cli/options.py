@@ -45,6 +45,7 @@ DataRoot = Annotated[
     Path | None, typer.Option(help="the folder with the data; default: the recipe's data.root", show_default=False)
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an output that exists")]
+Paper = Annotated[bool, typer.Option("--paper", help="draw plots without a title, for papers")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 Budgets = Annotated[str, typer.Option(help="percentages of the plain backbone's cost")]
 Criterion = Annotated[

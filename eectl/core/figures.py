@@ -1,6 +1,6 @@
-"""What all pictures share: colours, dashes and markers that readers with any colour vision tell apart, and saving."""
+"""What all pictures share: line styles that readers with any colour vision tell apart, the title, and saving."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), which readers with any colour vision tell apart; yellow is too pale for lines
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)))
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX"  # all of them can be filled
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour, dash and marker of the `index`-th line of a picture."""
+    """Return colour, dash and marker of the `index`-th line of a picture, as keywords of matplotlib's `plot`."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "ls": DASHES[index % len(DASHES)],
@@ -26,8 +26,17 @@ def line_style(index: int) -> dict[str, Any]:
     }
 
 
-def save_figures(paths: list[Path], draw: "Callable[[Figure], None]") -> None:
-    """Draw one figure and write it to every path, in the format of its suffix. `draw` sizes and fills it."""
+def title(figure: "Figure", text: str, *, paper: bool) -> None:
+    """Put a title above everything in the figure; with `paper` leave it out, as a caption will say it."""
+    if not paper:
+        figure.suptitle(text, x=0.01, ha="left", fontsize=10)
+
+
+def save_figures(paths: Sequence[Path], draw: "Callable[[Figure], None]") -> None:
+    """Draw one figure and write it to every path, in the format of its suffix.
+
+    `draw` gets an empty figure of 7.2 × 4.6 inches, may resize it, and fills it. Needs no display.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,89 +1,45 @@
-"""Many evaluations as one table: seeds gathered, rows named by what differs between their recipes, mean ± std at each budget.
+"""Gather many evaluations into one table: a row per setting and regime, mean ± std over its seeds at each budget.
 
-Also the band that a row's seeds span on the cost axis. Pure arithmetic: reads no file, prints nothing, draws nothing.
+Pure arithmetic: reads no file, prints nothing, draws nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import Any
-
-import numpy as np
 
 from eectl.core.errors import EectlError, lookup
 from eectl.evaluation.results import Evaluation
 from eectl.models.checkpoint import Origin
 from eectl.recipe.regimes import REGIMES
-from eectl.reports.differences import check_comparable, labels, settings
+from eectl.reports.comparison import Comparison, Row
+from eectl.reports.differences import check_comparable, labels, run_settings
+from eectl.reports.lookups import LOOKUPS, check_grids
 from eectl.reports.published import PublishedCell, PublishedTable
-
-_OVER = 1e-9  # shares of cost that differ by less are equal
 
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation and where it came from. `name` is the user's word for it, `label` overrides the automatic one."""
+    """One evaluation under the name that the user gave it; `label` replaces the one made from its settings."""
 
     name: str
     evaluation: Evaluation
-    origin: Origin
     label: str | None = None
 
     @property
+    def origin(self) -> Origin:
+        """The recipe and the exits of the network that was evaluated."""
+        origin = self.evaluation.origin
+        assert origin is not None
+        return origin
+
+    @property
     def regime(self) -> str:
-        """The regime it was trained with."""
+        """The regime the network was trained with."""
         return str(self.origin.recipe["regime"])
 
     @property
     def seed(self) -> int:
-        """The seed it was trained with."""
+        """The seed the network was trained with."""
         return int(self.origin.recipe["seed"])
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Mean and sample standard deviation of a value over seeds, and the mean cost as a share of the plain backbone's.
-
-    `std` is None with one seed.
-    """
-
-    mean: float
-    std: float | None
-    share: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """The seeds of one setting. `cells` and `published` have an entry per budget, None where there is no number."""
-
-    label: str
-    regime: str
-    seeds: tuple[int, ...]
-    cells: tuple[Cell | None, ...]
-    published: tuple[PublishedCell | None, ...]
-    evaluations: tuple[Evaluation, ...]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The table: rows by budgets (% of the plain backbone's cost, None is unlimited, last).
-
-    `data` and `backbone` name the setting, `cost` and `measured` the unit of costs as an evaluation does.
-    """
-
-    task: str
-    data: str
-    backbone: str
-    split: str
-    num_rows: int
-    criteria: tuple[str, ...]
-    protocol: str
-    lookup: str
-    budgets: tuple[float | None, ...]
-    rows: tuple[Row, ...]
-    published: PublishedTable | None
-    cost: str = "macs"
-    measured: str | None = None
 
 
 def compare(
@@ -93,13 +49,20 @@ def compare(
     published: PublishedTable | None = None,
     variant: str | None = None,
 ) -> Comparison:
-    """Gather runs into a table; `how` names an entry of LOOKUPS, `variant` one of the published table's (none: by label).
+    """Gather runs into one table.
 
-    Raises EectlError for runs that do not belong in one table, for the same seed twice, and for a lookup without its data.
+    Args:
+        runs: one evaluation each, of one data set and backbone; seeds of the same setting and regime share a row.
+        how: how several seeds become one number, an entry of LOOKUPS.
+        published: a table of the paper to stand beside the rows.
+        variant: the published table's variant for all rows; default: the one whose name is a row's label.
+
+    Raises:
+        EectlError: for runs that do not belong in one table, a seed that comes twice, and a lookup without its data.
     """
     find = lookup(LOOKUPS, how, what="lookup")
     first = runs[0]
-    check_comparable([(run.name, settings(run.origin, run.evaluation), run.evaluation) for run in runs])
+    check_comparable([(run.name, run_settings(run.origin, run.evaluation), run.evaluation) for run in runs])
     if published is not None and published.task != first.evaluation.task:
         raise EectlError(
             f"--published {published.number}: {published.setting} is {published.task}, these runs do {first.evaluation.task}"
@@ -111,7 +74,7 @@ def compare(
     for (label, regime), members in _grouped(runs, published).items():
         evaluations = [run.evaluation for run in members]
         if how == "average-first":
-            _check_grids(members)
+            check_grids({run.name: run.evaluation for run in members})
         cells = [find(evaluations, budget) for budget in budgets]
         printed = [_printed(published, variant, label, regime, budget) for budget in budgets]
         seeds = tuple(run.seed for run in members)
@@ -136,17 +99,18 @@ def compare(
 
 
 def _budgets(runs: Sequence[Run]) -> tuple[float | None, ...]:
-    """Every budget of any run, rising, and unlimited last."""
+    """Return every budget that any run has, rising, and unlimited (None) last."""
     asked = {entry.budget for run in runs for entry in run.evaluation.budgets if entry.budget is not None}
     return (*sorted(asked), None)
 
 
 def _grouped(runs: Sequence[Run], published: PublishedTable | None) -> Mapping[tuple[str, str], list[Run]]:
-    """The seeds of each (label, regime), in order of label and regime; raises EectlError where a seed stands twice.
+    """Return the runs of each (label, regime), seeds rising, in order of label and regime.
 
-    Labels come in the published table's order where it has them, else in that of the runs; regimes in that of the paper.
+    Labels come in the published table's order where it has them, else in the order of the runs; regimes in the paper's order.
+    Raises EectlError where a seed comes twice, or where two different settings have one label.
     """
-    found = [settings(run.origin, run.evaluation) for run in runs]
+    found = [run_settings(run.origin, run.evaluation) for run in runs]
     automatic = labels(found)
     groups: dict[tuple[str, str], list[Run]] = {}
     keys: dict[tuple[str, str], tuple[str, Run]] = {}
@@ -181,7 +145,7 @@ def _grouped(runs: Sequence[Run], published: PublishedTable | None) -> Mapping[t
 def _printed(
     published: PublishedTable | None, variant: str | None, label: str, regime: str, budget: float | None
 ) -> PublishedCell | None:
-    """The published number for a row and a budget, if there is one."""
+    """Return the published number for a row and a budget, None where the paper has none."""
     if published is None:
         return None
     named = {name.lower(): name for name in published.variants}
@@ -193,7 +157,7 @@ def _printed(
 
 
 def _nothing_published(published: PublishedTable, rows: Sequence[Row]) -> str:
-    """Why no row has a published number beside it."""
+    """Say why no row has a published number beside it."""
     there = f"--published {published.number}: {published.setting} has"
     if not {row.regime for row in rows} & set(published.regimes):
         return f"{there} no regime of these runs ({', '.join(sorted({row.regime for row in rows}))})"
@@ -205,90 +169,3 @@ def _nothing_published(published: PublishedTable, rows: Sequence[Row]) -> str:
         )
     budgets = ", ".join("unlimited" if each is None else f"{each:g}%" for each in published.budgets)
     return f"{there} the budgets {budgets}, and these runs have none of them"
-
-
-# --- the two lookups ---------------------------------------------------------------------------------------------------
-
-
-def per_seed(evaluations: Sequence[Evaluation], budget: float | None) -> Cell | None:
-    """Each seed's own thresholds, then mean and std over seeds; None unless every seed reaches the budget."""
-    entries = [(each, entry) for each in evaluations for entry in each.budgets if entry.budget == budget]
-    found = [(entry.value, entry.mean_cost / each.plain_cost) for each, entry in entries
-             if entry.value is not None and entry.mean_cost is not None]  # fmt: skip
-    return _cell(found) if len(found) == len(evaluations) else None
-
-
-def average_first(evaluations: Sequence[Evaluation], budget: float | None) -> Cell | None:
-    """The authors' lookup (kamadforge/early-exit-benchmark, visualize/cost_vs_table.py): costs are averaged over seeds first.
-
-    At each threshold of the authors' grid, costs are averaged over seeds; then one walk from cheap to dear, on that mean, ends
-    before the first threshold over budget. The value is the mean over seeds at that one threshold, std likewise. It chooses and
-    scores on the same split. Unlimited is the last threshold. None where even the cheapest is over budget.
-    """
-    assert all(each.grid is not None for each in evaluations)
-    columns = zip(*(_points(each) for each in evaluations), strict=True)
-    chosen = None
-    for found in columns:
-        cell = _cell(found)
-        if budget is not None and cell.share > budget / 100 + _OVER:
-            break
-        chosen = cell
-    return chosen
-
-
-def _points(evaluation: Evaluation) -> list[tuple[float, float]]:
-    """(value, share of the plain cost) at each threshold of the grid."""
-    grid = evaluation.grid
-    assert grid is not None
-    return [(value, cost / evaluation.plain_cost) for value, cost in zip(grid.values, grid.mean_costs, strict=True)]
-
-
-def _cell(found: Sequence[tuple[float, float]]) -> Cell:
-    values = [value for value, _ in found]
-    return Cell(fmean(values), stdev(values) if len(values) > 1 else None, fmean(share for _, share in found))
-
-
-def _check_grids(runs: Sequence[Run]) -> None:
-    for run in runs:
-        if run.evaluation.task == "regression":
-            raise EectlError("--lookup average-first: the paper names no thresholds for regression; use --lookup per-seed")
-        if run.evaluation.grid is None:
-            raise EectlError(
-                f"--lookup average-first: {run.name} has no values at the authors' thresholds (an older evaluation); write it "
-                "again with eectl evaluate CKPT -o evaluation.json"
-            )
-        if run.evaluation.grid.thresholds != (runs[0].evaluation.grid or run.evaluation.grid).thresholds:
-            raise EectlError(f"--lookup average-first: {runs[0].name} and {run.name} have different thresholds")
-
-
-# --- the band ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Band:
-    """A row's curve: at each share of the plain cost, mean and std of the value over seeds (0 with one seed)."""
-
-    shares: Any
-    means: Any
-    stds: Any
-
-
-def band(evaluations: Sequence[Evaluation], *, num_points: int = 400) -> Band:
-    """The mean curve of a row's seeds and its standard deviation, on one grid of costs.
-
-    A network reaches only some costs, so a seed's curve is a step function: what it gives for a cost is the value of its dearest
-    operating point within that cost. The grid begins where every seed has one, and ends at the dearest point of any.
-    """
-    curves = [(np.asarray(each.curve.mean_costs) / each.plain_cost, np.asarray(each.curve.values))
-              for each in evaluations if each.curve is not None]  # fmt: skip
-    assert len(curves) == len(evaluations)
-    shares = np.linspace(max(costs[0] for costs, _ in curves), max(costs[-1] for costs, _ in curves), num_points)
-    values = np.stack([curve[np.searchsorted(costs, shares + _OVER, side="right") - 1] for costs, curve in curves])
-    stds = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(shares)
-    return Band(shares, values.mean(axis=0), stds)
-
-
-LOOKUPS: dict[str, Callable[[Sequence[Evaluation], float | None], Cell | None]] = {
-    "per-seed": per_seed,
-    "average-first": average_first,
-}

@@ -1,6 +1,6 @@
-"""What a run was set to, as flat keys, and what differs between runs: which may stand in one table, and what each is called.
+"""What differs between runs: which may stand in one table, and what each row is called.
 
-Reads recipes as plain data, so that one which this version no longer takes can still be reported.
+Reads recipes as plain data, so that a recipe which this version no longer takes can still be reported.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +12,21 @@ from eectl.exits.policy import COSTS
 from eectl.models.checkpoint import Origin
 from eectl.recipe.recipe import Recipe, start_of
 
-# what may differ between seeds, or says where a run was made and not what it is
+# keys that never name a row: they differ between seeds, or say where a run was made and not what it is
 _UNNAMED = frozenset({
     "seed", "regime", "phase", "init", "eval_batch_size", "compile", "channels_last", "cache_features", "checkpoint_activations",
     "data.root", "data.workers", "data.in_memory", "exits.placement", "backbone.pretrained", "backbone.weights",
 })  # fmt: skip
-# what must not differ in one table
+# keys in which the runs of one table must agree
 _MUST_AGREE = ("data.name", "data.split_seed", "data.image_size", "data.channels", "data.text", "data.target", "data.task")
 _MUST_AGREE_BELOW = "backbone.name", "backbone.args"
 
 
-def settings(origin: Origin, evaluation: Evaluation) -> dict[str, Any]:
-    """A run's settings as flat keys: the recipe's, with this version's defaults for keys it lacks, and how rows leave."""
+def run_settings(origin: Origin, evaluation: Evaluation) -> dict[str, Any]:
+    """Return a run's settings as flat keys such as `optimizer.lr`.
+
+    They are the recipe's, this version's defaults for keys that it lacks, the exits the network really has, and how rows leave.
+    """
     found = dict(_flat(Recipe().model_dump(mode="json"))) | dict(_flat(origin.recipe))
     found = {key: value for key, value in found.items() if key not in _UNNAMED and value is not None}
     found.setdefault("backbone.start", start_of(origin.recipe.get("backbone", {})))
@@ -40,7 +43,7 @@ def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def check_comparable(runs: Sequence[tuple[str, Mapping[str, Any], Evaluation]]) -> None:
-    """Raise EectlError that names the first two of (name, settings, evaluation) that one table would misrepresent, and why."""
+    """Raise EectlError where two of (name, settings, evaluation) do not belong in one table; it names both and the reason."""
     name, own, evaluation = runs[0]
     for other_name, other, other_evaluation in runs[1:]:
         both = f"{name} and {other_name} do not belong in one table"
@@ -64,7 +67,7 @@ def check_comparable(runs: Sequence[tuple[str, Mapping[str, Any], Evaluation]]) 
 
 
 def _cost(evaluation: Evaluation) -> str:
-    """What a cost is, and where it was measured."""
+    """Say what costs are counted in, and where times were measured."""
     return COSTS[evaluation.cost] + (f" on {evaluation.measured}" if evaluation.measured else "")
 
 
@@ -73,7 +76,7 @@ def _short(fingerprint: str | None) -> str:
 
 
 def labels(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each run's settings, made of the keys that differ among them; all empty where none does."""
+    """Name each run by the keys in which the runs differ, such as `lr=0.1, head=linear`; empty where none differs."""
     keys = list(dict.fromkeys(key for each in found for key in each))
     differing = [key for key in keys if any(each.get(key) != found[0].get(key) for each in found)]
     names = _names(differing)
@@ -81,7 +84,7 @@ def labels(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _names(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest clear name of each key: its last word, and as many before it as tell it from the others.
+    """Return the shortest clear name of each key: its last word, and as many before it as tell it from the others.
 
     A `name` is called by its section: `optimizer`, not `optimizer.name`.
     """
@@ -95,7 +98,7 @@ def _names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """A setting's value, short: lists with commas, numbers as they are written."""
+    """Write a setting's value in short: lists with commas, numbers without trailing zeros."""
     if value is None:
         return "none"
     if isinstance(value, list):

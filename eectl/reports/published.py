@@ -26,7 +26,7 @@ class PublishedCell:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """One table. `cells` maps (variant, regime, budget) to a number, in the paper's order; None is the unlimited budget.
+    """One table of the paper; `cells` maps (variant, regime, budget) to a number in the paper's order, None is unlimited.
 
     A variant is what stands beside the regime, such as 2L-1024 or every-2, and empty where nothing does.
     """
@@ -53,7 +53,7 @@ class PublishedTable:
 
 
 def published_tables() -> dict[str, PublishedTable]:
-    """All tables, by their number as text, in rising order."""
+    """Read all published tables, by their number as text, in rising order."""
     text = (resources.files("eectl.reports") / "published.csv").read_text(encoding="utf-8")
     lines: dict[str, list[dict[str, str]]] = {}
     for line in csv.DictReader(text.splitlines()):
@@ -77,7 +77,10 @@ def _table(number: str, lines: Sequence[Mapping[str, str]]) -> PublishedTable:
 
 
 def find_published(text: str) -> tuple[PublishedTable, str | None]:
-    """The table and the variant (None: not named) that `--published TABLE[:VARIANT]` asks for; EectlError for an unknown one."""
+    """Find what `--published TABLE[:VARIANT]` asks for; the variant is None where none is named.
+
+    Raises EectlError for an unknown table or variant, with those there are.
+    """
     number, colon, name = text.partition(":")
     table = lookup(published_tables(), number, what="published table")
     if not colon:

@@ -1,66 +1,80 @@
-"""`eectl report`: finds the evaluations of many runs, compares them, and writes tables and plots into files."""
+"""`eectl report`: find the evaluations of many runs, compare them, and write tables and plots into files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 
+from eectl.core.console import silent
 from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs, replacing
 from eectl.evaluation.curve import PLOT_FORMATS
-from eectl.evaluation.results import Evaluation, read_evaluation
-from eectl.models.checkpoint import Origin, read_about, read_metadata
-from eectl.reports.compare import Comparison, Run, compare
+from eectl.evaluation.results import read_evaluation
+from eectl.models.checkpoint import read_metadata
+from eectl.reports.compare import Run, compare
+from eectl.reports.comparison import Comparison
 from eectl.reports.curves import plot_comparison
+from eectl.reports.formats import FORMATS
 from eectl.reports.published import find_published
-from eectl.reports.tables import FORMATS
 
 EVALUATION, CHECKPOINT = "evaluation.json", "model.safetensors"
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
+_MOST_NAMED = 3  # folders without an evaluation that are named one by one
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A run as the user named it: its evaluation's file, and its checkpoint where one lies there."""
+    """A run as it is called in the table: its evaluation's file, and its checkpoint where one lies there."""
 
     name: str
     file: Path
     checkpoint: Path | None
 
 
-def summarize(
-    sources: Sequence[Path],
+def report(
+    runs: str | Path | Sequence[str | Path],
     *,
-    how: str = "per-seed",
+    lookup: str = "per-seed",
     published: str | None = None,
     label: Sequence[str] = (),
-    outputs: Sequence[Path] = (),
+    out: Sequence[str | Path] = (),
+    paper: bool = False,
     overwrite: bool = False,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = silent,
 ) -> Comparison:
-    """Compare the runs in `sources`: run folders, checkpoints with an evaluation beside them, or evaluation files.
+    """Gather runs into one table: mean ± std over seeds at each budget, a row per setting and regime.
 
-    Folders without an evaluation are left out, and `say` tells so on stderr. `label` are the user's PATTERN=TEXT, `published`
-    their TABLE[:VARIANT]. Raises EectlError for what cannot be read, compared or written, before anything is written.
+    Args:
+        runs: run folders with an evaluation.json, folders of such runs (searched at any depth), checkpoints with an
+            evaluation.json beside them, or evaluation files.
+        lookup: how several seeds become one number: `per-seed` or `average-first`.
+        published: `TABLE[:VARIANT]`, numbers of the paper to stand below ours.
+        label: `PATTERN=TEXT` each; the runs whose names fit the pattern are called TEXT, of several patterns the last one's.
+        out: files to write, tables (.md, .tex, .csv, .json) or plots (.png, .pdf, .svg).
+        paper: draw plots without a title.
+        overwrite: replace files that exist.
+        say: takes what the command shows on stderr: which folders were left out, which files were written.
+
+    Raises:
+        EectlError: for what cannot be read, compared or written, before anything is written.
     """
+    outputs = [Path(path) for path in ([out] if isinstance(out, (str, Path)) else out)]
     for path in outputs:
         if path.suffix.lower() not in SUFFIXES and not _is_plot(path):
             allowed = ", ".join([*SUFFIXES, *(f".{name}" for name in PLOT_FORMATS)])
             raise EectlError(f"-o {path}: allowed are files that end in {allowed}")
     table, variant = (None, None) if published is None else find_published(published)
-    patterns = [_pattern(text) for text in label]
-    found = [each for each in (_find(source, say) for source in sources) if each is not None]
+    patterns = [_pattern(text) for text in ([label] if isinstance(label, str) else label)]
+    found = _find_all([Path(run) for run in ([runs] if isinstance(runs, (str, Path)) else runs)], say)
     if not found:
         raise EectlError("there is nothing to report; run eectl evaluate CKPT -o RUN/evaluation.json, then name those runs")
     read = [each.file for each in found] + [each.checkpoint for each in found if each.checkpoint is not None]
     check_outputs(outputs, inputs=read, overwrite=overwrite)
-    runs = _labelled([_read(each) for each in found], patterns)
-    comparison = compare(runs, how=how, published=table, variant=variant)
-    if any(map(_is_plot, outputs)):
-        _check_curves(runs)
+    comparison = compare(_labelled([_read(each) for each in found], patterns), how=lookup, published=table, variant=variant)
     for path in outputs:
         if _is_plot(path):
-            plot_comparison(path, comparison)
+            plot_comparison(path, comparison, paper=paper)
         else:
             with replacing(path) as temporary:
                 temporary.write_text(FORMATS[SUFFIXES[path.suffix.lower()]](comparison), encoding="utf-8")
@@ -72,21 +86,53 @@ def _is_plot(path: Path) -> bool:
     return path.suffix[1:].lower() in PLOT_FORMATS
 
 
-def _find(source: Path, say: Callable[[str], None]) -> _Found | None:
-    """Where the evaluation of `source` lies; None, and a word on stderr, for a folder that has none yet."""
-    if source.is_dir():
-        checkpoint, file = source / CHECKPOINT, source / EVALUATION
-        if file.exists():
-            return _Found(str(source), file, checkpoint if checkpoint.exists() else None)
-        if any(source.glob(f"*/{EVALUATION}")):
-            raise EectlError(f"{source} is a folder of runs; name the runs in it, as {source}/*")
-        say(f"{source}: left out, there is no {EVALUATION}; eectl evaluate {checkpoint} -o {file} writes it")
-        return None
+def _find_all(sources: Sequence[Path], say: Callable[[str], None]) -> list[_Found]:
+    """Find the runs that the user named; `say` takes a few lines about those without an evaluation."""
+    found: list[_Found] = []
+    bare: list[Path] = []
+    for source in sources:
+        if not source.is_dir():
+            found.append(_find_file(source))
+        elif (source / EVALUATION).exists():
+            found.append(_in_folder(source))
+        else:
+            inside = _search(source, say)
+            found += inside
+            bare += [] if inside else [source]
+    for folder in bare[:_MOST_NAMED]:
+        command = f"eectl evaluate {folder / CHECKPOINT} -o {folder / EVALUATION}"
+        say(f"{folder}: left out, there is no {EVALUATION}; {command} writes it")
+    if len(bare) > _MOST_NAMED:
+        say(f"{len(bare) - _MOST_NAMED} more folders without an {EVALUATION} were left out")
+    return found
+
+
+def _in_folder(folder: Path) -> _Found:
+    checkpoint = folder / CHECKPOINT
+    return _Found(str(folder), folder / EVALUATION, checkpoint if checkpoint.exists() else None)
+
+
+def _search(folder: Path, say: Callable[[str], None]) -> list[_Found]:
+    """Find the runs below a folder, at any depth; `say` takes how many there are and which have no evaluation."""
+    runs = sorted({file.parent for file in folder.rglob(EVALUATION)})
+    if not runs:
+        return []
+    bare = sorted({file.parent for file in folder.rglob(CHECKPOINT)} - set(runs))
+    text = f"{folder}: {len(runs)} run{'s' * (len(runs) != 1)} found"
+    if bare:
+        names = ", ".join(str(each.relative_to(folder)) for each in islice(bare, _MOST_NAMED))
+        more = f" and {len(bare) - _MOST_NAMED} more" if len(bare) > _MOST_NAMED else ""
+        text += f"; {names}{more} left out, there is no {EVALUATION}"
+    say(text)
+    return [_in_folder(run) for run in runs]
+
+
+def _find_file(source: Path) -> _Found:
+    """Find the evaluation that a file names or lies beside; raise EectlError where there is none."""
     if not source.exists():
         raise EectlError(f"{source}: no such file or folder; name run folders, checkpoints or evaluation files")
     if source.suffix == ".json":
-        checkpoint = source.with_name(CHECKPOINT)
-        return _Found(str(source), source, None if _is_whole(source) or not checkpoint.exists() else checkpoint)
+        return _Found(str(source), source, checkpoint=None)
     if source.suffix != ".safetensors":
         raise EectlError(f"{source}: not a run; name run folders, checkpoints (.safetensors) or evaluation files (.json)")
     file = source.with_name(EVALUATION)
@@ -95,13 +141,8 @@ def _find(source: Path, say: Callable[[str], None]) -> _Found | None:
     return _Found(str(source), file, source)
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether an evaluation says itself where it came from."""
-    return read_evaluation(file).origin is not None
-
-
 def _read(found: _Found) -> Run:
-    """The run, from its evaluation; what an older evaluation does not say comes from the checkpoint, which must be its own."""
+    """Read a run's evaluation; raise EectlError where it was made for another checkpoint than the one beside it."""
     evaluation = read_evaluation(found.file)
     if found.checkpoint is not None:
         digest = read_metadata(found.checkpoint)["weights"]
@@ -110,21 +151,7 @@ def _read(found: _Found) -> Run:
                 f"{found.file} was made for another checkpoint ({evaluation.checkpoint[:12]}…, {found.checkpoint} is "
                 f"{digest[:12]}…); run eectl evaluate {found.checkpoint} -o {found.file} --overwrite"
             )
-    if evaluation.origin is not None:
-        return Run(found.name, evaluation, evaluation.origin)
-    if found.checkpoint is None:
-        raise EectlError(
-            f"{found.file} does not say which run it came from (an older evaluation), and there is no {CHECKPOINT} beside it; "
-            "write it again with eectl evaluate CKPT -o"
-        )
-    return _from_checkpoint(found.name, evaluation, found.checkpoint)
-
-
-def _from_checkpoint(name: str, evaluation: Evaluation, checkpoint: Path) -> Run:
-    about = read_about(checkpoint)
-    recorded = about.splits.get(evaluation.split, {}).get("fingerprint")
-    origin: Origin = about.origin
-    return Run(name, replace(evaluation, fingerprint=evaluation.fingerprint or recorded), origin)
+    return Run(found.name, evaluation)
 
 
 def _pattern(text: str) -> tuple[str, str]:
@@ -135,7 +162,7 @@ def _pattern(text: str) -> tuple[str, str]:
 
 
 def _labelled(runs: Sequence[Run], patterns: Sequence[tuple[str, str]]) -> list[Run]:
-    """The runs with the labels of the patterns that their names match, of several the last one's."""
+    """Label the runs whose names fit a pattern; raise EectlError for a pattern that fits none."""
     for pattern, text in patterns:
         if not any(fnmatchcase(run.name, pattern) for run in runs):
             raise EectlError(f"--label {pattern}={text}: no run's name fits the pattern; the first run is {runs[0].name}")
@@ -144,11 +171,3 @@ def _labelled(runs: Sequence[Run], patterns: Sequence[tuple[str, str]]) -> list[
         own = [text for pattern, text in patterns if fnmatchcase(run.name, pattern)]
         labelled.append(replace(run, label=own[-1]) if own else run)
     return labelled
-
-
-def _check_curves(runs: Sequence[Run]) -> None:
-    for run in runs:
-        if run.evaluation.curve is None:
-            raise EectlError(
-                f"{run.name}: its evaluation has no curve to plot (an older one); write it again with eectl evaluate CKPT -o"
-            )

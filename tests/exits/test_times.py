@@ -18,9 +18,11 @@ from eectl.exits.policy import read_policies, write_policies
 from eectl.exits.thresholds import calibrate
 from eectl.exits.times import CostRequest, parse_cost, read_times
 from eectl.reports.compare import compare
+from eectl.reports.comparison import notes
 from eectl.reports.curves import plot_comparison
+from eectl.reports.formats import as_json
+from eectl.reports.lines import table_title
 from eectl.reports.published import published_tables
-from eectl.reports.tables import as_json, notes, title
 
 MEASURED = [
     {"batch_size": 1, "plain_seconds": 2e-3, "prefix_seconds": [5e-4, 1.25e-3, 2.1e-3], "repeats": 7},
@@ -168,7 +170,7 @@ def test_runs_of_different_units_do_not_share_a_table():
         compare([made((0.1, 0.2, 0.3), **times)], published=published_tables()["10"])
     pair = [made((0.1, 0.2, 0.3), **times), made((0.1, 0.2, 0.3), seed=1, plain_cost=1010, **times)]  # each network's own time
     table = compare(pair)
-    assert table.rows[0].seeds == (0, 1) and "MACs" not in title(table)
+    assert table.rows[0].seeds == (0, 1) and "MACs" not in table_title(table)
     assert notes(table) == [f"Budgets and costs are time, measured on {WHERE}."]
     assert json.loads(as_json(table))["cost"] == "latency" and json.loads(as_json(table))["measured"] == WHERE
     assert json.loads(as_json(compare([made((0.1, 0.2, 0.3))])))["cost"] == "macs"

@@ -10,8 +10,10 @@ from eectl.core.errors import EectlError
 from eectl.evaluation.scoring import evaluate_as_paper
 from eectl.exits.policy import choose
 from eectl.exits.sweep import sweep, thin
-from eectl.reports.compare import average_first, band, compare, per_seed
+from eectl.reports.compare import compare
+from eectl.reports.curves import band
 from eectl.reports.differences import labels
+from eectl.reports.lookups import average_first, per_seed
 from eectl.reports.published import published_tables
 
 VALUES = [(0.60, 0.71, 0.80), (0.64, 0.70, 0.82), (0.61, 0.74, 0.81)]

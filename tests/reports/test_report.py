@@ -16,7 +16,7 @@ from eectl.evaluation.results import read_evaluation, write_evaluation
 from eectl.models.build import build_model
 from eectl.models.checkpoint import About, save_checkpoint
 from eectl.recipe.recipe import ModelSpec
-from eectl.reports.report import summarize
+from eectl.reports.report import report as report_runs
 
 
 @pytest.fixture
@@ -62,14 +62,12 @@ def test_files_labels_and_published(folder, report):
 
 REFUSED = [
     ([], "report: name the runs, such as runs/*"),
-    (["runs"], "runs is a folder of runs; name the runs in it, as runs/*"),
     (["runs/backbone"], "there is nothing to report; run eectl evaluate CKPT -o RUN/evaluation.json"),
     (["runs/nowhere"], "runs/nowhere: no such file or folder"),
     (["notes.txt"], "notes.txt: not a run; name run folders"),
     (["policy.json"], "policy.json: not an evaluation of eectl's (it says it is a policy)"),
     (["broken.json"], "broken.json: budgets.0.value: Input should be a valid number"),
     (["cut.json"], "cut.json: not JSON, or cut short"),
-    (["old.json"], "old.json does not say which run it came from (an older evaluation), and there is no model.safetensors"),
     (["runs/joint-0", "runs/joint-0"], "runs/joint-0 and runs/joint-0 are both seed 0 of joint; give each seed once"),
     (["runs/joint-0", "mnist.json"], "do not belong in one table: data.name is digits and mnist; report them apart"),
     (["runs/joint-0", "--label", "x"], "--label x: write it as PATTERN=TEXT"),
@@ -83,7 +81,6 @@ REFUSED = [
     (["runs/joint-0", "-o", "mine.md"], "mine.md exists; give another name, or --overwrite"),
     (["runs/joint-0", "-o", "runs/joint-0/evaluation.json", "--overwrite"], "is read by this command"),
     (["runs/joint-0", "-o", "a.md", "-o", "./a.md"], "named for two outputs"),
-    (["flat.json", "-o", "a.md", "-o", "c.png"], "flat.json: its evaluation has no curve to plot"),
 ]
 
 
@@ -92,11 +89,8 @@ def test_refused_in_one_line(folder, report, arguments, words):
     Path("notes.txt").write_text("x")
     Path("mine.md").write_text("mine")
     Path("policy.json").write_text('{"kind": "policy", "schema": 1}')
-    run = made((0.5, 0.6, 0.7))
-    write_evaluation(Path("old.json"), replace(run.evaluation, origin=None))
-    write_evaluation(Path("flat.json"), replace(run.evaluation, curve=None))
     save(made((0.5, 0.6, 0.7), recipe=["data.name=mnist"]), Path("mnist.json"))
-    text = Path("old.json").read_text()
+    text = Path("runs/joint-0/evaluation.json").read_text()
     Path("cut.json").write_text(text[:200])
     broken = json.loads(text)
     broken["budgets"][0]["value"] = "x"
@@ -108,28 +102,53 @@ def test_refused_in_one_line(folder, report, arguments, words):
     assert sorted(folder.rglob("*")) == before and Path("mine.md").read_text() == "mine"
 
 
-def test_an_older_evaluation_learns_its_run_from_the_checkpoint_beside_it(folder):
+def test_an_evaluation_belongs_to_the_checkpoint_beside_it(folder):
     run = made((0.5, 0.6, 0.7), regime="mixed", seed=7)
     spec = ModelSpec.model_validate({"backbone": {"name": "resnet20"}, "input_shape": (1, 8, 8), "num_outputs": 10})
-    splits = {"test": {"size": 10, "fingerprint": "recorded"}}
-    about = About(spec, run.origin.recipe, {"name": "digits", "classes": []}, splits, [])
+    about = About(spec, run.origin.recipe, {"name": "digits", "classes": []}, {}, [])
     digest = save_checkpoint(Path("run/model.safetensors"), build_model(spec), about)
-    old = replace(run.evaluation, checkpoint=digest, origin=None, curve=None, grid=None, fingerprint=None)
-    write_evaluation(Path("run/evaluation.json"), old)
+    write_evaluation(Path("run/evaluation.json"), replace(run.evaluation, checkpoint=digest))
     for source in ("run", "run/model.safetensors", "run/evaluation.json"):
-        (row,) = summarize([Path(source)], say=print).rows
+        (row,) = report_runs([Path(source)]).rows
         assert (row.regime, row.seeds) == ("mixed", (7,))
-        assert row.evaluations[0].fingerprint == "recorded"
-    write_evaluation(Path("run/evaluation.json"), replace(old, checkpoint="another"))
-    for source in ("run", "run/model.safetensors", "run/evaluation.json"):
-        with pytest.raises(EectlError, match=r"evaluation\.json was made for another checkpoint .* --overwrite"):
-            summarize([Path(source)], say=print)
     write_evaluation(Path("run/evaluation.json"), replace(run.evaluation, checkpoint="another"))
-    with pytest.raises(EectlError, match="was made for another checkpoint"):
-        summarize([Path("run")], say=print)  # even one that speaks for itself, where it is not the folder's own
+    for source in ("run", "run/model.safetensors"):
+        with pytest.raises(EectlError, match=r"evaluation\.json was made for another checkpoint .* --overwrite"):
+            report_runs(source)
     Path("run/evaluation.json").unlink()
     with pytest.raises(EectlError, match=r"there is no evaluation.json beside it; run eectl evaluate run/model\.safetensors -o"):
-        summarize([Path("run/model.safetensors")], say=print)
+        report_runs(["run/model.safetensors"])
+
+
+def test_a_folder_is_searched_at_any_depth(folder, report):
+    """As the Makefile lays runs out: RECIPE/VARIANT/REGIME-SEED, and phase 1 beside them without an evaluation."""
+    for seed in range(5):
+        Path(f"deep/digits/backbone-{seed}").mkdir(parents=True)
+        Path(f"deep/digits/backbone-{seed}/model.safetensors").write_bytes(b"")
+    shutil.copytree("runs", "deep/digits/plain")
+    for source in ("deep", "deep/digits", "deep/digits/plain"):
+        out, err = report(source, "--json")
+        assert [(row["regime"], row["seeds"]) for row in json.loads(out)["rows"]] == [("joint", [0, 1]), ("mixed", [0, 1])]
+        line, *more = err.splitlines()
+        assert more == [] and line.startswith(f"{source}: 4 runs found")
+    _, err = report("deep/digits", "--json")
+    assert "backbone-0, backbone-1, backbone-2 and 2 more left out" in err
+    out, _ = report("deep", "--label", "deep/digits/plain/mixed-*=named", "--json")
+    assert json.loads(out)["rows"][1]["label"] == "named"
+
+
+def test_many_folders_without_an_evaluation_are_a_few_lines(folder, report):
+    for number in range(40):
+        Path(f"runs/unfinished-{number}").mkdir()
+    _, err = report(*sorted(Path("runs").iterdir()), "--json")
+    assert len(err.splitlines()) == 4 and "38 more folders" in err
+
+
+def test_the_function_returns_what_json_prints(folder, report, capsys):
+    found = report_runs("runs", lookup="per-seed", label="runs/mixed-*=named", out=["t.csv"])
+    assert capsys.readouterr() == ("", "") and Path("t.csv").exists()
+    out, _ = report("runs", "--label", "runs/mixed-*=named", "--json")
+    assert json.loads(out) == json.loads(json.dumps(found.to_json()))
 
 
 def test_an_evaluation_reads_back_as_it_was(tmp_path):

@@ -9,9 +9,12 @@ from made_runs import made
 
 from eectl.core.errors import EectlError
 from eectl.reports.compare import compare
+from eectl.reports.comparison import notes
 from eectl.reports.curves import plot_comparison
+from eectl.reports.formats import as_csv, as_json, latex, markdown
+from eectl.reports.lines import table_title
 from eectl.reports.published import published_tables
-from eectl.reports.tables import as_csv, as_json, check_form, latex, markdown, notes, show_comparison, show_published, title
+from eectl.reports.tables import check_form, show_comparison, show_published
 
 
 def small():
@@ -144,12 +147,12 @@ def test_terminal(monkeypatch, capsys):
 def test_title_and_notes():
     grid = [(0.2, 0.5), (1.1, 0.9)]
     table = compare([made((0.1, 0.2, 0.3), grid=grid), made((0.1, 0.2, 0.3), seed=1, grid=grid)], how="average-first")
-    assert "max-softmax, the authors' grid, average-first" in title(table)
+    assert "max-softmax, the authors' grid, average-first" in table_title(table)
     assert notes(table) == ["The authors' protocol: thresholds were chosen on the test split that they are scored on."]
     paper = compare([made((0.1, 0.2, 0.3), protocol="paper"), made((0.1, 0.2, 0.3), seed=1, protocol="paper")])
     assert notes(paper) == notes(table)
     several = compare([made((0.1, 0.2, 0.3), criterion=name) for name in ("entropy", "margin")])
-    assert "rows; calibrated thresholds" in title(several)
+    assert "rows; calibrated thresholds" in table_title(several)
 
 
 def test_unknown_format():
