@@ -121,12 +121,12 @@ class FileImages(Dataset[Tensor | str]):
         Raises EectlError for a file that is broken, too deep or of another size.
         """
         channels, height, width = self.shape
-        image = _open(path, "L" if channels == 1 else "RGB")
+        image = open_image(path, "L" if channels == 1 else "RGB")
         if seed is not None:
             assert self.crop is not None
             image = _cut(image, _random_box(image, self.crop, seed), (width, height), self.interpolation)
         elif self.resize is not None:
-            image = _centre(image, self.resize, height, self.interpolation)
+            image = centre_square(image, self.resize, height, self.interpolation)
         elif image.size != (width, height):
             raise EectlError(
                 f"{path}: {image.width}×{image.height}, others are {width}×{height}; set data.image_size to bring all to one size"
@@ -135,21 +135,26 @@ class FileImages(Dataset[Tensor | str]):
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _open(path: Path, mode: str) -> "Image.Image":
+def open_image(path: Path, mode: str) -> "Image.Image":
     """An image file in PIL's mode L or RGB; raises EectlError for one that is broken or too deep."""
     from PIL import Image
 
     try:
         with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise EectlError(f"{path}: pixels of mode {opened.mode}, eectl reads 8-bit images; convert it")
-            return opened.convert(mode)
+            return in_mode(opened, mode, where=path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) if path.exists() else "no such file"
         raise EectlError(f"{path}: not an image, or cut short ({reason}); mend it or take it out") from error
 
 
-def _centre(image: "Image.Image", short: int, side: int, interpolation: str) -> "Image.Image":
+def in_mode(image: "Image.Image", mode: str, *, where: object) -> "Image.Image":
+    """Return an image in PIL's mode L or RGB; raises EectlError for one that is too deep, `where` being its name."""
+    if image.mode.startswith(("I", "F")):
+        raise EectlError(f"{where}: pixels of mode {image.mode}, eectl reads 8-bit images; convert it")
+    return image.convert(mode)
+
+
+def centre_square(image: "Image.Image", short: int, side: int, interpolation: str) -> "Image.Image":
     """The centre square of `side` pixels of an image whose short side is brought to `short`; rounds as torchvision does."""
     width, height = (length * short // min(image.size) for length in image.size)
     if (width, height) != image.size:

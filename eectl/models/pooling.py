@@ -11,13 +11,27 @@ SIDE = 4
 
 def pool_grid(x: Tensor) -> Tensor:
     """[row, 2 · channel, 4, 4]: the maxima of all channels over a 4×4 grid of a map, then the means."""
-    return torch.cat([functional.adaptive_max_pool2d(x, SIDE), _means(x)], dim=1)
+    return torch.cat([_maxima(x), _means(x)], dim=1)
 
 
 def mix_pools(pooled: Tensor, mix: Tensor) -> Tensor:
     """[row, 16 · channel]: mix · max + (1 − mix) · mean of what `pool_grid` gave, as SDN pools."""
     largest, mean = pooled.chunk(2, dim=1)
     return (mix * largest + (1 - mix) * mean).flatten(1)
+
+
+def _maxima(x: Tensor) -> Tensor:
+    """Return adaptive_max_pool2d, in operations that ONNX has too where the network is exported."""
+    if not torch.compiler.is_exporting():
+        return functional.adaptive_max_pool2d(x, SIDE)
+    for axis in (2, 3):
+        x = torch.stack([x.narrow(axis, start, end - start).amax(axis) for start, end in _windows(x.shape[axis])], dim=axis)
+    return x
+
+
+def _windows(size: int) -> list[tuple[int, int]]:
+    """Return where each adaptive window of an axis begins and ends."""
+    return [(window * size // SIDE, -(-(window + 1) * size // SIDE)) for window in range(SIDE)]
 
 
 def _means(x: Tensor) -> Tensor:
@@ -50,7 +64,6 @@ class _Means(torch.autograd.Function):
 def _shares(size: int, like: Tensor) -> Tensor:
     """[4, size]: the share that each place of an axis has in the mean of each adaptive window."""
     table = like.new_zeros(SIDE, size)
-    for window in range(SIDE):
-        start, end = window * size // SIDE, -(-(window + 1) * size // SIDE)
+    for window, (start, end) in enumerate(_windows(size)):
         table[window, start:end] = 1 / (end - start)
     return table
