@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from eectl.core.errors import EectlError, closest, lookup
-from eectl.recipe.recipe import PhaseChange, Recipe
+from eectl.recipe.recipe import PhaseSection, Recipe
 
 
 class _Loader(yaml.SafeLoader):
@@ -158,10 +158,10 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
     """The keys allowed in the section at `location`."""
     model: Any = Recipe
     for part in location:
-        if isinstance(part, int) or (isinstance(model, type) and issubclass(model, PhaseChange)):
+        if isinstance(part, int) or (isinstance(model, type) and issubclass(model, PhaseSection)):
             continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        model = PhaseChange if part == "phases" else annotation
+        model = PhaseSection if part == "phases" else annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return []
     return list(model.model_fields)
