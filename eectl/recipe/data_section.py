@@ -33,7 +33,7 @@ class AugmentSection(Section):
     crop: Annotated[int, Field(ge=0)] = Field(
         0, description="Pad each image by this many pixels and cut a random square of the old size out of it. 0: off."
     )
-    flip: bool = Field(False, description="Mirror every second image, drawn at random, from left to right. Default: off.")
+    flip: bool = Field(False, description="Mirror each image from left to right with probability 1/2. Default: off.")
     rotation: Annotated[float, Field(ge=0, le=180)] = Field(
         0.0, description="Turn each image by a random angle of up to this many degrees either way. 0: off."
     )
