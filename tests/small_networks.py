@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eectl.models.backbone import Backbone
 from eectl.models.build import build_backbone
-from eectl.recipe.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import BackboneSection
 
 NUM_OUTPUTS = 5
 
@@ -170,7 +170,7 @@ NETWORKS = [pytest.param(name, marks=[] if name in SIX else pytest.mark.all_netw
 def build_noisy(name: str, args: dict[str, object], shape: tuple[int, ...]) -> Backbone:
     """Every tensor gets noise, so that zero-initialised classifiers and residual branches hide nothing."""
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneSpec(name=name, args=args), input_shape=shape, num_outputs=NUM_OUTPUTS)
+    backbone = build_backbone(BackboneSection(name=name, args=args), input_shape=shape, num_outputs=NUM_OUTPUTS)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

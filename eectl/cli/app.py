@@ -11,7 +11,7 @@ import typer
 
 from eectl import __version__
 from eectl.cli.explain import analyze
-from eectl.cli.look import info, recipes
+from eectl.cli.look import info, recipes, schema
 from eectl.cli.measure import bench, calibrate_thresholds, evaluate, flops, report
 from eectl.cli.train import attach_heads, train
 from eectl.core.errors import EectlError, Interrupted
@@ -86,7 +86,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {  # by panel of --help
         "bench": bench,
         "flops": flops,
     },
-    "Look": {"info": info, "recipes": recipes},
+    "Look": {"info": info, "recipes": recipes, "schema": schema},
 }
 for _panel, _commands in COMMANDS.items():
     for _name, _command in _commands.items():

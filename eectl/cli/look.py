@@ -1,14 +1,10 @@
-"""The panel Look of `eectl --help`: info and recipes. Heavy imports stay inside."""
+"""The panel Look of `eectl --help`: info, recipes and schema. Heavy imports stay inside."""
 
 from typing import Annotated
 
 import typer
 
-from eectl.cli.options import (
-    Checkpoint,
-    Json,
-    complete_recipes,
-)
+from eectl.cli.options import Checkpoint, Json, complete_recipes
 
 
 def info(checkpoint: Checkpoint, json: Json = False) -> None:
@@ -29,9 +25,14 @@ def recipes(
         str | None, typer.Argument(help="print this one", autocompletion=complete_recipes, show_default=False)
     ] = None,
 ) -> None:
-    """List the shipped recipes, or print one."""
+    """List the shipped recipes, or print one.
+
+    folder and text are templates for data of your own.
+    Example: eectl recipes folder > mine.yaml
+    """
     from eectl.core.errors import lookup
     from eectl.recipe.reading import shipped_recipes
+    from eectl.recipe.schema import first_comment
 
     texts = shipped_recipes()
     if name is not None:
@@ -39,4 +40,16 @@ def recipes(
         return
     width = max(map(len, texts))
     for each, text in texts.items():
-        print(f"{each:{width}}  {text.splitlines()[0].lstrip('# ')}")
+        print(f"{each:{width}}  {first_comment(text)}")
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes, which lets an editor check, explain and complete their keys.
+
+    Recipes name it in their first line as a file beside them.
+    Example: eectl schema > eectl.schema.json
+    """
+    from eectl.core.console import show_json
+    from eectl.recipe.schema import recipe_schema
+
+    show_json(recipe_schema())

@@ -19,12 +19,15 @@ from eectl.cli.options import (
 )
 from eectl.recipe.choices import (
     AUTO_HEAD,
+    FILE_CHOICES,
     HEAD_CHOICES,
     PHASE_CHOICES,
     PLACEMENT_CHOICES,
     REGIME_CHOICES,
+    TASK_CHOICES,
     TRACK_CHOICES,
     completions,
+    described,
     listed,
 )
 
@@ -54,6 +57,18 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="at most this many per phase", show_default=False)] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="start from the weights that torchvision or timm publish; "
                                              "that library downloads them")] = False,
+    data: Annotated[Path | None, typer.Option(help="data of your own: a folder of images by class, or a file of texts "
+                                              f"({listed(FILE_CHOICES)})", show_default=False)] = None,
+    text: Annotated[list[str] | None, typer.Option(help="the column with the text; twice for pairs of texts", metavar="COLUMN",
+                                                   show_default=False)] = None,
+    target: Annotated[str | None, typer.Option(help="the column to predict, for texts", metavar="COLUMN",
+                                               show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help=described(TASK_CHOICES), autocompletion=among(*TASK_CHOICES),
+                                             show_default=False)] = None,
+    backbone: Annotated[str | None, typer.Option(help="the network, such as resnet20, timm/resnet18 or hf/./FOLDER",
+                                                 show_default=False)] = None,
+    weights: Annotated[Path | None, typer.Option(help="start from the network's weights in this .safetensors file",
+                                                 autocompletion=complete_files, show_default=False)] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     download: Annotated[bool, typer.Option("--download", help="fetch the data set if it is missing")] = False,
@@ -69,11 +84,21 @@ def train(
     """Train a regime, or one phase of it, into a run folder.
 
     Example: eectl train digits --regime disjoint --phase 1 -o runs/backbone
+    Data of your own: eectl train --data photos --backbone timm/resnet18 --weights resnet18.safetensors
     """
+    from eectl.recipe.own_data import own_data
+
     given = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data.root": data_root, "init": start}
     given["backbone.pretrained"] = pretrained or None
     extra = [f"{key}={_yaml_text(value)}" for key, value in given.items() if value is not None]
-    name, full = _find_recipe(recipe, start, [*(changes or []), *extra])
+    own = own_data(
+        recipe, data=data, text=text or (), target=target, task=task, backbone=backbone, weights=weights,
+        has_start=start is not None, changes=[*(changes or []), *extra],
+    )  # fmt: skip
+    name, full = _find_recipe(own.recipe, start, [*own.changes, *(changes or []), *extra])
+    name = own.name or name
+    for note in own.notes:
+        say(note)
     if dry_run:
         from eectl.evaluation.tables import show_costs
         from eectl.training.dry_run import plan

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from eectl.core.errors import EectlError
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD, check_same_classes, class_files, class_names, file_part
-from eectl.data.images import Source
-from eectl.recipe import recipe
+from eectl.data.images import StoredImages
+from eectl.recipe.data_section import DataSection
 
 TINY_LAYOUT = (
     "expected, as the archive tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) unpacks: "
@@ -23,7 +23,7 @@ IMAGENETTE_FOLDERS = {"full": "imagenette2", "320px": "imagenette2-320", "160px"
 WNID = re.compile(r"n\d{8}")
 
 
-def load_tinyimagenet(spec: recipe.Data, download: bool) -> Source:
+def load_tinyimagenet(spec: DataSection, download: bool) -> StoredImages:
     """TinyImageNet as shipped, in `data.root` or its tiny-imagenet-200; val_annotations.txt labels the test split.
 
     Classes are in the order of their sorted wnids and named by words.txt. Raises EectlError for another layout.
@@ -42,7 +42,7 @@ def load_tinyimagenet(spec: recipe.Data, download: bool) -> Source:
     files = {"train": class_files(root / "train", wnids), "test": _annotated(root / "val", wnids)}
     shape = spec.channels or 3, spec.image_size or 64, spec.image_size or 64
     parts = {name: file_part(found, root, shape, spec, resize=spec.image_size is not None) for name, found in files.items()}
-    return Source(tuple(words.get(wnid, wnid) for wnid in wnids), TINY_MEAN, TINY_STD, parts)
+    return StoredImages(tuple(words.get(wnid, wnid) for wnid in wnids), TINY_MEAN, TINY_STD, parts)
 
 
 def _lines(path: Path) -> list[str]:
@@ -67,7 +67,7 @@ def _annotated(val: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:
     return sorted(files)
 
 
-def load_imagenette(spec: recipe.Data, download: bool) -> Source:
+def load_imagenette(spec: DataSection, download: bool) -> StoredImages:
     """Imagenette in torchvision's layout, `data.variant` of it: `data.root` holds its folder, or is it; val is the test split.
 
     Without a variant the one that is there is taken, and 160px downloaded. Raises EectlError for another layout.
@@ -77,7 +77,7 @@ def load_imagenette(spec: recipe.Data, download: bool) -> Source:
     return _wnid_folders(folder, tuple(IMAGENETTE), tuple(IMAGENETTE.values()), spec, layout=layout)
 
 
-def _imagenette_folder(spec: recipe.Data, download: bool) -> Path:
+def _imagenette_folder(spec: DataSection, download: bool) -> Path:
     root = spec.root.expanduser()
     if root.name in IMAGENETTE_FOLDERS.values() and spec.variant is None:
         return root
@@ -107,7 +107,7 @@ def _download(variant: str, root: Path) -> None:
         raise EectlError(f"imagenette cannot be downloaded into {root} ({reason}); put it there by hand, or try again") from error
 
 
-def load_imagenet(spec: recipe.Data, download: bool) -> Source:
+def load_imagenet(spec: DataSection, download: bool) -> StoredImages:
     """ImageNet-1k as torchvision's ImageNet unpacks it into `data.root`; val is the test split, classes are wnids.
 
     Its meta.bin is a pickle and is not read. Raises EectlError for another layout or number of classes.
@@ -124,7 +124,9 @@ def load_imagenet(spec: recipe.Data, download: bool) -> Source:
     return _wnid_folders(root, wnids, wnids, spec, layout=IMAGENET_LAYOUT)
 
 
-def _wnid_folders(root: Path, wnids: tuple[str, ...], classes: tuple[str, ...], spec: recipe.Data, *, layout: str) -> Source:
+def _wnid_folders(
+    root: Path, wnids: tuple[str, ...], classes: tuple[str, ...], spec: DataSection, *, layout: str
+) -> StoredImages:
     """{train,val}/<wnid>/* with images of any size, which become squares of 224 unless `image_size` says otherwise."""
     shape = spec.channels or 3, spec.image_size or 224, spec.image_size or 224
     parts = {}
@@ -133,7 +135,7 @@ def _wnid_folders(root: Path, wnids: tuple[str, ...], classes: tuple[str, ...], 
             raise EectlError(f"{folder} is not there; {layout}")
         check_same_classes(folder, wnids, root, layout=layout)
         parts[name] = file_part(class_files(folder, wnids), root, shape, spec, resize=True)
-    return Source(classes, IMAGENET_MEAN, IMAGENET_STD, parts)
+    return StoredImages(classes, IMAGENET_MEAN, IMAGENET_STD, parts)
 
 
 TINY_MEAN, TINY_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)  # the authors' datasets.py

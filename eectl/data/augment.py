@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eectl.data.splits import DataInfo, send
-from eectl.recipe import recipe
+from eectl.recipe.data_section import AugmentSection
 
 
 class Augmenter:
@@ -22,7 +22,7 @@ class Augmenter:
     Texts pass as they are.
     """
 
-    def __init__(self, info: DataInfo, augment: recipe.Augment, num_classes: int) -> None:
+    def __init__(self, info: DataInfo, augment: AugmentSection, num_classes: int) -> None:
         self._is_text = info.kind == "text"
         self._augment = augment
         self._num_classes = num_classes

@@ -11,25 +11,31 @@ import numpy as np
 import torch
 
 from eectl.core.errors import EectlError
-from eectl.data.images import FileImages, Part, Source
-from eectl.recipe import recipe
+from eectl.data.images import FileImages, Part, StoredImages
+from eectl.recipe.data_section import DataSection
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
-LAYOUT = "expected: train/<class>/*.png (or jpg, …), and optionally val/ and test/ with the same classes"
+LAYOUT = "expected: train/<class>/*.png (or jpg, …), and optionally val/ and test/ with the same classes; or <class>/*.png alone"
 
 
-def load_folder(spec: recipe.Data, download: bool) -> Source:
-    """The images under `data.root`, by class folder; classes are sorted by name, files by path.
+def load_folder(spec: DataSection, download: bool) -> StoredImages:
+    """Return the images under `data.root`, by class folder: `train/<class>/`, with `val/` and `test/` where they are there.
 
-    Raises EectlError for a missing root, another layout, a class without images, a single class, or splits with other classes.
+    A root without any of these three holds the class folders of the training images itself. Classes are sorted by name, files by
+    path.
+
+    Raises:
+        EectlError: for a missing root, another layout, a class without images, a single class, or splits with other classes.
     """
     root = spec.root.expanduser()
     if not root.is_dir():
         advice = "; --download does not apply to a folder of yours" if download else ""
         raise EectlError(f"data.root is '{root}': no such folder; {LAYOUT}{advice}")
     found = {name: _only(root, names) for name, names in FOLDERS.items()}
+    if not any(found.values()) and class_names(root):
+        found["train"] = root
     train = found["train"]
     if train is None:
         raise EectlError(f"data.root is '{root}': no train/ in it; {LAYOUT}")
@@ -46,7 +52,7 @@ def load_folder(spec: recipe.Data, download: bool) -> Source:
         files = class_files(folder, classes)
         shape = shape or _shape(files[0][0], spec)
         parts[name] = file_part(files, root, shape, spec, resize=spec.image_size is not None)
-    return Source(classes, IMAGENET_MEAN, IMAGENET_STD, parts)
+    return StoredImages(classes, IMAGENET_MEAN, IMAGENET_STD, parts)
 
 
 def class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
@@ -55,9 +61,9 @@ def class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
 
 
 def file_part(
-    files: Sequence[tuple[Path, int]], root: Path, shape: tuple[int, int, int], spec: recipe.Data, *, resize: bool
+    files: Sequence[tuple[Path, int]], root: Path, shape: tuple[int, int, int], spec: DataSection, *, resize: bool
 ) -> Part:
-    """Labelled image files as a part of a Source; with `resize` they may have any size, else all have that of `shape`."""
+    """Labelled image files as a part of a StoredImages; with `resize` they may have any size, else all have that of `shape`."""
     short = (spec.resize or shape[1]) if resize else None
     paths = tuple(path for path, _ in files)
     images = FileImages(paths, root, shape, short, spec.workers, torch.device("cpu"), spec.interpolation)
@@ -100,7 +106,7 @@ def _images(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _shape(first: Path, spec: recipe.Data) -> tuple[int, int, int]:
+def _shape(first: Path, spec: DataSection) -> tuple[int, int, int]:
     """Channels, height and width of all images: image_size, or the size of the first."""
     from PIL import Image
 

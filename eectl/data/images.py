@@ -218,7 +218,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredImages:
     """A data set as it is stored: `parts` are train and, where it has them, validation and test; constants are for 0..1."""
 
     classes: tuple[str, ...]

@@ -18,10 +18,10 @@ from torch import Tensor
 from eectl.core.errors import EectlError
 from eectl.data.archives import load_imagenet, load_imagenette, load_tinyimagenet
 from eectl.data.folder import load_folder
-from eectl.data.images import Part, Source
+from eectl.data.images import Part, StoredImages
 from eectl.data.splits import stratified
-from eectl.recipe import recipe
 from eectl.recipe.choices import IMAGE_CHOICES, in_order
+from eectl.recipe.data_section import DataSection
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -29,7 +29,7 @@ DIGITS_TEST_SHARE = 0.2
 IDX_KINDS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
 
 
-def load_digits(spec: recipe.Data, _: bool) -> Source:
+def load_digits(spec: DataSection, _: bool) -> StoredImages:
     """scikit-learn's bundled 1,797 handwritten digits, 8×8 grey; a stratified fifth, by split_seed, is the test split."""
     from sklearn import datasets
 
@@ -40,12 +40,12 @@ def load_digits(spec: recipe.Data, _: bool) -> Source:
         np.arange(len(labels)), labels, round(DIGITS_TEST_SHARE * len(labels)), spec.split_seed, place="digits"
     )
     parts = {"train": Part(images[train], labels[train]), "test": Part(images[test], labels[test])}
-    return Source(DIGITS, (0.3053,), (0.3760,), parts)
+    return StoredImages(DIGITS, (0.3053,), (0.3760,), parts)
 
 
 def _load_idx(
-    name: str, dataset: str, classes: tuple[str, ...], mean: float, std: float, spec: recipe.Data, download: bool
-) -> Source:
+    name: str, dataset: str, classes: tuple[str, ...], mean: float, std: float, spec: DataSection, download: bool
+) -> StoredImages:
     """MNIST or Fashion-MNIST from its four idx files, gzipped or not, in `data.root` or where torchvision puts them."""
     root = spec.root.expanduser()
     folders = (root, root / dataset / "raw")
@@ -54,7 +54,7 @@ def _load_idx(
     for folder in folders:
         if _idx_file(folder, "train", "images"):
             parts = {part: _idx_part(folder, prefix, len(classes)) for part, prefix in (("train", "train"), ("test", "t10k"))}
-            return Source(classes, (mean,), (std,), parts)
+            return StoredImages(classes, (mean,), (std,), parts)
     raise EectlError(
         f"data.root is '{root}': {name} is not there; looked for train-images-idx3-ubyte (or .gz) in {folders[0]} and "
         f"{folders[1]}; set data.root to the folder of the four idx files, or give --download"
@@ -94,8 +94,8 @@ def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _load_cifar(
-    name: str, dataset: str, mean: tuple[float, ...], std: tuple[float, ...], spec: recipe.Data, download: bool
-) -> Source:
+    name: str, dataset: str, mean: tuple[float, ...], std: tuple[float, ...], spec: DataSection, download: bool
+) -> StoredImages:
     """CIFAR through torchvision, which checks the published checksums; `data.root` holds its folder, or is it."""
     from torchvision import datasets
 
@@ -115,7 +115,7 @@ def _load_cifar(
             f"{loader.filename} ({', '.join(file for file, _ in loader.train_list + loader.test_list)}); or give --download"
         ) from error
     parts = {part: Part(_channels_first(data.data), np.array(data.targets, dtype=np.int64)) for part, data in stored.items()}
-    return Source(tuple(stored["train"].classes), mean, std, parts)
+    return StoredImages(tuple(stored["train"].classes), mean, std, parts)
 
 
 def _channels_first(images: NDArray[np.uint8]) -> Tensor:
@@ -133,7 +133,7 @@ def _download(name: str, dataset: str, root: Path) -> None:
         raise EectlError(f"{name} cannot be downloaded into {root} ({reason}); put it there by hand, or try again") from error
 
 
-DATASETS: dict[str, Callable[[recipe.Data, bool], Source]] = in_order(
+DATASETS: dict[str, Callable[[DataSection, bool], StoredImages]] = in_order(
     IMAGE_CHOICES,
     {
         "digits": load_digits,

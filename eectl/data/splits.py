@@ -4,7 +4,7 @@ Carving depends on the labels and `split_seed` alone; a split's fingerprint says
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eectl.core.errors import EectlError
-from eectl.recipe import recipe
+from eectl.recipe.data_section import AugmentSection, DataSection
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 OVERLAP_ALLOWED = 0.01  # share of the smaller split; MNIST and its like hold a few duplicates
+CARVED = ("test", "validation", "calibration")  # what is drawn from the training rows, in this order
 QUANTILES = 10  # groups of equal size by which a regression's rows are drawn
 
 
@@ -144,7 +145,7 @@ class Dataset:
     info: DataInfo
     splits: dict[str, Split]
     notes: tuple[str, ...] = ()
-    augment: recipe.Augment = field(default_factory=recipe.Augment)
+    augment: AugmentSection = field(default_factory=AugmentSection)
 
 
 def check_disjoint(a: Split, b: Split) -> int:
@@ -165,6 +166,23 @@ def check_disjoint(a: Split, b: Split) -> int:
     return len(shared)
 
 
+def check_test(spec: DataSection, parts: Collection[str]) -> None:
+    """Raise EectlError where `data.test` asks for a test split and the data set has one among its `parts`."""
+    if spec.test is not None and "test" in parts:
+        raise EectlError(f"data.test is {spec.test:g}, and '{spec.root}' has a test split of its own; leave out one of the two")
+
+
+def without_test(spec: DataSection, splits: Collection[str]) -> tuple[str, ...]:
+    """Return the note that a data set without a test split deserves before anything is trained on it."""
+    if "test" in splits:
+        return ()
+    where = "test.csv beside the training file" if spec.is_text else f"test/<class>/ in '{spec.root}'"
+    return (
+        f"{spec.name}: there is no test split, so eectl evaluate, bench and report will have nothing to measure on; "
+        f"--set data.test=0.15 carves one out of the training rows, or add {where}",
+    )
+
+
 def _repeated(ids: Ids) -> Ids:
     """The ids that stand more than once."""
     distinct, counts = np.unique(ids, return_counts=True)
@@ -180,45 +198,65 @@ def content_ids(pixels: NDArray[np.uint8], labels: Sequence[int]) -> Ids:
     return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
 
-def quantiles(values: NDArray[np.float64], spec: recipe.Data) -> NDArray[np.int64]:
-    """The tenth that each number lies in by rank [row], so that `carve` draws low and high ones alike; fewer groups of few rows.
+def quantiles(values: NDArray[np.float64], spec: DataSection) -> NDArray[np.int64]:
+    """Return the tenth that each number lies in by rank [row], so that `carve` draws low and high ones alike.
 
-    Equal numbers are ranked in the order in which they come. Raises EectlError where a split would be empty.
+    There are fewer groups where there are few rows. Equal numbers are ranked in the order in which they come. Raises EectlError
+    where a split would be empty.
     """
-    wanted = {"data.validation": spec.validation, "data.calibration": spec.calibration}
-    counts = {place: round(share * len(values)) for place, share in wanted.items()}
-    for place, count in counts.items():
+    wanted = {name: share for name in CARVED if (share := getattr(spec, name)) is not None}
+    counts = {name: round(share * len(values)) for name, share in wanted.items()}
+    for name, count in counts.items():
         if count < 1:
             raise EectlError(
-                f"{place}: {wanted[place]:g} of {len(values)} texts leaves a split without rows; raise it or add texts"
+                f"data.{name}: {wanted[name]:g} of {len(values)} texts leaves a split without rows; raise it or add texts"
             )
-    groups = min(QUANTILES, len(values) // 10 or 1, *counts.values(), spec.limit or QUANTILES)
+    limits = [limit for name in (*CARVED, "train") if (limit := spec.limit.of(name)) is not None]
+    return rank_groups(values, min(QUANTILES, len(values) // 10 or 1, *counts.values(), *limits))
+
+
+def rank_groups(values: NDArray[np.float64], groups: int) -> NDArray[np.int64]:
+    """Return which of `groups` groups of equal size each number lies in by rank [row], the smallest numbers in group 0."""
     rank = np.empty(len(values), dtype=np.int64)
     rank[np.argsort(values, kind="stable")] = np.arange(len(values))
     return rank * groups // len(values)
 
 
 def carve(
-    labels: NDArray[np.int64], spec: recipe.Data, classes: Sequence[str], *, validation: bool, noun: str = "images"
+    labels: NDArray[np.int64], spec: DataSection, classes: Sequence[str], *, own: Collection[str] = (), noun: str = "images"
 ) -> dict[str, Rows]:
-    """The training rows by split name, sorted, stratified by class (or quantile), a function of labels and split_seed.
+    """Return which rows of the training part belong to which split, sorted: test, validation, calibration and train.
 
-    Carves `validation` where asked for (the data set has none), then calibration, then cuts the rest to `limit`.
-    Raises EectlError where a split would lack a class.
+    Rows are drawn by class (or quantile); who is drawn depends on `labels` and the split seed alone. Splits that the data set
+    has of its `own` are not carved, and a test split only where `data.test` asks for one. What is left is for training. Each
+    split is then cut to its limit.
+
+    Raises:
+        EectlError: where a split would lack a class.
     """
-    shares = ({"validation": spec.validation} if validation else {}) | {"calibration": spec.calibration}
     rest = np.arange(len(labels))
     carved: dict[str, Rows] = {}
-    for name, share in shares.items():
+    for name in CARVED:
+        share = getattr(spec, name)
+        if share is None or name in own:
+            continue
         rest, carved[name] = stratified(
             rest, labels, round(share * len(labels)), spec.split_seed, place=f"data.{name}", noun=noun
         )
-    if spec.limit is not None and spec.limit < len(rest):
-        _, rest = stratified(rest, labels, spec.limit, spec.split_seed, place="data.limit", noun=noun)
     carved["train"] = rest
     for name, rows in carved.items():
-        check_classes(labels[rows], classes, place=f"data.{'limit' if name == 'train' and spec.limit else name}", noun=noun)
+        carved[name] = limited(rows, labels, name, spec, noun=noun)
+        place = f"limit.{name}" if spec.limit.of(name) else name
+        check_classes(labels[carved[name]], classes, place=f"data.{place}", noun=noun)
     return carved
+
+
+def limited(rows: Rows, labels: NDArray[np.int64], split: str, spec: DataSection, *, noun: str = "images") -> Rows:
+    """Return at most as many of a split's `rows` as its limit allows, drawn by class and split seed, sorted."""
+    limit = spec.limit.of(split)
+    if limit is None or limit >= len(rows):
+        return rows
+    return stratified(rows, labels, limit, spec.split_seed, place=f"data.limit.{split}", noun=noun)[1]
 
 
 def stratified(

@@ -15,10 +15,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eectl.core.errors import EectlError, lookup
-from eectl.data.splits import DataInfo, Dataset, Ids, Split, carve, quantiles, send_all
+from eectl.core.errors import EectlError
+from eectl.data.splits import (
+    QUANTILES,
+    DataInfo,
+    Dataset,
+    Ids,
+    Split,
+    carve,
+    check_test,
+    limited,
+    quantiles,
+    rank_groups,
+    send_all,
+    without_test,
+)
 from eectl.data.text_sources import TEXT_DATASETS, TextPart, text_classes
-from eectl.recipe import recipe
+from eectl.recipe.choices import SPLIT_CHOICES
+from eectl.recipe.data_section import DataSection
 
 PLANES = 3  # token ids, attention mask, token type ids
 PAD_TO = 8  # batches are padded to a multiple of this, which matrix units like
@@ -68,36 +82,36 @@ class Encoded:
         return hashlib.sha256(self.ids.tobytes() + self.types.tobytes() + self.lengths.tobytes()).digest()
 
 
-def load_text(spec: recipe.Data, *, device: torch.device, download: bool = False) -> Dataset:
+def load_text(spec: DataSection, *, device: torch.device, download: bool = False) -> Dataset:
     """A text data set, split and tokenised, with its tokens on `device`.
 
     Classification splits are stratified by class, those of a regression by the tenth that the target lies in. Ids are of texts
     and targets; a fingerprint is of the tokens too, so that another tokenizer is noticed. Raises EectlError for anything missing
     or broken.
     """
-    source = lookup(TEXT_DATASETS, spec.name, what="data set")(spec, download)
+    source = TEXT_DATASETS[spec.name](spec, download)
     tokenizer = load_tokenizer(spec.tokenizer or "", download=download)
     train = source.parts["train"]
     groups = quantiles(train.targets, spec) if spec.task == "regression" else train.targets
-    carved = carve(groups, spec, source.classes, validation="validation" not in source.parts, noun="texts")
+    check_test(spec, source.parts)
+    carved = carve(groups, spec, source.classes, own=source.parts, noun="texts")
     chosen = {name: _take(train, rows) for name, rows in carved.items()}
-    chosen |= {name: part for name, part in source.parts.items() if name != "train"}
+    chosen |= {name: _limited(name, part, spec) for name, part in source.parts.items() if name != "train"}
     splits: dict[str, Split] = {}
     cut: dict[str, int] = {}
     largest = 0
-    for name in ("train", "validation", "calibration", "test"):
+    for name in SPLIT_CHOICES:
         if name not in chosen:
             continue
         encoded = encode(tokenizer, chosen[name].texts, max_length=spec.max_length)
         splits[name] = _split(name, chosen[name], encoded, tokenizer.pad_token_id or 0, spec.max_length, device)
         cut[name], largest = encoded.num_cut, max(largest, int(encoded.ids.max()))
     info = DataInfo(spec.name, source.classes, (PLANES, spec.max_length), (), (), spec.task, "text", largest)
-    return Dataset(info, splits, _notes(cut, splits, spec.max_length))
+    return Dataset(info, splits, (*without_test(spec, splits), *_notes(cut, splits, spec.max_length)))
 
 
-def text_info(spec: recipe.Data) -> DataInfo:
+def text_info(spec: DataSection) -> DataInfo:
     """A text data set's facts; reads no more than the target column of the training file, where the classes are not known."""
-    lookup(TEXT_DATASETS, spec.name, what="data set")
     return DataInfo(spec.name, text_classes(spec), (PLANES, spec.max_length), (), (), spec.task, "text")
 
 
@@ -169,6 +183,15 @@ def _tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int | 
 
 def _take(part: TextPart, rows: NDArray[np.int64]) -> TextPart:
     return TextPart([part.texts[row] for row in rows.tolist()], part.targets[rows])
+
+
+def _limited(name: str, part: TextPart, spec: DataSection) -> TextPart:
+    """Return a part that the data set brings, with at most as many rows as its limit allows."""
+    limit = spec.limit.of(name)
+    if limit is None or limit >= len(part.targets):
+        return part
+    groups = rank_groups(part.targets, min(QUANTILES, limit)) if spec.task == "regression" else part.targets
+    return _take(part, limited(np.arange(len(groups)), groups, name, spec, noun="texts"))
 
 
 def _split(name: str, part: TextPart, encoded: Encoded, padding: int, max_length: int, device: torch.device) -> Split:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from eectl.core.errors import EectlError
 from eectl.core.files import replacing
 from eectl.data.text_tables import READERS, Table, find_table, names_of, numbers, read_table, sorted_classes, texts
-from eectl.recipe import recipe
 from eectl.recipe.choices import TEXT_CHOICES, in_order
+from eectl.recipe.data_section import DataSection
 from eectl.recipe.text_sets import GLUE_PREFIX, NEWSGROUPS, TEXT_SETS
 
 FILES = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
@@ -37,41 +37,45 @@ class TextPart:
 
 
 @dataclass(frozen=True)
-class TextSource:
+class StoredTexts:
     """A text data set as it is stored: `parts` are train and, where it has them, validation and test."""
 
     classes: tuple[str, ...]
     parts: dict[str, TextPart]
 
 
-def load_files(spec: recipe.Data, download: bool) -> TextSource:
+def load_files(spec: DataSection, download: bool) -> StoredTexts:
     """`train`, and optionally `validation` and `test`, each a CSV, TSV, JSONL or Parquet file with the columns of the recipe.
 
     Classes are those of the training file. Raises EectlError for another layout, missing columns and cells that will not do.
     """
     tables = _tables(spec, FILES, download)
     classes = () if spec.task == "regression" else _classes(tables["train"], spec.target)
-    return TextSource(classes, {name: _part(table, spec, classes) for name, table in tables.items()})
+    return StoredTexts(classes, {name: _part(table, spec, classes) for name, table in tables.items()})
 
 
-def text_classes(spec: recipe.Data) -> tuple[str, ...]:
+def text_classes(spec: DataSection) -> tuple[str, ...]:
     """The classes of a text data set, from a table or from its training file's target column alone; none for regression."""
     if spec.name in TEXT_SETS or spec.task == "regression":
         return TEXT_SETS[spec.name].classes if spec.name in TEXT_SETS else ()
     return _classes(read_table(_find(spec, FILES, download=False)["train"], [spec.target]), spec.target)
 
 
-def _tables(spec: recipe.Data, files: Mapping[str, tuple[str, ...]], download: bool) -> dict[str, Table]:
+def _tables(spec: DataSection, files: Mapping[str, tuple[str, ...]], download: bool) -> dict[str, Table]:
     return {
         name: read_table(paths, list(dict.fromkeys([*spec.text, spec.target])))
         for name, paths in _find(spec, files, download=download).items()
     }
 
 
-def _find(spec: recipe.Data, files: Mapping[str, tuple[str, ...]], *, download: bool) -> dict[str, list[Path]]:
-    """The files of each part, in `data.root`."""
+def _find(spec: DataSection, files: Mapping[str, tuple[str, ...]], *, download: bool) -> dict[str, list[Path]]:
+    """Return the files of each part in the folder `data.root`; where it is a file, that is the training part."""
     root = spec.root.expanduser()
-    layout = f"expected: train.csv (or {_KINDS}), and optionally validation and test, with columns {_columns(spec)}"
+    layout = f"expected: train.csv (or {_KINDS}), and optionally validation and test, with columns {_columns(spec)}; or one file"
+    if root.is_file():
+        if root.suffix not in READERS:
+            raise EectlError(f"data.root is '{root}': not a file that eectl reads; it takes {_KINDS}")
+        return {"train": [root]}
     if not root.is_dir():
         advice = "; --download does not apply to files of yours" if download else ""
         raise EectlError(f"data.root is '{root}': no such folder; {layout}{advice}")
@@ -82,7 +86,7 @@ def _find(spec: recipe.Data, files: Mapping[str, tuple[str, ...]], *, download: 
     return found
 
 
-def _columns(spec: recipe.Data) -> str:
+def _columns(spec: DataSection) -> str:
     return ", ".join(dict.fromkeys([*spec.text, spec.target]))
 
 
@@ -107,7 +111,7 @@ def _is_number(name: str) -> bool:
     return True
 
 
-def _part(table: Table, spec: recipe.Data, classes: Sequence[str], *, empty: bool = False) -> TextPart:
+def _part(table: Table, spec: DataSection, classes: Sequence[str], *, empty: bool = False) -> TextPart:
     """A table's texts and targets; raises EectlError for a class that is not among `classes`."""
     rows = list(zip(*(texts(table, name, empty=empty) for name in spec.text), strict=True))
     if spec.task == "regression":
@@ -126,7 +130,7 @@ def _part(table: Table, spec: recipe.Data, classes: Sequence[str], *, empty: boo
     return TextPart(rows, labels)
 
 
-def _load_glue(task: str, spec: recipe.Data, download: bool) -> TextSource:
+def _load_glue(task: str, spec: DataSection, download: bool) -> StoredTexts:
     """A GLUE task: its training set, and its development set (MNLI: the matched one) as test, since test labels are hidden.
 
     Reads the library's Parquet files, or JSONL, CSV or TSV with the library's column names, in `data.root`, `TASK/` or
@@ -150,14 +154,14 @@ def _load_glue(task: str, spec: recipe.Data, download: bool) -> TextSource:
             f"{folder}: {spec.name} has no validation (or dev) file, which is tested on, since GLUE hides test labels"
         )
     classes = TEXT_SETS[spec.name].classes
-    return TextSource(classes, {name: _part(table, own, classes, empty=True) for name, table in tables.items()})
+    return StoredTexts(classes, {name: _part(table, own, classes, empty=True) for name, table in tables.items()})
 
 
 def _is_glue(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder.is_dir() and bool(find_table(folder, GLUE_FILES["train"])))
 
 
-def _saved_tables(folder: Path, spec: recipe.Data) -> dict[str, Table]:
+def _saved_tables(folder: Path, spec: DataSection) -> dict[str, Table]:
     """What the library's save_to_disk wrote."""
     saved = _datasets(folder).load_from_disk(str(folder))
     tables = {}
@@ -199,7 +203,7 @@ def _download_glue(task: str, folder: Path) -> None:
             parts[name].to_parquet(str(temporary))
 
 
-def _load_newsgroups(spec: recipe.Data, download: bool) -> TextSource:
+def _load_newsgroups(spec: DataSection, download: bool) -> StoredTexts:
     """20 Newsgroups by date, from `20news-bydate-train/<group>/<post>` and `…-test/` in `data.root`.
 
     A download is scikit-learn's archive, unpacked; its pickled cache is not read. `data.strip` takes parts of posts out by
@@ -217,7 +221,7 @@ def _load_newsgroups(spec: recipe.Data, download: bool) -> TextSource:
         "quotes": published.strip_newsgroup_quoting,
     }
     chosen = [rule for name, rule in rules.items() if name in spec.strip]  # the order in which scikit-learn applies them
-    return TextSource(NEWSGROUPS, {name: _posts(folder, chosen) for name, folder in folders.items()})
+    return StoredTexts(NEWSGROUPS, {name: _posts(folder, chosen) for name, folder in folders.items()})
 
 
 def _posts(folder: Path, rules: Sequence[Callable[[str], str]]) -> TextPart:
@@ -256,7 +260,7 @@ def _download_newsgroups(root: Path, archive: Any) -> None:
     packed.unlink()
 
 
-TEXT_DATASETS: dict[str, Callable[[recipe.Data, bool], TextSource]] = in_order(
+TEXT_DATASETS: dict[str, Callable[[DataSection, bool], StoredTexts]] = in_order(
     TEXT_CHOICES,
     {
         "text": load_files,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eectl.core.errors import EectlError, closest
+from eectl.recipe.choices import FILE_CHOICES, in_order
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,12 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct, key=(lambda name: (int(name), name)) if whole else lambda name: (0, name)))
 
 
-READERS: dict[str, Callable[[Path, Sequence[str]], dict[str, list[Any]]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+READERS: dict[str, Callable[[Path, Sequence[str]], dict[str, list[Any]]]] = in_order(
+    FILE_CHOICES,
+    {
+        ".csv": _read_csv,
+        ".tsv": _read_tsv,
+        ".jsonl": _read_jsonl,
+        ".parquet": _read_parquet,
+    },
+)

@@ -43,9 +43,7 @@ def open_session(
     checkpoint = load_checkpoint(path)
     spec = checkpoint.about.data_spec
     read = (each.data for each in like if each.checkpoint.about.data_spec == spec)
-    data = next(read, None) or load_data(
-        spec if data_root is None else spec.model_copy(update={"root": data_root}), device=world.device
-    )
+    data = next(read, None) or load_data(spec.at(data_root), device=world.device)
     for name in needs:
         if name not in data.splits:
             what = f"a {name} file beside train" if data.info.kind == "text" else f"a folder {name}/<class>/ beside train/"

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from eectl.core.errors import EectlError, closest
-from eectl.recipe.recipe import Backbone as BackboneSpec
-from eectl.recipe.recipe import ModelSpec
+from eectl.recipe.recipe import BackboneSection, ModelSpec
 
 if TYPE_CHECKING:
     from eectl.models.backbone import Backbone
@@ -23,7 +22,7 @@ def known_backbones() -> list[str]:
     return sorted(BACKBONES)
 
 
-def build_backbone(spec: BackboneSpec, *, input_shape: Sequence[int], num_outputs: int) -> "Backbone":
+def build_backbone(spec: BackboneSection, *, input_shape: Sequence[int], num_outputs: int) -> "Backbone":
     """The network that `spec` names, with `num_outputs` logits, for images of `input_shape` (channels, height, width) or texts of
     (3, tokens at most).
 
@@ -94,7 +93,7 @@ def attach_exits(
     return MultiExitModel(backbone, attached, after=[block for block, _ in pairs])
 
 
-def model_spec(model: "MultiExitModel", backbone: BackboneSpec, *, input_shape: Sequence[int], num_outputs: int) -> ModelSpec:
+def model_spec(model: "MultiExitModel", backbone: BackboneSection, *, input_shape: Sequence[int], num_outputs: int) -> ModelSpec:
     """What rebuilds `model`, whose backbone was built from the section `backbone`: no folder, no download, resolved heads."""
     name, args = model.backbone.rebuilds_as or (backbone.name, backbone.args)
     return ModelSpec(

@@ -15,7 +15,8 @@ from eectl.core import files
 from eectl.core.errors import EectlError
 from eectl.core.files import digest, write_tensors
 from eectl.models.build import build_model
-from eectl.recipe.recipe import Data, ModelSpec
+from eectl.recipe.data_section import DataSection
+from eectl.recipe.recipe import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +45,9 @@ class About:
     parent: str | None = None
 
     @property
-    def data_spec(self) -> Data:
+    def data_spec(self) -> DataSection:
         """The recipe's data section."""
-        return Data.model_validate(self.recipe["data"])
+        return DataSection.model_validate(self.recipe["data"])
 
     @property
     def eval_batch_size(self) -> int:

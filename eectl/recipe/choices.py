@@ -88,6 +88,12 @@ TEXT_CHOICES = {
     "glue/rte": "GLUE: does a premise entail a hypothesis, two classes",
     "glue/wnli": "GLUE: does a sentence follow with its pronoun replaced",
 }
+FILE_CHOICES = {
+    ".csv": "comma-separated, with a header",
+    ".tsv": "tab-separated, with a header and without quotes",
+    ".jsonl": "one JSON object a line",
+    ".parquet": "Apache Parquet; needs the extra eectl[text]",
+}
 SPLIT_CHOICES = {
     "train": "the rows that weights are learned from",
     "validation": "the rows that early stopping watches",

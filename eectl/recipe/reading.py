@@ -1,4 +1,4 @@
-"""How a recipe is read: YAML and `--set`, with all mistakes at once; and written. No torch."""
+"""Reading recipes from YAML and `--set`, with all mistakes at once, and writing them. No torch."""
 
 import re
 from collections.abc import Hashable, Iterable, Mapping
@@ -11,11 +11,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from eectl.core.errors import EectlError, closest, lookup
-from eectl.recipe.recipe import PhaseChange, Recipe
+from eectl.recipe.data_paths import not_a_recipe
+from eectl.recipe.recipe import PhaseSection, Recipe
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars (1e-4 is a number, `no` is text), no key twice, no aliases."""
+    """Reads YAML with the scalars of YAML 1.2 (1e-4 is a number, `no` is text); refuses a key that stands twice, and aliases."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -45,7 +46,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
-    """A YAML document; raises EectlError with line and column."""
+    """Return what a YAML document holds; raises EectlError with line and column."""
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -57,7 +58,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def shipped_recipes() -> dict[str, str]:
-    """The recipes in the package: name → text."""
+    """Return the text of every recipe in the package, by name."""
     folder = resources.files("eectl") / "recipes"
     if not folder.is_dir():  # an editable install reads the checkout's own folder
         folder = resources.files("eectl").joinpath("../recipes")
@@ -74,13 +75,20 @@ def is_recipe(source: str) -> bool:
 
 
 def read_recipe(source: str, *, changes: Iterable[str] = ()) -> Recipe:
-    """The recipe called `source` (a shipped one's name, or a path), with `--set key=value` changes.
+    """Return the recipe called `source`, with `key=value` changes.
 
-    Raises EectlError that lists every mistake, one a line.
+    Args:
+        source: the name of a shipped recipe, or the path of a YAML file.
+        changes: as `--set` takes them, such as `optimizer.lr=1e-3`; later ones win.
+
+    Raises:
+        EectlError: that lists every mistake, one a line.
     """
     shipped = shipped_recipes()
     if source in shipped:
         text = shipped[source]
+    elif (advice := not_a_recipe(source)) is not None:
+        raise EectlError(advice)
     elif is_recipe(source) or Path(source).exists():
         text = _read_text(Path(source))
     else:
@@ -99,7 +107,7 @@ def _read_text(path: Path) -> str:
 
 
 def make_recipe(value: Mapping[str, Any], *, where: str, changes: Iterable[str] = ()) -> Recipe:
-    """A Recipe from plain data and `key.sub=value` changes; raises EectlError that lists every mistake, one a line."""
+    """Make a Recipe of plain data and `key.sub=value` changes; raises EectlError that lists every mistake, one a line."""
     data = _deep_copy(value)
     for change in changes:
         _apply(data, change)
@@ -155,18 +163,18 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed in the section at `location`."""
+    """Return the keys that the section at `location` takes."""
     model: Any = Recipe
     for part in location:
-        if isinstance(part, int) or (isinstance(model, type) and issubclass(model, PhaseChange)):
+        if isinstance(part, int) or (isinstance(model, type) and issubclass(model, PhaseSection)):
             continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        model = PhaseChange if part == "phases" else annotation
+        model = PhaseSection if part == "phases" else annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return []
     return list(model.model_fields)
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML that reads back to an equal recipe."""
+    """Write the recipe as YAML that reads back to an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)

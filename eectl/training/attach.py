@@ -6,7 +6,7 @@ from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs
 from eectl.models.checkpoint import About, load_checkpoint, save_checkpoint
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import Exits
+from eectl.recipe.recipe import ExitsSection
 from eectl.training.network import Network, resolve_exits, with_exits
 
 
@@ -42,15 +42,15 @@ def attach_heads(
     return network
 
 
-def _read_exits(after: str | None, placement: str | None, head: str) -> Exits:
+def _read_exits(after: str | None, placement: str | None, head: str) -> ExitsSection:
     if (after is None) == (placement is None):
         raise EectlError("give either --after (blocks, such as 2,4,6) or --placement (every-2, dense-sparse, sparse-dense)")
     if after is None:
-        return Exits(placement=placement, head=head)
+        return ExitsSection(placement=placement, head=head)
     parts = [part.strip() for part in after.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise EectlError(f"--after {after}: give block numbers from 0, such as 2,4,6")
     blocks = tuple(map(int, parts))
     if len(set(blocks)) != len(blocks):
         raise EectlError(f"--after {after}: a block stands twice; each takes one exit")
-    return Exits(after=blocks, head=head)
+    return ExitsSection(after=blocks, head=head)

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from eectl.core.errors import EectlError
 from eectl.models.losses import Task
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import LearnedWeighting
+from eectl.recipe.recipe import L2wSection
 from eectl.recipe.regimes import Phase
 
 Half = tuple[Tensor, Tensor]  # inputs and targets
@@ -41,7 +41,7 @@ class WeightNetwork(nn.Module):
 class LearnedWeights:
     """The weight-prediction network, its optimizer, and the weights it gives."""
 
-    def __init__(self, num_exits: int, settings: LearnedWeighting, *, device: torch.device) -> None:
+    def __init__(self, num_exits: int, settings: L2wSection, *, device: torch.device) -> None:
         self.settings = settings
         self.network = WeightNetwork(num_exits, settings.hidden).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)

@@ -13,7 +13,7 @@ from eectl.models.build import attach_ensembles, attach_exits, build_backbone, c
 from eectl.models.checkpoint import load_checkpoint
 from eectl.models.heads import head_class
 from eectl.models.multi_exit import MultiExitModel, place
-from eectl.recipe.recipe import Exits, ModelSpec, Recipe
+from eectl.recipe.recipe import ExitsSection, ModelSpec, Recipe
 from eectl.recipe.regimes import Phase, phase_numbered, regime_phases
 from eectl.recipe.weighting import exit_weights
 from eectl.training.l2w import check_phases
@@ -74,16 +74,16 @@ def resolve(recipe: Recipe, network: Network) -> Recipe:
     return recipe.model_copy(update={"exits": resolve_exits(recipe.exits, network), "backbone": start})
 
 
-def resolve_exits(exits: Exits, network: Network) -> Exits:
+def resolve_exits(exits: ExitsSection, network: Network) -> ExitsSection:
     """The network's own exits where it has any, else those asked for, as a sorted list of blocks and a kind of head."""
     if network.spec.after:
-        return Exits(after=network.spec.after, head=network.spec.heads[0])
+        return ExitsSection(after=network.spec.after, head=network.spec.heads[0])
     backbone = network.model.backbone
     after = place(exits.placement or "", backbone.depth) if exits.after is None else exits.after
-    return Exits(after=tuple(sorted(after)), head=backbone.default_head if exits.head == "auto" else exits.head)
+    return ExitsSection(after=tuple(sorted(after)), head=backbone.default_head if exits.head == "auto" else exits.head)
 
 
-def with_exits(network: Network, exits: Exits, *, seed: int) -> Network:
+def with_exits(network: Network, exits: ExitsSection, *, seed: int) -> Network:
     """The network with fresh exits, drawn from the seed."""
     torch.manual_seed(derive_seed(seed, "exits"))
     model = attach_exits(

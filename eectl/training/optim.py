@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from eectl.recipe.recipe import Optimizer, Schedule
+from eectl.recipe.recipe import OptimizerSection, ScheduleSection
 
 
-def learning_rate(step: int, *, base: float, schedule: Schedule, steps_per_epoch: int, epochs: int) -> float:
+def learning_rate(step: int, *, base: float, schedule: ScheduleSection, steps_per_epoch: int, epochs: int) -> float:
     """The learning rate of step `step` (from 0) of a phase that lasts at most `epochs` epochs.
 
     `cosine-restarts` is Loshchilov & Hutter 2017 with T_0 = `cycle` epochs and T_mult = `cycle_factor`, stepped per batch;
@@ -34,7 +34,7 @@ def learning_rate(step: int, *, base: float, schedule: Schedule, steps_per_epoch
     return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSection) -> torch.optim.Optimizer:
     """AdamW or SGD over these parameters, fused where torch can."""
     chosen = list(parameters)
     fused = chosen[0].device.type in ("cpu", "cuda")

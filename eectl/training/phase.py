@@ -15,7 +15,7 @@ from eectl.data import Augmenter, Dataset
 from eectl.models.heads import ExitOutput
 from eectl.models.losses import Task
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import Optimizer, Recipe
+from eectl.recipe.recipe import OptimizerSection, Recipe
 from eectl.recipe.regimes import Phase
 from eectl.training.feature_cache import CachedSplit
 from eectl.training.gradient_dominance import Tracker
@@ -87,7 +87,7 @@ class PhaseRun:
     """A phase under way: what a resume state must hold, and what is rebuilt around it."""
 
     phase: Phase
-    optimizer_settings: Optimizer
+    optimizer_settings: OptimizerSection
     epochs: int
     batch_size: int
     model: MultiExitModel

@@ -8,7 +8,7 @@ from eectl.analyses.probe import VIEWS, probe, resolve_view
 from eectl.core.errors import EectlError
 from eectl.data import Batch
 from eectl.models.build import attach_exits, build_backbone
-from eectl.recipe.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import BackboneSection
 
 TINY_VIT = {"patch_size": 4, "dim": 16, "mlp_dim": 16, "depth": 3, "heads": 2}
 TINY_BERT = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -27,7 +27,7 @@ class Keep:
 
 def network(name, shape, **args):
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneSpec(name=name, args=args), input_shape=shape, num_outputs=3)
+    backbone = build_backbone(BackboneSection(name=name, args=args), input_shape=shape, num_outputs=3)
     return attach_exits(backbone, after=[0], heads="auto", num_outputs=3, input_shape=shape).eval()
 
 

@@ -24,7 +24,7 @@ from eectl.exits.criteria import criterion_named
 from eectl.exits.policy import Policy
 from eectl.models.build import attach_exits, build_backbone
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import Backbone
+from eectl.recipe.recipe import BackboneSection
 
 NUM_OUTPUTS = 100
 VIT_S = {"dim": 384, "mlp_dim": 1536, "depth": 12, "heads": 6}
@@ -75,7 +75,7 @@ def build(name: str, networks: dict) -> tuple[MultiExitModel, tuple[int, ...]]:
     """One of the networks with its exits in eval mode, and the shape of its inputs."""
     backbone_name, args, shape, after = networks[name]
     torch.manual_seed(0)
-    backbone = build_backbone(Backbone(name=backbone_name, args=args), input_shape=shape, num_outputs=NUM_OUTPUTS)
+    backbone = build_backbone(BackboneSection(name=backbone_name, args=args), input_shape=shape, num_outputs=NUM_OUTPUTS)
     return attach_exits(backbone, after=after, heads="auto", num_outputs=NUM_OUTPUTS, input_shape=shape).eval(), shape
 
 

@@ -17,7 +17,7 @@ from eectl.core.seeds import derive_seed
 from eectl.data import load_data, train_batches
 from eectl.data.archives import IMAGENETTE
 from eectl.data.load import data_info
-from eectl.recipe.recipe import Data
+from eectl.recipe.data_section import DataSection
 
 CPU = torch.device("cpu")
 TINY = {"n02002724": (0, "black stork, Ciconia nigra"), "n01443537": (1, "goldfish, Carassius auratus"), "n09193705": (2, "alp")}
@@ -50,7 +50,9 @@ def tiny(tmp_path):
 
 
 def load(name: str, root: Path, **changes: object):
-    return load_data(Data(name=name, root=root, **{"workers": 0, "validation": 0.2, "calibration": 0.2, **changes}), device=CPU)
+    return load_data(
+        DataSection(name=name, root=root, **{"workers": 0, "validation": 0.2, "calibration": 0.2, **changes}), device=CPU
+    )
 
 
 def brightest(split) -> list[int]:
@@ -124,7 +126,7 @@ def test_another_layout_of_tinyimagenet_is_one_line_that_shows_its_own(tiny, mis
 @pytest.mark.parametrize(("name", "who"), [("tinyimagenet", "torchvision does not have it"), ("imagenet", "an account")])
 def test_what_cannot_be_downloaded_says_so(tmp_path, name, who):
     with pytest.raises(EectlError, match=f"--download cannot fetch it.*{who}.*expected"):
-        load_data(Data(name=name, root=tmp_path), device=CPU, download=True)
+        load_data(DataSection(name=name, root=tmp_path), device=CPU, download=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -165,7 +167,7 @@ def test_which_imagenette_is_asked_where_there_are_several(tmp_path):
     ):
         load("imagenette", tmp_path, variant="64px")
     with pytest.raises(EectlError, match=r"data\.variant is 'full', which digits does not have; it has none"):
-        load_data(Data(variant="full"), device=CPU)
+        load_data(DataSection(variant="full"), device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +213,7 @@ def test_another_layout_of_imagenet_is_one_line_that_shows_its_own(imagenet, tmp
     [("tinyimagenet", 200, (3, 64, 64)), ("imagenette", 10, (3, 224, 224)), ("imagenet", 1000, (3, 224, 224))],
 )
 def test_facts_need_no_files(tmp_path, name, classes, shape):
-    info = data_info(Data(name=name, root=tmp_path / "nowhere"))
+    info = data_info(DataSection(name=name, root=tmp_path / "nowhere"))
     assert (len(info.classes), info.input_shape) == (classes, shape)
 
 
@@ -292,18 +294,18 @@ def test_a_crop_is_taken_once_by_the_reader_or_on_the_device(photos):
 
 def test_resize_is_for_files_and_needs_room_for_the_square():
     with pytest.raises(EectlError, match=r"data\.resize is for image files; digits has images of one size"):
-        load_data(Data(resize=10, image_size=8), device=CPU)
+        load_data(DataSection(resize=10, image_size=8), device=CPU)
     with pytest.raises(ValueError, match=r"resize is 200; it must be image_size, 224, or more"):
-        Data(resize=200, image_size=224)
+        DataSection(resize=200, image_size=224)
     with pytest.raises(ValueError, match="resize is 200; it needs image_size"):
-        Data(resize=200)
+        DataSection(resize=200)
 
 
 def test_images_in_memory_are_resized_as_asked():
     bilinear, bicubic = (
-        load_data(Data(image_size=16, interpolation=mode), device=CPU).splits["test"].rows(torch.arange(20))
+        load_data(DataSection(image_size=16, interpolation=mode), device=CPU).splits["test"].rows(torch.arange(20))
         for mode in ("bilinear", "bicubic")
     )
-    stored = load_data(Data(), device=CPU).splits["test"].rows(torch.arange(20))
+    stored = load_data(DataSection(), device=CPU).splits["test"].rows(torch.arange(20))
     theirs = transforms.Resize(16, InterpolationMode.BICUBIC, antialias=True)(stored)
     assert (bicubic.int() - theirs.int()).abs().max() <= 1 < (bicubic.int() - bilinear.int()).abs().max()

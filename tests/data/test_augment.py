@@ -13,10 +13,10 @@ from torchvision.transforms.autoaugment import _apply_op
 
 from eectl.data import Augmenter, DataInfo
 from eectl.data.augment import TRIVIAL, TRIVIAL_NAMES, draw_trivial, erase, padded_crop, resized_crop, trivial_augment
-from eectl.recipe.recipe import Augment
+from eectl.recipe.data_section import AugmentSection
 
 CLASSES = tuple("abcde")
-EVERYTHING = Augment(
+EVERYTHING = AugmentSection(
     resized_crop=(0.5, 1), trivial=True, crop=2, flip=True, rotation=20, contrast=0.3, erasing=0.5, mixup=0.8, cutmix=1.0
 )
 
@@ -131,7 +131,7 @@ def test_trivial_draws_every_operation_bin_and_sign_equally_often():
 
 
 def test_nothing_configured_is_the_eval_path_exactly():
-    augmenter, images = Augmenter(info(), Augment(), len(CLASSES)), pictures(7)
+    augmenter, images = Augmenter(info(), AugmentSection(), len(CLASSES)), pictures(7)
     state = torch.get_rng_state()
     inputs, labels = augmenter.train(images, targets(7))
     assert torch.equal(inputs, augmenter.eval(images)) and torch.equal(labels, targets(7))
@@ -164,14 +164,14 @@ def test_everything_at_once_keeps_shapes_and_follows_the_seed(channels, count):
 def test_each_option_draws_per_image(option):
     """The same picture eight times comes out in at least three ways: a draw per batch would give one."""
     value = {"resized_crop": (0.3, 0.9), "crop": 4, "rotation": 30.0, "contrast": 0.5, "erasing": 0.9}.get(option, True)
-    augmenter, images = Augmenter(info(), Augment(**{option: value}), len(CLASSES)), pictures(1).expand(8, -1, -1, -1)
+    augmenter, images = Augmenter(info(), AugmentSection(**{option: value}), len(CLASSES)), pictures(1).expand(8, -1, -1, -1)
     torch.manual_seed(1)
     results = {inputs.numpy().tobytes() for inputs in augmenter.train(images, targets(8))[0]}
     assert len(results) == 2 if option == "flip" else len(results) >= 3
 
 
 def test_flip_mirrors_half_of_the_images():
-    images, augmenter = pictures(400, 1, 6, 6), Augmenter(info(1, 6), Augment(flip=True), len(CLASSES))
+    images, augmenter = pictures(400, 1, 6, 6), Augmenter(info(1, 6), AugmentSection(flip=True), len(CLASSES))
     torch.manual_seed(0)
     inputs, _ = augmenter.train(images, targets(400))
     mirrored = (inputs == augmenter.eval(images.flip(-1))).flatten(1).all(1)
@@ -205,7 +205,7 @@ def test_resized_crop_of_the_whole_area_is_the_image_and_smaller_ones_keep_the_r
 
 def test_erasing_comes_after_normalisation_and_clears_one_box_per_chosen_image():
     images = pictures(500, 3, 16, 16)
-    augmenter = Augmenter(info(size=16), Augment(erasing=0.4), len(CLASSES))
+    augmenter = Augmenter(info(size=16), AugmentSection(erasing=0.4), len(CLASSES))
     torch.manual_seed(0)
     inputs, _ = augmenter.train(images, targets(500))
     changed = (inputs != augmenter.eval(images)).any(1)
@@ -224,7 +224,7 @@ def test_mixup_and_cutmix_targets_say_how_much_of_each_image_is_there():
     images = torch.stack([torch.full((1, 16, 16), 51 * label, dtype=torch.uint8) for label in range(5)])
     plain = DataInfo("toy", CLASSES, (1, 16, 16), (0.0,), (1.0,))
     torch.manual_seed(0)
-    for options in (Augment(mixup=0.8), Augment(cutmix=1.0), Augment(mixup=0.8, cutmix=1.0)):
+    for options in (AugmentSection(mixup=0.8), AugmentSection(cutmix=1.0), AugmentSection(mixup=0.8, cutmix=1.0)):
         kinds = set()
         for _ in range(30):
             inputs, soft = Augmenter(plain, options, 5).train(images, torch.arange(5))
@@ -236,7 +236,7 @@ def test_mixup_and_cutmix_targets_say_how_much_of_each_image_is_there():
 
 
 def test_augmentation_is_full_precision_under_autocast():
-    augmenter, images = Augmenter(info(), Augment(trivial=True), len(CLASSES)), pictures(60)
+    augmenter, images = Augmenter(info(), AugmentSection(trivial=True), len(CLASSES)), pictures(60)
     torch.manual_seed(0)
     expected, _ = augmenter.train(images, targets(60))
     torch.manual_seed(0)

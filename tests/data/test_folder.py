@@ -10,7 +10,7 @@ from PIL import Image
 
 from eectl.core.errors import EectlError
 from eectl.data import Augmenter, load_data, train_batches
-from eectl.recipe.recipe import Augment, Data
+from eectl.recipe.data_section import AugmentSection, DataSection
 
 CPU = torch.device("cpu")
 COLOURS = {"blue": 2, "green": 1, "red": 0}  # class → its bright channel
@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(root: Path, **changes: object):
-    return load_data(Data(name="folder", root=root, **{"workers": 0, **changes}), device=CPU)
+    return load_data(DataSection(name="folder", root=root, **{"workers": 0, **changes}), device=CPU)
 
 
 def test_a_folder_is_split_and_its_images_are_where_their_labels_say(root):
@@ -210,6 +210,6 @@ def test_a_rare_class_that_a_split_would_miss_is_named(root):
 
 def test_validation_images_are_never_augmented(root):
     data = load(root, image_size=16)
-    augmenter = Augmenter(data.info, Augment(trivial=True, flip=True, erasing=0.9, mixup=1.0), 3)
+    augmenter = Augmenter(data.info, AugmentSection(trivial=True, flip=True, erasing=0.9, mixup=1.0), 3)
     images = data.splits["validation"].rows(torch.arange(6))
-    assert torch.equal(augmenter.eval(images), Augmenter(data.info, Augment(), 3).eval(images))
+    assert torch.equal(augmenter.eval(images), Augmenter(data.info, AugmentSection(), 3).eval(images))

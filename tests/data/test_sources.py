@@ -14,7 +14,7 @@ from torchvision import datasets
 
 from eectl.core.errors import EectlError
 from eectl.data import check_disjoint, load_data
-from eectl.recipe.recipe import Data
+from eectl.recipe.data_section import DataSection
 
 CPU = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def write_cifar(root: Path, kind: type[datasets.CIFAR10], monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("name", "layout"), [("mnist", "."), ("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw")])
 def test_idx_files_are_read_where_they_are(tmp_path, name, layout, packed):
     write_idx(tmp_path / layout, packed=packed)
-    data = load_data(Data(name=name, root=tmp_path), device=CPU)
+    data = load_data(DataSection(name=name, root=tmp_path), device=CPU)
     assert {key: len(split) for key, split in data.splits.items()} == {
         "train": 80,
         "validation": 10,
@@ -77,13 +77,13 @@ def test_idx_files_are_read_where_they_are(tmp_path, name, layout, packed):
 def test_idx_files_are_read_as_torchvision_reads_them(tmp_path):
     write_idx(tmp_path / "MNIST" / "raw")
     theirs = datasets.MNIST(tmp_path, train=False)
-    ours = load_data(Data(name="mnist", root=tmp_path), device=CPU).splits["test"]
+    ours = load_data(DataSection(name="mnist", root=tmp_path), device=CPU).splits["test"]
     assert torch.equal(ours.rows(torch.arange(30))[:, 0], theirs.data) and torch.equal(ours.labels, theirs.targets)
 
 
 def test_a_missing_idx_set_says_where_it_was_looked_for(tmp_path):
     with pytest.raises(EectlError, match=r"fashion-mnist is not there; .*FashionMNIST/raw.*--download") as caught:
-        load_data(Data(name="fashion-mnist", root=tmp_path), device=CPU)
+        load_data(DataSection(name="fashion-mnist", root=tmp_path), device=CPU)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -115,7 +115,7 @@ def test_broken_idx_files_are_named_in_one_line(tmp_path, file, breakage, packed
     write_idx(tmp_path, packed=packed)
     breakage(tmp_path / file)
     with pytest.raises(EectlError, match=message) as caught:
-        load_data(Data(name="mnist", root=tmp_path), device=CPU)
+        load_data(DataSection(name="mnist", root=tmp_path), device=CPU)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -123,7 +123,7 @@ def test_broken_idx_files_are_named_in_one_line(tmp_path, file, breakage, packed
 @pytest.mark.parametrize("inside", [False, True])
 def test_cifar_is_read_channels_first_with_its_constants(tmp_path, monkeypatch, name, kind, inside):
     folder = write_cifar(tmp_path, kind, monkeypatch)
-    data = load_data(Data(name=name, root=folder if inside else tmp_path), device=CPU)
+    data = load_data(DataSection(name=name, root=folder if inside else tmp_path), device=CPU)
     assert data.info.input_shape == (3, 32, 32) and data.info.classes[7] == "class-7"
     assert data.info.mean[0] == (0.4914 if name == "cifar10" else 0.5071)
     for split in data.splits.values():
@@ -131,7 +131,7 @@ def test_cifar_is_read_channels_first_with_its_constants(tmp_path, monkeypatch, 
         assert (images[:, 1].flatten(1).long() == split.labels[:, None]).all()
         assert images[:, 0].float().std() > 50
     assert check_disjoint(data.splits["train"], data.splits["test"]) == 0
-    grey = load_data(Data(name=name, root=tmp_path, channels=1), device=CPU)
+    grey = load_data(DataSection(name=name, root=tmp_path, channels=1), device=CPU)
     assert grey.info.input_shape == (1, 32, 32) and len(grey.info.mean) == 1
     colour, one = data.splits["test"].rows(torch.arange(9)).float(), grey.splits["test"].rows(torch.arange(9)).float()
     luma = 0.2989 * colour[:, 0] + 0.587 * colour[:, 1] + 0.114 * colour[:, 2]
@@ -140,17 +140,17 @@ def test_cifar_is_read_channels_first_with_its_constants(tmp_path, monkeypatch, 
 
 def test_a_missing_or_altered_cifar_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(EectlError, match=r"cifar10 is looked for in .*cifar-10-batches-py and it is not there; .*--download"):
-        load_data(Data(name="cifar10", root=tmp_path), device=CPU)
+        load_data(DataSection(name="cifar10", root=tmp_path), device=CPU)
     folder = write_cifar(tmp_path, datasets.CIFAR10, monkeypatch)
     _cut(folder / "data_batch_2")
     with pytest.raises(EectlError, match="incomplete or not the published ones") as caught:
-        load_data(Data(name="cifar10", root=tmp_path), device=CPU)
+        load_data(DataSection(name="cifar10", root=tmp_path), device=CPU)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif("EECTL_TEST_FASHION_MNIST" not in os.environ, reason="EECTL_TEST_FASHION_MNIST names no folder of idx files")
 def test_the_real_fashion_mnist():
-    data = load_data(Data(name="fashion-mnist", root=Path(os.environ["EECTL_TEST_FASHION_MNIST"])), device=CPU)
+    data = load_data(DataSection(name="fashion-mnist", root=Path(os.environ["EECTL_TEST_FASHION_MNIST"])), device=CPU)
     train, test = data.splits["train"], data.splits["test"]
     assert (len(train), len(test)) == (48_000, 10_000)
     assert torch.bincount(test.labels).tolist() == [1000] * 10

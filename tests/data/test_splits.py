@@ -1,7 +1,6 @@
 """Splits are stratified, disjoint, a function of the seed; batches are a function of seed and epoch, cut over processes."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +11,14 @@ from eectl.core.errors import EectlError
 from eectl.data import Dataset, Split, check_disjoint, eval_batches, load_data, num_batches, train_batches
 from eectl.data.images import MemoryImages
 from eectl.data.splits import content_ids
-from eectl.recipe.recipe import Data
+from eectl.recipe.data_section import DataSection
+from eectl.recipe.reading import make_recipe
 
 CPU = torch.device("cpu")
 
 
 def digits(**changes: object) -> Dataset:
-    return load_data(Data(**changes), device=CPU)
+    return load_data(DataSection(**changes), device=CPU)
 
 
 def toy(count: int, name: str = "toy", first: int = 0) -> Split:
@@ -192,8 +192,8 @@ def test_digits_constants_are_its_own(data):
 
 
 def test_an_unknown_data_set_offers_the_nearest():
-    with pytest.raises(EectlError, match=r"unknown data set 'cifar-10' \(did you mean 'cifar10'\?\)"):
-        load_data(Data(name="cifar-10", root=Path("x")), device=CPU)
+    with pytest.raises(EectlError, match=r"data\.name: is 'cifar-10'; no such data set \(did you mean 'cifar10'\?\)"):
+        make_recipe({"data": {"name": "cifar-10"}}, where="x")
 
 
 def test_info_is_frozen(data):

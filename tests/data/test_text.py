@@ -11,7 +11,7 @@ from toy_text import make_rows, naive_read, write_csv, write_jsonl, write_tokeni
 from eectl.core.errors import EectlError
 from eectl.data import check_disjoint, data_info, eval_batches, load_data, num_batches, train_batches
 from eectl.data.text import load_tokenizer
-from eectl.recipe.recipe import Data
+from eectl.recipe.data_section import DataSection
 from eectl.recipe.text_sets import NEWSGROUPS, TEXT_SETS
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def load(tmp_path, tokenizer):
 
     def call(**changes):
         fields = {"name": "text", "root": tmp_path / "data", "target": "mood", "tokenizer": tokenizer} | changes
-        return load_data(Data.model_validate(fields), device=CPU)
+        return load_data(DataSection.model_validate(fields), device=CPU)
 
     (tmp_path / "data").mkdir()
     return call
@@ -165,7 +165,7 @@ def test_classes_are_sorted_as_numbers_or_as_texts(load, tmp_path, labels, expec
     write_jsonl(tmp_path / "data" / "train.jsonl", [row | {"mood": labels[i % 3]} for i, row in enumerate(TRAIN)])
     data = load()
     assert data.info.classes == expected and "test" not in data.splits
-    assert data_info(Data(name="text", root=tmp_path / "data", target="mood", tokenizer="x")).classes == expected
+    assert data_info(DataSection(name="text", root=tmp_path / "data", target="mood", tokenizer="x")).classes == expected
 
 
 # --- files -------------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_newsgroups_from_a_folder(tmp_path, tokenizer):
     from eectl.data.text_sources import TEXT_DATASETS
 
     write_newsgroups(tmp_path)
-    spec = Data(name="20newsgroups", root=tmp_path, tokenizer=tokenizer)
+    spec = DataSection(name="20newsgroups", root=tmp_path, tokenizer=tokenizer)
     whole = TEXT_DATASETS["20newsgroups"](spec, False)
     assert whole.classes == NEWSGROUPS and len(whole.classes) == 20 == len(set(whole.classes))
     assert whole.parts["train"].targets.tolist() == [label for label in range(20) for _ in range(12)]
@@ -252,7 +252,7 @@ def test_glue_in_the_librarys_formats(tmp_path, tokenizer, task):
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
     for name, part in parts.items():
         part.to_parquet(str(tmp_path / "files" / "glue" / task / f"{name}.parquet"))
-    spec = Data(name=f"glue/{task}", root=tmp_path / "saved", tokenizer=tokenizer)
+    spec = DataSection(name=f"glue/{task}", root=tmp_path / "saved", tokenizer=tokenizer)
     saved = load_data(spec, device=CPU)
     files = load_data(spec.model_copy(update={"root": tmp_path / "files"}), device=CPU)
     assert {n: s.fingerprint for n, s in saved.splits.items()} == {n: s.fingerprint for n, s in files.splits.items()}
@@ -271,11 +271,11 @@ def test_glue_labels_by_name_in_tsv(tmp_path, tokenizer):
         rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
         named = [row | {"label": ("entailment", "not_entailment")[row["label"]]} for row in rows]
         write_csv(tmp_path / f"{name}.tsv", named, delimiter="\t")
-    test = load_data(Data(name="glue/rte", root=tmp_path, tokenizer=tokenizer), device=CPU).splits["test"]
+    test = load_data(DataSection(name="glue/rte", root=tmp_path, tokenizer=tokenizer), device=CPU).splits["test"]
     assert test.labels.tolist() == glue_rows("rte", 20, 6)["label"]
     with (tmp_path / "dev.tsv").open("a") as file:
         file.write('"good\tthe "film\tentailment\t20\n' + 'bad" plot\tcast\tentailment\t21\n')  # quotes are text in TSV
-    splits = load_data(Data(name="glue/rte", root=tmp_path, tokenizer=tokenizer), device=CPU).splits
+    splits = load_data(DataSection(name="glue/rte", root=tmp_path, tokenizer=tokenizer), device=CPU).splits
     assert splits["test"].lengths[20:].tolist() == [3 + 2 + 3, 3 + 3 + 1]
 
 
@@ -364,4 +364,4 @@ def test_refused_files(load, tmp_path, tokenizer):
     with pytest.raises(EectlError, match=r"holds no tokenizer \(tokenizer\.json, …\), but nothing"):
         load(tokenizer=str(tmp_path / "bare"))
     with pytest.raises(EectlError, match=r"glue/rte is not there; expected: train and validation \(or dev\) as csv"):
-        load_data(Data(name="glue/rte", root=tmp_path / "bare", tokenizer=tokenizer), device=CPU)
+        load_data(DataSection(name="glue/rte", root=tmp_path / "bare", tokenizer=tokenizer), device=CPU)

@@ -20,7 +20,7 @@ from eectl.core.errors import EectlError
 from eectl.data.splits import Split
 from eectl.evaluation.opened import Session, score_split
 from eectl.models.heads import ExitOutput
-from eectl.recipe.recipe import Augment
+from eectl.recipe.data_section import AugmentSection
 
 NUM_ROWS = 35
 
@@ -66,7 +66,7 @@ def session_of(logits, labels, *, task, lengths=None, world=None):
         eval_batch_size=8,
         recipe={},
         spec=SimpleNamespace(num_outputs=logits.shape[2]),
-        data_spec=SimpleNamespace(augment=Augment()),
+        data_spec=SimpleNamespace(augment=AugmentSection()),
     )
     ids = np.arange(len(labels), dtype=np.uint64)
     split = Split("test", RowNumbers(), labels, ids, device=torch.device("cpu"), lengths=lengths)

@@ -16,7 +16,7 @@ from eectl.models.backbone import Backbone, Feature, Hidden, MapFeature
 from eectl.models.build import attach_exits, build_backbone
 from eectl.models.heads import ExitHead, ExitOutput
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import BackboneSection
 
 
 def build(
@@ -28,7 +28,7 @@ def build(
     head: str = "auto",
     **args: object,
 ) -> MultiExitModel:
-    backbone = build_backbone(BackboneSpec(name=name, args=args), input_shape=shape, num_outputs=num_outputs)
+    backbone = build_backbone(BackboneSection(name=name, args=args), input_shape=shape, num_outputs=num_outputs)
     return attach_exits(backbone, after=after, heads=head, num_outputs=num_outputs, input_shape=shape)
 
 

@@ -17,8 +17,7 @@ from eectl.exits.router import early_exit
 from eectl.models.backbone import Backbone, Hidden, dry_run
 from eectl.models.build import attach_exits, build_backbone, build_model, model_spec
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import Backbone as BackboneSpec
-from eectl.recipe.recipe import ModelSpec
+from eectl.recipe.recipe import BackboneSection, ModelSpec
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -211,7 +210,7 @@ def test_features_have_the_widths_that_heads_learn(case: Case, backbone: Backbon
     ],
 )
 def test_maps_are_height_by_width(name: str, args: dict[str, object]) -> None:
-    backbone = build_backbone(BackboneSpec(name=name, args=args), input_shape=(3, 16, 32), num_outputs=2)
+    backbone = build_backbone(BackboneSection(name=name, args=args), input_shape=(3, 16, 32), num_outputs=2)
     height, width = backbone.feature(dry_run(backbone, (3, 16, 32))[0]).map().shape[2:]
     assert width == 2 * height
 
@@ -285,7 +284,7 @@ def test_frozen_parts_stay_bit_equal(
 
 
 def test_a_spec_rebuilds_the_network(case: Case, model: MultiExitModel, images: Tensor) -> None:
-    section = BackboneSpec(name=case.name, args=case.args)
+    section = BackboneSection(name=case.name, args=case.args)
     spec = model_spec(model, section, input_shape=case.shape, num_outputs=NUM_OUTPUTS)
     again = build_model(ModelSpec.model_validate_json(spec.model_dump_json()))
     assert list(again.state_dict()) == list(model.state_dict())
@@ -318,7 +317,7 @@ def test_parameter_names_are_the_librarys() -> None:
             **{f"hf/{name}": saved_encoder(name) for name in ("bert", "distilbert", "electra")},
         }.items():
             shape = (3, 64) if name.startswith("hf/") else (3, 64, 64)
-            ours = build_backbone(BackboneSpec(name=name), input_shape=shape, num_outputs=1000)
+            ours = build_backbone(BackboneSection(name=name), input_shape=shape, num_outputs=1000)
             expected = {key: tensor.shape for key, tensor in library.state_dict().items()}
             assert {key: tensor.shape for key, tensor in ours.net.state_dict().items()} == expected
 
@@ -341,11 +340,11 @@ def test_parameter_names_are_the_librarys() -> None:
 def test_block_numbers_are_pinned(name: str, depth: int) -> None:
     with torch.device("meta"):
         shape = (3, 64) if name.startswith("hf/") else (3, 64, 64)
-        assert build_backbone(BackboneSpec(name=name), input_shape=shape, num_outputs=10).depth == depth
+        assert build_backbone(BackboneSection(name=name), input_shape=shape, num_outputs=10).depth == depth
 
 
 def test_a_downsampling_layer_belongs_to_the_block_after_it() -> None:
-    spec = BackboneSpec(name="timm/swin_tiny_patch4_window7_224", args=WINDOWS)
+    spec = BackboneSection(name="timm/swin_tiny_patch4_window7_224", args=WINDOWS)
     backbone = build_backbone(spec, input_shape=(3, 16, 16), num_outputs=2)
     assert [backbone.locate(name) for name in ("layers.0.blocks.1", "layers.1.downsample.norm", "layers.1.blocks.0")] == [1, 2, 2]
 
@@ -379,14 +378,14 @@ def test_networks_of_the_same_modules_need_no_adapter(name: str, training: bool)
 
 def test_resnet20_is_he_et_als_with_projections() -> None:
     """Their 0.27 M parameters (269,722 with option A), and a 1×1 convolution and BatchNorm at each of two changes of shape."""
-    backbone = build_backbone(BackboneSpec(name="resnet20"), input_shape=(3, 32, 32), num_outputs=10)
+    backbone = build_backbone(BackboneSection(name="resnet20"), input_shape=(3, 32, 32), num_outputs=10)
     projections = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
     assert sum(p.numel() for p in backbone.parameters()) == 269_722 + projections
 
 
 @pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("test_efficientnet", 64), ("mobilenetv3_small_050", 288)])
 def test_timms_head_dropout_follows_the_head_and_not_the_stem(name: str, width: int) -> None:
-    spec = BackboneSpec(name=f"timm/{name}", args={"drop_rate": 0.5})
+    spec = BackboneSection(name=f"timm/{name}", args={"drop_rate": 0.5})
     backbone = build_backbone(spec, input_shape=(3, 32, 32), num_outputs=NUM_OUTPUTS)
     model = attach_exits(backbone, after=[0], heads="auto", num_outputs=NUM_OUTPUTS, input_shape=(3, 32, 32))
     hidden = Hidden(torch.randn(4, width, 1, 1))

@@ -13,14 +13,14 @@ from eectl.core.errors import EectlError
 from eectl.models.backbone import Backbone
 from eectl.models.build import attach_exits, build_backbone, known_backbones, model_spec
 from eectl.models.multi_exit import place
-from eectl.recipe.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import BackboneSection
 
 TINY_VIT = {"patch_size": 4, "dim": 8, "mlp_dim": 8, "depth": 2, "heads": 2}
 TINY_TIMM = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
 
 
 def build(name: str, shape: tuple[int, int, int] = (3, 8, 8), num_outputs: int = 4, **section: Any) -> Backbone:
-    return build_backbone(BackboneSpec(name=name, **section), input_shape=shape, num_outputs=num_outputs)
+    return build_backbone(BackboneSection(name=name, **section), input_shape=shape, num_outputs=num_outputs)
 
 
 @pytest.mark.process
@@ -36,8 +36,8 @@ def test_only_the_library_that_is_needed_is_imported() -> None:
     program = """
 import sys
 from eectl.models.build import build_backbone
-from eectl.recipe.recipe import Backbone
-build_backbone(Backbone(name="resnet20"), input_shape=(3, 8, 8), num_outputs=2)
+from eectl.recipe.recipe import BackboneSection
+build_backbone(BackboneSection(name="resnet20"), input_shape=(3, 8, 8), num_outputs=2)
 print("timm" in sys.modules, "torchvision" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False False\n"
@@ -131,7 +131,7 @@ def test_positions_are_checked_and_sorted() -> None:
         attach([3], ["sdn", "sdn"])
     model = attach([8, 0, 3], ["linear", "auto", "mlp-3"])
     assert model.after == (0, 3, 8)
-    spec = model_spec(model, BackboneSpec(name="resnet20", pretrained=True), input_shape=(3, 8, 8), num_outputs=4)
+    spec = model_spec(model, BackboneSection(name="resnet20", pretrained=True), input_shape=(3, 8, 8), num_outputs=4)
     assert spec.heads == ("sdn", "mlp-3", "linear")
     assert not spec.backbone.pretrained
     assert model([torch.zeros(2, 3, 8, 8)][0])[1].logits.shape == (2, 4)

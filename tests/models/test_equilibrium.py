@@ -9,7 +9,7 @@ from torch.nn import functional
 from eectl.models.backbone import Hidden
 from eectl.models.build import attach_exits, build_backbone
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import BackboneSection
 from tests.toy_exits import WIDTH, CascadeHead, toy_model
 
 Gradients = dict[str, Tensor]
@@ -75,7 +75,7 @@ def by_pieces(model: MultiExitModel, inputs: Tensor) -> Gradients:
 
 def test_msdnet_against_a_backward_pass_by_hand() -> None:
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneSpec(name="msdnet", args={"blocks": 3, "base": 2}), input_shape=(3, 8, 8), num_outputs=5)
+    backbone = build_backbone(BackboneSection(name="msdnet", args={"blocks": 3, "base": 2}), input_shape=(3, 8, 8), num_outputs=5)
     model = attach_exits(backbone, after=[1, 3, 5], heads="auto", num_outputs=5, input_shape=(3, 8, 8)).double().train()
     inputs = torch.randn(6, 3, 8, 8, dtype=torch.float64)
     expected, found, plain = (

@@ -17,7 +17,7 @@ from eectl.models.backbone import MapFeature
 from eectl.models.build import attach_exits, build_model, model_spec
 from eectl.models.heads import ExitOutput, head_class, make_head
 from eectl.models.losses import imitation, with_auxiliary
-from eectl.recipe.recipe import Backbone
+from eectl.recipe.recipe import BackboneSection
 
 C, D = 4, 5
 KINDS = [f"gpf-{D}", f"gpf-lancopku-{D}"]
@@ -216,7 +216,7 @@ def test_compiled_and_in_ddp(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_spec_rebuilds_it(kind):
-    spec = Backbone(name="vit", args={"patch_size": 4, "dim": 16, "mlp_dim": 16, "depth": 3, "heads": 2})
+    spec = BackboneSection(name="vit", args={"patch_size": 4, "dim": 16, "mlp_dim": 16, "depth": 3, "heads": 2})
     from eectl.models.build import build_backbone
 
     backbone = build_backbone(spec, input_shape=(3, 8, 8), num_outputs=C)

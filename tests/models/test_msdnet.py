@@ -13,7 +13,7 @@ from eectl.exits.costs import measure_costs
 from eectl.models.adapters.msdnet import Config, DenseLayer, MSDNet, MSDNetBackbone, Transition
 from eectl.models.backbone import dry_run
 from eectl.models.build import attach_exits, build_backbone
-from eectl.recipe.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import BackboneSection
 
 IMAGENET = {
     **{"blocks": 5, "base": 4, "step": 4, "channels": 32, "growth": 16, "stem": "standard"},
@@ -22,7 +22,7 @@ IMAGENET = {
 
 
 def build(shape: tuple[int, int, int] = (3, 32, 32), num_outputs: int = 100, **args: Any) -> MSDNetBackbone:
-    backbone = build_backbone(BackboneSpec(name="msdnet", args=args), input_shape=shape, num_outputs=num_outputs)
+    backbone = build_backbone(BackboneSection(name="msdnet", args=args), input_shape=shape, num_outputs=num_outputs)
     assert isinstance(backbone, MSDNetBackbone)
     return backbone
 
@@ -152,7 +152,7 @@ def test_options_that_fit_no_network(args: dict[str, Any], says: str) -> None:
 
 def test_there_are_no_published_weights() -> None:
     with pytest.raises(EectlError, match="msdnet has no published weights"):
-        build_backbone(BackboneSpec(name="msdnet", pretrained=True), input_shape=(3, 32, 32), num_outputs=10)
+        build_backbone(BackboneSection(name="msdnet", pretrained=True), input_shape=(3, 32, 32), num_outputs=10)
 
 
 def test_the_start_is_he_et_als() -> None:

@@ -16,7 +16,7 @@ from eectl.models.backbone import Backbone
 from eectl.models.build import attach_exits, build_backbone, model_spec
 from eectl.models.checkpoint import About, load_checkpoint, save_checkpoint
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import Backbone as BackboneSpec
+from eectl.recipe.recipe import BackboneSection
 
 SMALL = {
     **{"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
@@ -34,7 +34,7 @@ FAMILIES = {
 
 def build(name: str, *, max_length: int = 8, num_outputs: int = 3, **section: object) -> Backbone:
     torch.manual_seed(0)
-    return build_backbone(BackboneSpec(name=name, **section), input_shape=(3, max_length), num_outputs=num_outputs).eval()
+    return build_backbone(BackboneSection(name=name, **section), input_shape=(3, max_length), num_outputs=num_outputs).eval()
 
 
 def text(*lengths: int, width: int) -> Tensor:
@@ -161,7 +161,7 @@ def test_a_folder_without_pretrained_gives_its_configuration_and_fresh_weights(t
 def test_a_checkpoint_rebuilds_without_folder_and_network(family: str, tmp_path: Path) -> None:
     folder = tmp_path / "library"
     library_encoder(family, folder, pad_token_id=3)
-    section = BackboneSpec(name=f"hf/{folder}", pretrained=True)
+    section = BackboneSection(name=f"hf/{folder}", pretrained=True)
     torch.manual_seed(0)
     backbone = build_backbone(section, input_shape=(3, 8), num_outputs=3)
     model = attach_exits(backbone, after=[1], heads="mlp-6", num_outputs=3, input_shape=(3, 8)).eval()
@@ -252,7 +252,7 @@ def test_what_does_not_work_is_one_line(name: str, section: dict[str, object], m
 
 def test_an_encoder_takes_no_images() -> None:
     with pytest.raises(EectlError, match=r"^backbone\.name: hf/bert takes texts, and the data are images; .*$"):
-        build_backbone(BackboneSpec(name="hf/bert"), input_shape=(3, 8, 8), num_outputs=2)
+        build_backbone(BackboneSection(name="hf/bert"), input_shape=(3, 8, 8), num_outputs=2)
 
 
 def test_folders_that_do_not_work_are_one_line(tmp_path: Path) -> None:

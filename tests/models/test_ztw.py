@@ -16,7 +16,7 @@ from eectl.models.backbone import MapFeature, TokenFeature
 from eectl.models.build import attach_ensembles, attach_exits, build_backbone, build_model, model_spec
 from eectl.models.ensembles import ENSEMBLES, Ensembles
 from eectl.models.heads import make_head
-from eectl.recipe.recipe import Backbone
+from eectl.recipe.recipe import BackboneSection
 
 C = 4
 
@@ -156,7 +156,7 @@ def test_early_exit_equals_offline(combine, name):
 @pytest.mark.parametrize("name", ["vit", "resnet20"])
 def test_a_copy_and_its_spec_rebuild_it(name, combine):
     args = {"patch_size": 4, "dim": 16, "mlp_dim": 16, "depth": 3, "heads": 2} if name == "vit" else {}
-    spec, shape = Backbone(name=name, args=args), (3, 8, 8)
+    spec, shape = BackboneSection(name=name, args=args), (3, 8, 8)
     model = attach_exits(
         build_backbone(spec, input_shape=shape, num_outputs=C), after=(0, 1), heads="ztw", num_outputs=C, input_shape=shape
     )

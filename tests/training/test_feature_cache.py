@@ -11,7 +11,7 @@ from eectl.data import load_data
 from eectl.models import build as models
 from eectl.models.adapters.cifar_resnet import CifarResNetBackbone
 from eectl.models.checkpoint import read_about
-from eectl.recipe.recipe import Augment
+from eectl.recipe.data_section import AugmentSection
 from eectl.training.network import first_network, with_exits
 from eectl.training.train import train
 from tests.training.test_train import rows, same, torchrun, weights
@@ -118,12 +118,12 @@ def test_learned_weighting_runs_the_backbone_and_says_so(small, tmp_path, capsys
     assert "phase 3: the frozen backbone runs at every step: l2w takes its batches as they are" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", Augment.model_fields)
+@pytest.mark.parametrize("key", AugmentSection.model_fields)
 def test_what_makes_augmentation_random(small, key):
     value = {"resized_crop": (0.5, 1.0), "trivial": True, "trivial_interpolation": "bilinear", "crop": 1, "flip": True}.get(
         key, 0.5
     )
-    assert Augment(**{key: value}).is_random == (key != "trivial_interpolation") and not Augment().is_random
+    assert AugmentSection(**{key: value}).is_random == (key != "trivial_interpolation") and not AugmentSection().is_random
 
 
 def test_no_graph_reaches_the_frozen_backbone(small):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from eectl.core.errors import EectlError
 from eectl.data import load_data
 from eectl.models.losses import TASKS
-from eectl.recipe.recipe import LearnedWeighting, Optimizer
+from eectl.recipe.recipe import L2wSection, OptimizerSection
 from eectl.recipe.regimes import REGIMES, regime_phases
 from eectl.training.l2w import LearnedWeights, allot, check_phases, check_run, exit_quotas, pseudo_step
 from eectl.training.network import first_network, with_exits
@@ -27,14 +27,14 @@ DOUBLE = replace(
     losses=lambda logits, targets, smoothing: F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none"),
 )
 SETTINGS = {
-    "sgd": Optimizer(name="sgd", lr=0.3, momentum=0.9, weight_decay=0.01),
-    "adamw": Optimizer(name="adamw", lr=0.05, weight_decay=0.1),
+    "sgd": OptimizerSection(name="sgd", lr=0.3, momentum=0.9, weight_decay=0.01),
+    "adamw": OptimizerSection(name="adamw", lr=0.05, weight_decay=0.1),
 }
 
 
 def learner(num_exits=3, **settings):
     torch.manual_seed(3)
-    return LearnedWeights(num_exits, LearnedWeighting(hidden=7, **settings), device=CPU)
+    return LearnedWeights(num_exits, L2wSection(hidden=7, **settings), device=CPU)
 
 
 def half(seed, rows=12, dtype=torch.float64):
@@ -162,7 +162,7 @@ def test_only_the_weight_network_learns(small, backbone):
     head = "sdn" if backbone == "resnet20" else "linear"
     model = with_exits(first_network(recipe, data.info), recipe.exits.model_copy(update={"head": head}), seed=0).model
     model.train_parts({1, 2}, {1})
-    optimizer, learned = make_optimizer(model.parameters(), Optimizer(lr=1e-2)), learner(2, lr=1e-2)
+    optimizer, learned = make_optimizer(model.parameters(), OptimizerSection(lr=1e-2)), learner(2, lr=1e-2)
     images, targets = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
     sum(F.cross_entropy(output.logits, targets) for output in model(images)).backward()
     optimizer.step()

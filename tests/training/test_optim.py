@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eectl.recipe.recipe import Schedule
+from eectl.recipe.recipe import ScheduleSection
 from eectl.training.optim import EarlyStopper, learning_rate
 
 
@@ -24,23 +24,23 @@ def ours(steps, schedule, **kwargs):
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_cosine_with_restarts_is_torchs(factor):
-    schedule = Schedule(name="cosine-restarts", cycle=2, cycle_factor=factor, min_lr=0.01)
+    schedule = ScheduleSection(name="cosine-restarts", cycle=2, cycle_factor=factor, min_lr=0.01)
     expected = torchs(lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 10, factor, 0.01), 75)
     assert ours(75, schedule, steps_per_epoch=5, epochs=15) == pytest.approx(expected)
 
 
 def test_cosine_is_torchs():
-    schedule = Schedule(name="cosine", min_lr=0.02)
+    schedule = ScheduleSection(name="cosine", min_lr=0.02)
     expected = torchs(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 40, 0.02), 40)
     assert ours(40, schedule, steps_per_epoch=4, epochs=10) == pytest.approx(expected)
 
 
 def test_warm_up_rises_to_the_base_and_shifts_the_rest():
-    rates = ours(12, Schedule(name="cosine", warmup=2), steps_per_epoch=4, epochs=3)
+    rates = ours(12, ScheduleSection(name="cosine", warmup=2), steps_per_epoch=4, epochs=3)
     assert rates[:8] == pytest.approx([0.3 * k / 8 for k in range(1, 9)])
     assert rates[8] == pytest.approx(0.3)
     assert rates[10] == pytest.approx(0.15)
-    assert ours(3, Schedule(name="constant"), steps_per_epoch=4, epochs=3) == [0.3] * 3
+    assert ours(3, ScheduleSection(name="constant"), steps_per_epoch=4, epochs=3) == [0.3] * 3
 
 
 def follow(stopper, evaluations):

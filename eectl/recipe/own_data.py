@@ -1,0 +1,104 @@
+"""Data of one's own without writing YAML: what `--data`, `--text`, `--target`, `--backbone` and `--weights` say as recipe keys.
+
+The flags are shorthands: a folder of images becomes `data.name: folder`, a file of texts `data.name: text`, and the rest of the
+recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, never into them; no torch.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eectl.recipe.data_paths import kind_of
+from eectl.recipe.reading import read_recipe
+
+USUAL_SIZE = 224  # what the networks of torchvision, timm and transformers are made for, unless their name says otherwise
+SMALL_SIZE = 32
+SMALL = re.compile(r"resnet(20|32|44|56)|msdnet")  # networks made for CIFAR
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A training run as the flags describe it.
+
+    `recipe` is the recipe to start from (None: as without the flags), `changes` are `key=value` changes that go before those of
+    `--set`, `name` is what the run is called (None: after its recipe), and `notes` say what was chosen for the user.
+    """
+
+    recipe: str | None
+    changes: tuple[str, ...]
+    name: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def own_data(
+    recipe: str | None = None,
+    *,
+    data: str | Path | None = None,
+    text: str | Sequence[str] = (),
+    target: str | None = None,
+    task: str | None = None,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    has_start: bool = False,
+    changes: Iterable[str] = (),
+) -> OwnData:
+    """Say in recipe keys what the flags of `eectl train` that describe one's own data mean.
+
+    Args:
+        recipe: the recipe that the user names. Default: the shipped recipe `folder` or `text`, as `data` is one or the other.
+        data: a folder of images by class, a file of texts, or a folder with `train.csv` or another such file.
+        text: the column of the text, or the two columns of pairs.
+        target: the column to predict.
+        task: `classification` or `regression`, for texts.
+        backbone: the network, such as `timm/resnet18` or `hf/./minilm`. The weights in a folder `hf/./FOLDER` are used.
+        weights: a `.safetensors` file to start from.
+        has_start: whether the run starts from a checkpoint (`--from`), whose recipe then takes the place of a shipped one.
+        changes: the user's `key=value` changes, which go before everything that is chosen here.
+
+    Raises:
+        EectlError: where `data` is not there, or neither a folder nor a file of texts.
+    """
+    keys: dict[str, Any] = {}
+    name, notes = None, []
+    if backbone is not None:
+        keys["backbone"] = {"name": backbone}
+        if weights is None and _holds_weights(backbone):
+            keys["backbone"] |= {"pretrained": True}
+            notes.append(f"{backbone} starts from the weights in that folder; --set backbone.pretrained=false for random ones")
+    if weights is not None:
+        keys |= {"backbone.weights": str(weights)} | ({} if backbone else {"backbone.pretrained": False})
+    if data is not None:
+        kind, name = kind_of(data)
+        recipe = recipe or (None if has_start else kind)
+        keys |= {"data.name": kind, "data.root": str(data)}
+    columns = [text] if isinstance(text, str) else list(text)
+    keys |= {"data.text": columns} if columns else {}
+    keys |= {f"data.{key}": value for key, value in (("target", target), ("task", task)) if value is not None}
+    written = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
+    if data is not None and kind == "folder" and recipe is not None:
+        planned = read_recipe(recipe, changes=[*written, *changes])
+        if planned.data.image_size is None and planned.data.name == "folder":
+            size = usual_size(planned.backbone.name)
+            written.append(f"data.image_size={size}")
+            notes.append(
+                f"images become squares of {size} pixels, as {planned.backbone.name} usually takes them; --set data.image_size=N "
+                "for another size"
+            )
+    return OwnData(recipe, tuple(written), name, tuple(notes))
+
+
+def usual_size(backbone: str) -> int:
+    """Return the side in pixels of the squares that `backbone` is usually trained on: what its name says, else 224, or 32."""
+    if SMALL.fullmatch(backbone):
+        return SMALL_SIZE
+    numbers = re.findall(r"(?<=_)\d{3}(?=_|\.|$)", backbone)
+    return int(numbers[-1]) if numbers else USUAL_SIZE
+
+
+def _holds_weights(backbone: str) -> bool:
+    """Whether `backbone` is hf/FOLDER, and weights lie in that folder."""
+    folder = Path(backbone.removeprefix("hf/")).expanduser()
+    return backbone.startswith("hf/") and folder.is_dir() and any(folder.glob("*.safetensors"))
