@@ -14,7 +14,7 @@ _PATHS = {"naive": "as they are", "matched": "units matched"}
 _LIGHT = 0.6  # cells below this share of the scale get white digits
 
 
-def draw(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
+def draw_connectivity(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
     """Draw the Answer of `analyses.connectivity` into `figure`."""
     if len(labels) == 2:
         _draw_lines(figure, answer.values, labels)

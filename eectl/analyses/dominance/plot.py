@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _DARK = 0.52  # cosines past this get white digits
 
 
-def draw(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
+def draw_dominance(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
     """Draw the Answer of `analyses.dominance` into `figure`."""
     if answer.values["tracked"]:
         _draw_tracked(figure, answer.values["runs"], answer.values["difference"])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from eectl.analyses.settings import PARTS
 from eectl.core.errors import lookup
 from eectl.core.seeds import derive_seed
 from eectl.models.multi_exit import MultiExitModel
@@ -85,6 +86,3 @@ def random_plane(model: nn.Module, names: Iterable[str], *, seed: int, dimension
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-
-
-PARTS: dict[str, tuple[bool, ...]] = {"all": (False, True), "backbone": (False,), "heads": (True,)}

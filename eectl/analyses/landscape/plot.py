@@ -15,7 +15,7 @@ _CLOSE = 50  # the largest loss is less than this many times the smallest
 _MAP = "viridis"
 
 
-def draw(figure: "Figure", answer: Any, labels: Sequence[str]) -> None:
+def draw_landscape(figure: "Figure", answer: Any, labels: Sequence[str]) -> None:
     """Draw the Answer of `analyses.landscape` into `figure`: the total, the first, the middle and the last exit."""
     networks, coordinates = answer.values["networks"], answer.values["coordinates"]
     if isinstance(networks[0]["total"]["loss"][0], list):
