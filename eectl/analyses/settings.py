@@ -156,7 +156,7 @@ class LandscapeSettings(SplitSettings):
     """Settings of the loss landscape."""
 
     split: str = _split("train")
-    points: int = _option(11, "points a side, an odd number: the weights lie in the middle")
+    points: int = _option(21, "points a side, an odd number: the weights lie in the middle")
     span: float = _option(1.0, "how far to go to each side; 1: as far as each filter's own norm")
     dimensions: int = _option(2, "1 for a line, 2 for a plane")
     only: str = _option(

@@ -88,7 +88,7 @@ def ask_connectivity(subjects: Sequence[Subject], settings: ConnectivitySettings
         notes.append(f"units that {', '.join(spec.unknown)} read were left in place, as no rule says what those operations do")
     weights = [{name: tensor.clone() for name, tensor in each.state_dict().items()} for each in models]
     two = list(combinations(range(len(subjects)), 2))
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     with context.count("networks on lines", len(subjects) + len(two) * len(PATHS) * (settings.points - 2)) as step:
 
         def measure(at: Mapping[str, Tensor], place: str) -> Measured:
@@ -111,6 +111,9 @@ def ask_connectivity(subjects: Sequence[Subject], settings: ConnectivitySettings
                 ]
                 lines[path] = _by_split([ends[first], *between, ends[second]])
             pairs.append({**names, "matching": _described(matching), "paths": lines})
+    still = [f"{pair['first']} – {pair['second']}" for pair in pairs if not pair["matching"]["moved"]]
+    if still:
+        notes.append(f"{'; '.join(still)}: matching changed nothing, no order of units is closer than the one they have")
     labels = [subject.label for subject in subjects]
     values = {
         "score": TASKS[yardstick.task].score_name,
@@ -176,6 +179,7 @@ def _by_split(points: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _described(matching: Matching) -> dict[str, Any]:
+    """Say how far matching came, as JSON; `moved` counts the units that changed place."""
     found = asdict(matching)
     found.pop("permutations")
-    return {**found, "orders": list(matching.orders)}
+    return {**found, "orders": list(matching.orders), "moved": matching.moved}
