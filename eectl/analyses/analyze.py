@@ -1,4 +1,4 @@
-"""`eectl analyze`: opens checkpoints, puts one question to them, and writes the answer as JSON, CSV, PNG and PDF."""
+"""`eectl analyze`: open checkpoints, put one question to them, and write the answer as JSON, CSV, PNG and PDF."""
 
 import csv
 from collections import Counter
@@ -10,44 +10,43 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eectl import __version__
-from eectl.analyses.connectivity.connectivity import ask as ask_connectivity
-from eectl.analyses.connectivity.plot import draw as draw_connectivity
+from eectl.analyses.connectivity.connectivity import ask_connectivity
+from eectl.analyses.connectivity.plot import draw_connectivity
 from eectl.analyses.depth_plot import draw_information, draw_rank
-from eectl.analyses.dominance.dominance import ask as ask_dominance
-from eectl.analyses.dominance.plot import draw as draw_dominance
-from eectl.analyses.information import ask as ask_information
-from eectl.analyses.landscape.landscape import ask as ask_landscape
-from eectl.analyses.landscape.plot import draw as draw_landscape
-from eectl.analyses.question import Answer, Context, Settings, Subject
-from eectl.analyses.rank import ask as ask_rank
+from eectl.analyses.dominance.dominance import ask_dominance
+from eectl.analyses.dominance.plot import draw_dominance
+from eectl.analyses.information import ask_information
+from eectl.analyses.landscape.landscape import ask_landscape
+from eectl.analyses.landscape.plot import draw_landscape
+from eectl.analyses.question import Answer, Context, Subject
+from eectl.analyses.rank import ask_rank
+from eectl.analyses.settings import QUESTIONS, Settings, make_settings
+from eectl.core.console import silent
 from eectl.core.distributed import World, join, leave
-from eectl.core.errors import EectlError, lookup
-from eectl.core.figures import save_figures
+from eectl.core.errors import EectlError
+from eectl.core.figures import save_figures, title
 from eectl.core.files import check_outputs, replacing, write_json
 from eectl.core.progress import Display
 from eectl.evaluation.opened import Session, open_session
-from eectl.models.checkpoint import About
+from eectl.models.checkpoint import About, read_about
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND, SCHEMA = "analysis", 1
 SUFFIXES = ("json", "csv", "png", "pdf")
-SPLITS = {name: name for name in ("train", "validation", "calibration", "test")}
+
+
+@dataclass(frozen=True)
+class Method:
+    """The two functions of a question: one computes its answer, the other draws it."""
+
+    ask: Callable[[Sequence[Subject], Any, Context], Answer]
+    draw: "Callable[[Figure, Answer, Sequence[str]], None]"
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """How a question is answered and drawn, the fewest checkpoints it needs, and whether they need attached exits."""
-
-    ask: Callable[[Sequence[Subject], Any, Context], Answer]
-    draw: "Callable[[Figure, Answer, Sequence[str]], None]"
-    least: int = 1
-    needs_exits: bool = True
-
-
-@dataclass(frozen=True)
-class Report:
     """An answer, and what it was asked about and with."""
 
     question: str
@@ -57,70 +56,82 @@ class Report:
     answer: Answer
 
     def to_json(self) -> dict[str, Any]:
-        """What QUESTION.json holds."""
+        """Return what QUESTION.json holds."""
         about = {"kind": KIND, "schema": SCHEMA, "eectl": __version__, "question": self.question, "seed": self.seed}
         given = {"settings": dict(self.settings), "checkpoints": list(self.checkpoints)}
         answer = {"values": self.answer.values, "reading": self.answer.reading, "notes": self.answer.notes}
         return {**about, **given, **answer}
 
 
-def analyze_checkpoints(
+def analyze(
     question: str,
-    paths: Sequence[Path],
-    settings: Settings,
+    checkpoints: str | Path | Sequence[str | Path],
     *,
-    out: Path,
+    out: str | Path,
+    label: Sequence[str] = (),
     seed: int = 0,
-    labels: Sequence[str] = (),
-    device: str = "auto",
-    data_root: Path | None = None,
     batch_size: int | None = None,
+    device: str = "auto",
+    data_root: str | Path | None = None,
+    paper: bool = False,
     overwrite: bool = False,
-    quiet: bool = False,
-    say: Callable[[str], None],
-) -> Report:
-    """Answer a question about checkpoints into `out`/QUESTION.json, .csv, .png and .pdf; `say` takes what belongs on stderr.
+    quiet: bool = True,
+    say: Callable[[str], None] = silent,
+    **options: Any,
+) -> Analysis:
+    """Answer one of the paper's questions about checkpoints, and write the answer into a folder.
 
-    Raises EectlError for checkpoints that the question cannot be put to, before the work where that can be known; nothing is
-    written then.
+    Args:
+        question: gradient-dominance, mode-connectivity, numerical-rank, mutual-information or loss-landscape.
+        checkpoints: files of trained networks, or one; all of one data set.
+        out: the folder for QUESTION.json, .csv, .png and .pdf.
+        label: what to call each checkpoint, in their order; default: its regime.
+        seed: the seed of the rows and of what else is drawn.
+        batch_size: rows at once; default: the recipe's.
+        device: auto, cpu, cuda, cuda:N or mps.
+        data_root: where the data lies; default: where the recipe says.
+        paper: draw the pictures without a title.
+        overwrite: replace files that exist.
+        quiet: show no progress bar.
+        say: takes what the command shows on stderr: notes about the data, files written.
+        **options: the question's own options, as `eectl analyze QUESTION --help` lists them (`--bn-samples` is `bn_samples`).
+
+    Raises:
+        EectlError: for options or checkpoints that the question does not take, before data or weights are read where that can
+            be known by then; nothing is written.
     """
-    analysis = ANALYSES[question]
-    _check_checkpoints(question, paths, labels, least=analysis.least)
-    for name in settings.splits:
-        lookup(SPLITS, name, what="split")
-    files = [out / f"{question}.{suffix}" for suffix in SUFFIXES]
-    for place in (out, *out.parents):
-        if place.is_file():
-            raise EectlError(f"-o {out}: {'' if place == out else f'{place} is '}a file; name a folder")
+    settings = make_settings(question, options)
+    paths = [Path(path) for path in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
+    labels = [label] if isinstance(label, str) else list(label)
+    folder = Path(out)
+    files = [folder / f"{question}.{suffix}" for suffix in SUFFIXES]
+    _check_checkpoints(question, paths, labels, least=QUESTIONS[question].least)
+    _check_folder(folder)
     check_outputs(files, inputs=paths, overwrite=overwrite)
+    abouts = [read_about(path) for path in paths]
+    _check_headers(question, paths, abouts, settings)
     world = join(device)
     try:
         if world.size > 1:
             raise EectlError("analyze runs as one process; start it without torchrun")
-        subjects = _open(question, analysis, paths, settings, labels=labels, world=world, data_root=data_root)
-        for note in dict.fromkeys(note for subject in subjects for note in subject.session.notes):
+        sessions = _open(question, paths, settings, world=world, data_root=None if data_root is None else Path(data_root))
+        names = labels or _labels(abouts, paths)
+        subjects = [Subject(name, session) for name, session in zip(names, sessions, strict=True)]
+        for note in dict.fromkeys(note for session in sessions for note in session.notes):
             say(f"note: {note}")
-        display = Display(quiet=quiet)
-        size = batch_size or min(each.session.checkpoint.about.eval_batch_size for each in subjects)
-        try:
-            answer = analysis.ask(subjects, settings, Context(seed, batch_size, display.counting))
-        except torch.OutOfMemoryError as error:
-            raise EectlError(f"out of memory on {world.device}; try --batch-size {max(size // 2, 1)} (it is {size})") from error
-        finally:
-            display.close()
+        answer = _ask(question, subjects, settings, seed=seed, batch_size=batch_size, quiet=quiet)
     finally:
         leave()
-    checkpoints = [_described(subject, settings) for subject in subjects]
-    report = Report(question, seed, asdict(settings), checkpoints, answer)
-    _write(files, report, analysis)
+    analysis = Analysis(question, seed, asdict(settings), [_described(subject, settings) for subject in subjects], answer)
+    _write(files, analysis, paper=paper)
     say(f"{', '.join(map(str, files))}: written")
-    return report
+    return analysis
 
 
 def _check_checkpoints(question: str, paths: Sequence[Path], labels: Sequence[str], *, least: int) -> None:
     """Raise EectlError for too few checkpoints, one given twice, and labels that do not tell them apart."""
     if len(paths) < least:
-        raise EectlError(f"{question}: {len(paths)} checkpoint; it compares at least {least}, name another")
+        raise EectlError(f"{question}: {len(paths)} checkpoint{'s' * (len(paths) != 1)}; it takes at least {least}, name another")
     twice = next((path for path, count in Counter(path.resolve() for path in paths).items() if count > 1), None)
     if twice is not None:
         raise EectlError(f"{twice} is named twice; name each checkpoint once")
@@ -131,36 +142,63 @@ def _check_checkpoints(question: str, paths: Sequence[Path], labels: Sequence[st
         raise EectlError(f"--label: '{same}' stands twice; give each checkpoint another")
 
 
-def _open(
-    question: str,
-    analysis: Analysis,
-    paths: Sequence[Path],
-    settings: Settings,
-    *,
-    labels: Sequence[str],
-    world: World,
-    data_root: Path | None,
-) -> list[Subject]:
-    """Every checkpoint with its data, which is read once where the recipes say the same of it."""
+def _check_folder(out: Path) -> None:
+    """Raise EectlError where the folder to write into is a file, or would lie below one."""
+    for place in (out, *out.parents):
+        if place.is_file():
+            raise EectlError(f"-o {out}: {'' if place == out else f'{place} is '}a file; name a folder")
+
+
+def _check_headers(question: str, paths: Sequence[Path], abouts: Sequence[About], settings: Settings) -> None:
+    """Raise EectlError for what the headers of the checkpoints tell: exits that are missing, training on other rows.
+
+    Test rows are compared once they are read, as those of today may differ from the recorded ones.
+    """
+    for path, about in zip(paths, abouts, strict=True):
+        if QUESTIONS[question].needs_exits and not about.spec.after:
+            raise EectlError(f"{path}: no exits, which {question} is about; put some on it with eectl attach-heads, and train")
+    recorded = [{name: each.get("fingerprint") for name, each in about.splits.items()} for about in abouts]
+    for path, splits in zip(paths[1:], recorded[1:], strict=True):
+        for name in settings.splits:
+            if name != "test" and splits.get(name) != recorded[0].get(name):
+                raise _other_rows(question, path, paths[0], name)
+
+
+def _other_rows(question: str, path: Path, other: Path, split: str) -> EectlError:
+    return EectlError(
+        f"{question}: {path} and {other} differ in their {split} rows; give checkpoints of one data set and split_seed"
+    )
+
+
+def _open(question: str, paths: Sequence[Path], settings: Settings, *, world: World, data_root: Path | None) -> list[Session]:
+    """Open every checkpoint with its data, which is read once where the recipes say the same of it."""
     sessions: list[Session] = []
     for path in paths:
         session = open_session(path, world=world, data_root=data_root, needs=settings.splits, like=sessions)
-        if analysis.needs_exits and session.checkpoint.model.num_exits == 1:
-            raise EectlError(f"{path}: no exits, which {question} is about; put some on it with eectl attach-heads, and train")
         for other in sessions:
             for name in settings.splits:
                 if other.data.splits[name].fingerprint != session.data.splits[name].fingerprint:
-                    raise EectlError(
-                        f"{question}: {path} and {other.checkpoint.path} differ in their {name} rows; give checkpoints of one "
-                        "data set and split_seed"
-                    )
+                    raise _other_rows(question, path, other.checkpoint.path, name)
         sessions.append(session)
-    names = labels or _labels([session.checkpoint.about for session in sessions], paths)
-    return [Subject(name, session) for name, session in zip(names, sessions, strict=True)]
+    return sessions
+
+
+def _ask(
+    question: str, subjects: Sequence[Subject], settings: Settings, *, seed: int, batch_size: int | None, quiet: bool
+) -> Answer:
+    display = Display(quiet=quiet)
+    size = batch_size or min(each.session.checkpoint.about.eval_batch_size for each in subjects)
+    try:
+        return ANALYSES[question].ask(subjects, settings, Context(seed, batch_size, display.counting))
+    except torch.OutOfMemoryError as error:
+        device = subjects[0].session.world.device
+        raise EectlError(f"out of memory on {device}; try --batch-size {max(size // 2, 1)} (it is {size})") from error
+    finally:
+        display.close()
 
 
 def _labels(abouts: Sequence[About], paths: Sequence[Path]) -> list[str]:
-    """The regimes; with their seeds, or else the names of their folders, where that does not tell them apart."""
+    """Name checkpoints by their regimes; where those do not tell them apart, by regime and seed, by folder, or by path."""
     regimes = [str(about.recipe.get("regime", "")) if about.spec.after else "backbone" for about in abouts]
     with_seeds = [f"{regime}, seed {about.recipe.get('seed', 0)}" for regime, about in zip(regimes, abouts, strict=True)]
     folders = [path.parent.name or str(path) for path in paths]
@@ -171,6 +209,7 @@ def _labels(abouts: Sequence[About], paths: Sequence[Path]) -> list[str]:
 
 
 def _described(subject: Subject, settings: Settings) -> dict[str, Any]:
+    """Say which checkpoint a subject is: file, digest, network, recipe and the rows that the question read."""
     checkpoint = subject.session.checkpoint
     splits = {name: subject.session.data.splits[name].fingerprint for name in settings.splits}
     return {
@@ -186,21 +225,28 @@ def _described(subject: Subject, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _write(files: Sequence[Path], report: Report, analysis: Analysis) -> None:
+def _write(files: Sequence[Path], analysis: Analysis, *, paper: bool) -> None:
+    """Write the answer: JSON, CSV, and the picture in both formats."""
     as_json, as_csv, *pictures = files
-    labels = [str(checkpoint["label"]) for checkpoint in report.checkpoints]
-    save_figures(pictures, lambda figure: analysis.draw(figure, report.answer, labels))
+    labels = [str(checkpoint["label"]) for checkpoint in analysis.checkpoints]
+    data, network = (", ".join(dict.fromkeys(str(each[key]) for each in analysis.checkpoints)) for key in ("data", "network"))
+
+    def draw(figure: "Figure") -> None:
+        ANALYSES[analysis.question].draw(figure, analysis.answer, labels)
+        title(figure, f"{data}, {network}: {analysis.question.replace('-', ' ')}", paper=paper)
+
+    save_figures(pictures, draw)
     with replacing(as_csv) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(report.answer.records[0]), lineterminator="\n")
+        writer = csv.DictWriter(handle, fieldnames=list(analysis.answer.records[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(report.answer.records)
-    write_json(as_json, report.to_json())
+        writer.writerows(analysis.answer.records)
+    write_json(as_json, analysis.to_json())
 
 
-ANALYSES: dict[str, Analysis] = {
-    "gradient-dominance": Analysis(ask_dominance, draw_dominance),
-    "mode-connectivity": Analysis(ask_connectivity, draw_connectivity, least=2, needs_exits=False),
-    "numerical-rank": Analysis(ask_rank, draw_rank, needs_exits=False),
-    "mutual-information": Analysis(ask_information, draw_information, needs_exits=False),
-    "loss-landscape": Analysis(ask_landscape, draw_landscape, needs_exits=False),
+ANALYSES: dict[str, Method] = {
+    "gradient-dominance": Method(ask_dominance, draw_dominance),
+    "mode-connectivity": Method(ask_connectivity, draw_connectivity),
+    "numerical-rank": Method(ask_rank, draw_rank),
+    "mutual-information": Method(ask_information, draw_information),
+    "loss-landscape": Method(ask_landscape, draw_landscape),
 }

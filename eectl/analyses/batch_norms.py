@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eectl.analyses.question import Context, Subject, check_count, check_split, sample_batches, sample_rows
+from eectl.analyses.question import Context, Subject, check_split, sample_batches, sample_rows
+from eectl.analyses.settings import check_count
 from eectl.core.seeds import derive_seed
 
 

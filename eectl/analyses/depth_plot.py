@@ -1,4 +1,4 @@
-"""Pictures of what changes with depth: rank and information by block, a line per network, exits marked."""
+"""Draw what changes with depth: rank and information by block, a line per network, filled markers where an exit follows."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def draw_rank(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
-    """The Answer of `analyses.rank`: numerical and effective rank against the block."""
+    """Draw the numerical and the effective rank against the block."""
     figure.set_size_inches(9.6, 4.4)
     left, right = figure.subplots(1, 2)
     for axes, key, name in ((left, "rank", "numerical rank"), (right, "effective_rank", "effective rank")):
@@ -23,7 +23,7 @@ def draw_rank(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
 
 
 def draw_information(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
-    """The Answer of `analyses.information`: I(X;Z) with its bounds and log n, and I(Y;Z) with what chance gives."""
+    """Draw I(X;Z) with its bounds and log n, and I(Y;Z) with what chance gives, against the block."""
     figure.set_size_inches(9.6, 4.4)
     left, right = figure.subplots(1, 2)
     networks = answer.values["networks"]
@@ -49,7 +49,7 @@ def _draw_ceiling(axes: "Axes", value: float, name: str) -> None:
 
 
 def _draw_lines(axes: "Axes", networks: Sequence[Mapping[str, Any]], key: str) -> None:
-    """A line per network; full marks where an exit follows the block, hollow ones elsewhere."""
+    """Draw a line per network; markers are filled where an exit follows the block and hollow elsewhere."""
     from matplotlib.ticker import MaxNLocator
 
     for index, one in enumerate(networks):
@@ -60,7 +60,7 @@ def _draw_lines(axes: "Axes", networks: Sequence[Mapping[str, Any]], key: str) -
         axes.plot(values, label=one["label"], marker=style["marker"], ms=style["ms"], mfc="white", **line)
         places = [block for block, is_exit in enumerate(exits) if is_exit]
         axes.plot(places, [values[block] for block in places], style["marker"], color=style["color"], ms=style["ms"])
-    axes.set_xlabel("block (full marks: an exit follows)")
+    axes.set_xlabel("block (filled markers: an exit follows)")
     axes.grid(axis="y", color="#e3e3e3", lw=0.7)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from eectl.analyses.probe import probe, resolve_view
-from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
+from eectl.analyses.question import Answer, Context, Subject, check_split, sample_batches, sample_rows
+from eectl.analyses.settings import InformationSettings, check_count
 from eectl.analyses.tables import Listing, Scalar
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
@@ -24,16 +25,6 @@ from eectl.evaluation.opened import preparing
 CHUNK = 1000  # rows whose distances to all others are held at once
 SATURATED = 0.9  # share of log n from which an estimate says more about n than about the network
 BINS = 10  # groups of equal size that stand for a regression's target
-
-
-@dataclass(frozen=True)
-class InformationSettings(SplitSettings):
-    """`samples` rows of `split`; a block's `view`, projected to `dimensions`; noise of variance `noise` × the mean variance."""
-
-    samples: int = 5_000
-    dimensions: int = 8
-    noise: float = 0.3
-    view: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -133,12 +124,8 @@ class InformationReader:
         self.projected.setdefault(block, []).append(activations.float().cpu())
 
 
-def ask(subjects: Sequence[Subject], settings: InformationSettings, context: Context) -> Answer:
+def ask_information(subjects: Sequence[Subject], settings: InformationSettings, context: Context) -> Answer:
     """I(X;Z) with its bounds, and I(Y;Z), at every block. Raises EectlError for settings that give none."""
-    check_count(settings.samples, 3, option="--samples", why="information is about which of the rows it was")
-    check_count(settings.dimensions, 1, option="--dimensions", why="activations are projected to that many")
-    if not (0 < settings.noise < math.inf):
-        raise EectlError(f"--noise {settings.noise:g}: a share of the activations' variance above 0, such as 0.3")
     found = [_measure(subject, settings, context) for subject in subjects]
     tables = [_listing(found, "sampled", "I(X;Z) in nats by block, Monte Carlo")]
     tables += [_listing(found, "label", "I(Y;Z) in nats by block")]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eectl.analyses.tables import Listing, Scalar
-from eectl.core.errors import EectlError, lookup
+from eectl.core.errors import lookup
 from eectl.core.seeds import derive_seed
 from eectl.data import Batch, Split
 from eectl.evaluation.opened import Session
@@ -21,28 +21,6 @@ class Subject:
 
     label: str
     session: Session
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user can set: fields that a question adds."""
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that the question reads."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class SplitSettings(Settings):
-    """Settings of a question about the rows of one `split`."""
-
-    split: str = "test"
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that the question reads."""
-        return (self.split,)
 
 
 @dataclass(frozen=True)
@@ -97,9 +75,3 @@ def sample_batches(split: Split, rows: Tensor, batch_size: int) -> Iterator[Batc
 def check_split(session: Session, name: str) -> Split:
     """A split by its name; raises EectlError that lists those there are."""
     return lookup(session.data.splits, name, what="split")
-
-
-def check_count(count: int, least: int, *, option: str, why: str) -> None:
-    """Raise EectlError where a setting is below what the question needs."""
-    if count < least:
-        raise EectlError(f"{option} {count}: at least {least}; {why}")

@@ -11,23 +11,14 @@ import torch
 from torch import Tensor
 
 from eectl.analyses.probe import probe, resolve_view
-from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
+from eectl.analyses.question import Answer, Context, Subject, check_split, sample_batches, sample_rows
+from eectl.analyses.settings import RankSettings
 from eectl.analyses.tables import Listing, Scalar
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
 from eectl.evaluation.opened import preparing
 
 MEMORY = 2**30  # bytes of running sums that one pass may hold; more blocks than that take another pass
-
-
-@dataclass(frozen=True)
-class RankSettings(SplitSettings):
-    """`samples` rows of `split`, at most `features` numbers of a block's `view`, eigenvalues above `tolerance` of the largest."""
-
-    samples: int = 10_000
-    features: int = 2_000
-    view: str = "auto"
-    tolerance: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -119,12 +110,8 @@ class RankReader:
         self.covariances[block].add(activations)
 
 
-def ask(subjects: Sequence[Subject], settings: RankSettings, context: Context) -> Answer:
+def ask_rank(subjects: Sequence[Subject], settings: RankSettings, context: Context) -> Answer:
     """The numerical and the effective rank of every block. Raises EectlError for settings that give no rank."""
-    check_count(settings.samples, 2, option="--samples", why="a covariance needs two rows")
-    check_count(settings.features, 2, option="--features", why="a rank needs two features")
-    if not 0 < settings.tolerance < 1:
-        raise EectlError(f"--tolerance {settings.tolerance:g}: a share of the largest eigenvalue, between 0 and 1, such as 1e-3")
     found = [_measure(subject, settings, context) for subject in subjects]
     for subject, one in zip(subjects, found, strict=True):
         most = max(block["rank"] for block in one["blocks"])

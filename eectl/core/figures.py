@@ -26,6 +26,13 @@ def line_style(index: int) -> dict[str, Any]:
     }
 
 
+def exit_colour(index: int, num_exits: int) -> tuple[float, float, float, float]:
+    """Return the colour of the `index`-th of ordered exits: dark for the first to bright for the last."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](0.92 * index / max(num_exits - 1, 1))
+
+
 def title(figure: "Figure", text: str, *, paper: bool) -> None:
     """Put a title above everything in the figure; with `paper` leave it out, as a caption will say it."""
     if not paper:

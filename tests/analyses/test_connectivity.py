@@ -10,10 +10,10 @@ from running import refused
 from torch import nn
 from torch.nn import functional
 
-from eectl.analyses.analyze import analyze_checkpoints
+from eectl.analyses.analyze import analyze
 from eectl.analyses.batch_norms import reestimate
 from eectl.analyses.connectivity import barriers
-from eectl.analyses.connectivity.connectivity import ConnectivitySettings, interpolate
+from eectl.analyses.connectivity.connectivity import interpolate
 from eectl.analyses.connectivity.permutations import find_permutations
 from eectl.data import load_data
 from eectl.models.checkpoint import load_checkpoint, save_checkpoint
@@ -97,8 +97,7 @@ def runs(tmp_path_factory):
 
 def connect(paths, out, **settings):
     settings = {"points": 5, "samples": 60, "bn_samples": 64, "orders": 3} | settings
-    settings = ConnectivitySettings(**settings)
-    analyze_checkpoints("mode-connectivity", paths, settings, out=out, device="cpu", quiet=True, say=print)
+    analyze("mode-connectivity", paths, out=out, device="cpu", say=print, **settings)
     return json.loads((out / "mode-connectivity.json").read_text())
 
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from running import eectl
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
-from eectl.analyses.analyze import analyze_checkpoints
-from eectl.analyses.dominance.dominance import DominanceSettings, _moments
+from eectl.analyses.analyze import analyze
+from eectl.analyses.dominance.dominance import _moments
+from eectl.analyses.settings import DominanceSettings
 from eectl.core.errors import EectlError
 from eectl.data import load_data
 from eectl.models import build as models
@@ -41,8 +42,7 @@ def runs(tmp_path_factory):
 
 def answer(paths, out, **settings):
     more = {name: settings.pop(name) for name in ("seed", "batch_size") if name in settings}
-    settings = DominanceSettings(**settings)
-    analyze_checkpoints(QUESTION, paths, settings, out=out, device="cpu", quiet=True, say=lambda _: None, **more)
+    analyze(QUESTION, paths, out=out, device="cpu", **settings, **more)
     return json.loads((out / f"{QUESTION}.json").read_text())
 
 
@@ -107,7 +107,7 @@ def test_train_mode_leaves_the_network_as_it_was(runs, monkeypatch):
     """BatchNorm statistics and mode, under the question itself."""
     from contextlib import contextmanager
 
-    from eectl.analyses.dominance.dominance import ask
+    from eectl.analyses.dominance.dominance import ask_dominance
     from eectl.analyses.question import Context, Subject
     from eectl.core.distributed import World
     from eectl.evaluation.opened import open_session
@@ -119,10 +119,10 @@ def test_train_mode_leaves_the_network_as_it_was(runs, monkeypatch):
     session = open_session(runs / "joint" / "model.safetensors", world=World(0, 1, torch.device("cpu")))
     model, drawn = session.checkpoint.model, torch.get_rng_state()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = ask([Subject("one", session)], DominanceSettings(samples=64, train_mode=True), Context(0, None, count))
+    found = ask_dominance([Subject("one", session)], DominanceSettings(samples=64, train_mode=True), Context(0, None, count))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), drawn)
-    plain = ask([Subject("one", session)], DominanceSettings(samples=64), Context(0, None, count))
+    plain = ask_dominance([Subject("one", session)], DominanceSettings(samples=64), Context(0, None, count))
     assert plain.values["networks"][0]["cosine"] != found.values["networks"][0]["cosine"]
 
 

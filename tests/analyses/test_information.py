@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from eectl.analyses.analyze import analyze_checkpoints
-from eectl.analyses.information import InformationReader, InformationSettings, estimate_information
+from eectl.analyses.analyze import analyze
+from eectl.analyses.information import InformationReader, estimate_information
 from eectl.core.errors import EectlError
 from eectl.training.train import train
 from tests.conftest import small_recipe
@@ -118,9 +118,7 @@ def runs(tmp_path_factory):
 
 
 def ask(paths, out, **settings):
-    report = analyze_checkpoints(
-        "mutual-information", paths, InformationSettings(**settings), out=out, device="cpu", quiet=True, say=lambda _: None
-    )
+    report = analyze("mutual-information", paths, out=out, device="cpu", **settings)
     return report, json.loads((out / "mutual-information.json").read_text())["values"]
 
 

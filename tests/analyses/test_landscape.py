@@ -12,12 +12,13 @@ from torch import nn
 from toy_exits import toy_model
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
-from eectl.analyses.analyze import analyze_checkpoints
+from eectl.analyses.analyze import analyze
 from eectl.analyses.batch_norms import reestimate
-from eectl.analyses.landscape.landscape import LandscapeSettings, ask
+from eectl.analyses.landscape.landscape import ask_landscape
 from eectl.analyses.landscape.plane import filter_normalised, moved_names, random_plane, raw_noise
 from eectl.analyses.landscape.surfaces import CURVATURE_STEP, column, grid_coordinates, places
 from eectl.analyses.question import Context, Subject
+from eectl.analyses.settings import LandscapeSettings
 from eectl.core.distributed import World
 from eectl.core.errors import EectlError
 from eectl.data import load_data
@@ -54,14 +55,13 @@ def opened(path):
 def asked(subject, *, seed=0, batch_size=1000, **settings):
     """The one network's values."""
     given = {"points": 3, "samples": 40} | settings
-    return ask([subject], LandscapeSettings(**given), Context(seed, batch_size, no_bar)).values["networks"][0]
+    return ask_landscape([subject], LandscapeSettings(**given), Context(seed, batch_size, no_bar)).values["networks"][0]
 
 
 def answer(paths, out, **settings):
     given = {"points": 3, "samples": 40} | settings
     more = {name: given.pop(name) for name in ("seed", "batch_size") if name in given}
-    settings = LandscapeSettings(**given)
-    analyze_checkpoints(QUESTION, paths, settings, out=out, device="cpu", quiet=True, say=lambda _: None, **more)
+    analyze(QUESTION, paths, out=out, device="cpu", **given, **more)
     return json.loads((out / f"{QUESTION}.json").read_text())
 
 

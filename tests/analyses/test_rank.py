@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from eectl.analyses import rank as module
-from eectl.analyses.analyze import analyze_checkpoints
-from eectl.analyses.rank import Covariance, RankSettings, summarize_spectrum
+from eectl.analyses.analyze import analyze
+from eectl.analyses.rank import Covariance, summarize_spectrum
 from eectl.core.errors import EectlError
 from eectl.data import load_data
 from eectl.models.checkpoint import load_checkpoint
@@ -63,7 +63,7 @@ def runs(tmp_path_factory):
 
 
 def answer(paths, out, **settings):
-    analyze_checkpoints("numerical-rank", paths, RankSettings(**settings), out=out, device="cpu", quiet=True, say=lambda _: None)
+    analyze("numerical-rank", paths, out=out, device="cpu", **settings)
     return json.loads((out / "numerical-rank.json").read_text())["values"]
 
 

@@ -27,7 +27,8 @@ from eectl.analyses.connectivity.permutations import (
     logits_of,
 )
 from eectl.analyses.connectivity.same_shape import check_alike, common_starts, without_heads
-from eectl.analyses.question import Answer, Context, Settings, Subject, check_count, sample_batches, sample_rows
+from eectl.analyses.question import Answer, Context, Subject, sample_batches, sample_rows
+from eectl.analyses.settings import ConnectivitySettings
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
 from eectl.data import Batch
@@ -39,23 +40,6 @@ CHECK_ROWS = 16  # on which a permuted network must do what the original does
 
 Measured = dict[str, dict[str, list[float]]]
 """Split → `loss` or `score` → [exit]."""
-
-
-@dataclass(frozen=True)
-class ConnectivitySettings(Settings):
-    """`points` networks on each line, ends included, on `samples` rows of train and of test each; BatchNorm's statistics anew
-    from `bn_samples` train rows at each unless `reestimate` is off; `orders` random orders of matching."""
-
-    points: int = 11
-    samples: int = 1000
-    bn_samples: int = 1000
-    orders: int = 5
-    reestimate: bool = True
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that the question reads."""
-        return SPLITS
 
 
 @dataclass(frozen=True)
@@ -87,14 +71,11 @@ class _Yardstick:
         return {"loss": loss, "score": score}
 
 
-def ask(subjects: Sequence[Subject], settings: ConnectivitySettings, context: Context) -> Answer:
+def ask_connectivity(subjects: Sequence[Subject], settings: ConnectivitySettings, context: Context) -> Answer:
     """Loss and score of every exit along the line between each two networks, and the barriers (paper Figure 3).
 
     Raises EectlError for networks that differ in more than their weights, and where permuting units changes what one computes.
     """
-    check_count(settings.points, 3, option="--points", why="the two ends and what lies between")
-    check_count(settings.samples, 1, option="--samples", why="a loss is a mean over rows")
-    check_count(settings.orders, 1, option="--orders", why="matching runs at least once")
     notes = [*check_alike(subjects), *common_starts(subjects)]
     models = without_heads(subjects)
     model, yardstick = models[0], _prepare(subjects[0], settings, context)
@@ -107,7 +88,7 @@ def ask(subjects: Sequence[Subject], settings: ConnectivitySettings, context: Co
         notes.append(f"units that {', '.join(spec.unknown)} read were left in place, as no rule says what those operations do")
     weights = [{name: tensor.clone() for name, tensor in each.state_dict().items()} for each in models]
     two = list(combinations(range(len(subjects)), 2))
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     with context.count("networks on lines", len(subjects) + len(two) * len(PATHS) * (settings.points - 2)) as step:
 
         def measure(at: Mapping[str, Tensor], place: str) -> Measured:
@@ -130,6 +111,9 @@ def ask(subjects: Sequence[Subject], settings: ConnectivitySettings, context: Co
                 ]
                 lines[path] = _by_split([ends[first], *between, ends[second]])
             pairs.append({**names, "matching": _described(matching), "paths": lines})
+    still = [f"{pair['first']} – {pair['second']}" for pair in pairs if not pair["matching"]["moved"]]
+    if still:
+        notes.append(f"{'; '.join(still)}: matching changed nothing, no order of units is closer than the one they have")
     labels = [subject.label for subject in subjects]
     values = {
         "score": TASKS[yardstick.task].score_name,
@@ -195,6 +179,7 @@ def _by_split(points: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _described(matching: Matching) -> dict[str, Any]:
+    """Say how far matching came, as JSON; `moved` counts the units that changed place."""
     found = asdict(matching)
     found.pop("permutations")
-    return {**found, "orders": list(matching.orders)}
+    return {**found, "orders": list(matching.orders), "moved": matching.moved}

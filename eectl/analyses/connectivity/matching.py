@@ -31,6 +31,11 @@ class Matching:
     orders: tuple[float, ...]
     sweeps: int
 
+    @property
+    def moved(self) -> int:
+        """How many units changed place."""
+        return sum(int((order != torch.arange(len(order))).sum()) for order in self.permutations)
+
 
 @dataclass
 class _Part:

@@ -1,21 +1,22 @@
-"""Pictures of mode connectivity: the lines between two networks, or the barriers of all pairs as maps (paper's Figure 3)."""
+"""Draw mode connectivity: the lines between two networks, or the barriers of all pairs as maps (paper's Figure 3)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eectl.analyses.question import Answer
-from eectl.core.figures import line_style
+from eectl.core.figures import DASHES, exit_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _PATHS = {"naive": "as they are", "matched": "units matched"}
+_STYLES: dict[str, Any] = {"naive": DASHES[1], "matched": DASHES[0]}
 _LIGHT = 0.6  # cells below this share of the scale get white digits
 
 
-def draw(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
-    """Draw the Answer of `analyses.connectivity` into `figure`."""
+def draw_connectivity(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
+    """Draw a connectivity answer into `figure`: lines for two networks, maps for more."""
     if len(labels) == 2:
         _draw_lines(figure, answer.values, labels)
     else:
@@ -23,36 +24,49 @@ def draw(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
 
 
 def _draw_lines(figure: "Figure", values: Mapping[str, Any], labels: Sequence[str]) -> None:
-    """Loss above, score below; train left, test right; a thin line per exit and a bold one for their mean."""
-    figure.set_size_inches(8.0, 6.2)
+    """Draw loss above and score below, train left and test right: a thin line per exit, a bold one for their mean."""
+    figure.set_size_inches(8.0, 6.6)
     pair, shares = values["pairs"][0], values["lambdas"]
     grid = figure.subplots(2, 2, sharex=True, sharey="row")
-    for row, (what, name) in enumerate((("loss", "loss"), ("score", values["score"]))):
+    name, scale = ("accuracy, %", 100.0) if values["score"] == "accuracy" else (f"{values['score']}, lower is better", 1.0)
+    for row, (what, label, factor) in enumerate((("loss", "loss", 1.0), ("score", name, scale))):
         for axes, split in zip(grid[row], ("train", "test"), strict=True):
-            for index, path in enumerate(_PATHS):
-                _draw_path(axes, shares, pair["paths"][path][split][what], index, _PATHS[path])
+            for path in _PATHS:
+                curves = [[factor * value for value in point] for point in pair["paths"][path][split][what]]
+                _draw_path(axes, shares, curves, path)
             axes.grid(axis="y", color="#e4e4e4", lw=0.6)
             axes.set_axisbelow(True)
             if row == 0:
                 axes.set_title(f"{split}, {values['samples'][split]} rows", fontsize=10, loc="left")
-        grid[row][0].set_ylabel(name)
+        grid[row][0].set_ylabel(label)
     for axes in grid[1]:
-        axes.set_xlabel("λ")
+        axes.set_xlabel("λ, the share of the second network")
         axes.set_xticks([0, 0.5, 1], [f"0\n{_short(labels[0])}", "0.5", f"1\n{_short(labels[1])}"])
-    handles = grid[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    _draw_legends(figure, num_exits=len(pair["paths"]["naive"]["test"]["loss"][0]), moved=pair["matching"]["moved"])
 
 
-def _draw_path(axes: "Axes", shares: Sequence[float], curves: Sequence[Sequence[float]], index: int, name: str) -> None:
-    style = line_style(index)
-    for losses in zip(*curves, strict=True):
-        axes.plot(shares, losses, color=style["color"], lw=0.7, alpha=0.4)
-    means = [sum(values) / len(values) for values in curves]
-    axes.plot(shares, means, label=f"{name} (bold: mean over exits)", **(style | {"lw": 2.2}))
+def _draw_path(axes: "Axes", shares: Sequence[float], curves: Sequence[Sequence[float]], path: str) -> None:
+    num_exits = len(curves[0])
+    for index, values in enumerate(zip(*curves, strict=True)):
+        axes.plot(shares, values, color=exit_colour(index, num_exits), ls=_STYLES[path], lw=1.0)
+    if num_exits > 1:
+        axes.plot(shares, [sum(point) / num_exits for point in curves], color="black", ls=_STYLES[path], lw=2.0)
+
+
+def _draw_legends(figure: "Figure", *, num_exits: int, moved: int) -> None:
+    """Say which colour is which exit, and which dash is which line; where no unit moved, that the two lines are one."""
+    from matplotlib.lines import Line2D
+
+    exits = [Line2D([], [], color=exit_colour(index, num_exits), lw=1.4, label=f"exit {index + 1}") for index in range(num_exits)]
+    mean = [Line2D([], [], color="black", lw=2.0, label="mean over exits")] if num_exits > 1 else []
+    names = dict(_PATHS) if moved else _PATHS | {"matched": "units matched: none changed place, so it is the same line"}
+    paths = [Line2D([], [], color="black", ls=_STYLES[path], lw=1.2, label=name) for path, name in names.items()]
+    figure.legend(handles=paths, loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=3)
+    figure.legend(handles=[*exits, *mean], loc="outside lower center", ncols=min(num_exits + 1, 7), frameon=False, fontsize=9)
 
 
 def _draw_maps(figure: "Figure", values: Mapping[str, Any], labels: Sequence[str]) -> None:
-    """Mean barriers on both splits, as the networks are and matched, on one scale."""
+    """Draw the mean barriers on both splits, as the networks are and matched, on one scale."""
     size = 1.5 + 0.62 * len(labels)
     figure.set_size_inches(2 * size + 1.4, 2 * size)
     maps = values["barriers"]
@@ -67,7 +81,8 @@ def _draw_maps(figure: "Figure", values: Mapping[str, Any], labels: Sequence[str
                     if x != y:
                         colour = "white" if value < _LIGHT * highest else "black"
                         axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
-            axes.set_title(f"{name}, {split}", fontsize=10, loc="left")
+            same = path == "matched" and not any(pair["matching"]["moved"] for pair in values["pairs"])
+            axes.set_title(f"{name}, {split}" + (" (none moved)" if same else ""), fontsize=10, loc="left")
             axes.set_xticks(range(len(labels)), [_short(label) for label in labels], rotation=45, ha="right")
             axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
             axes.tick_params(length=0)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from eectl.analyses.dominance.tracked import ask_tracked, exit_listing, leader, leaders
-from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
+from eectl.analyses.question import Answer, Context, Subject, check_split, sample_batches, sample_rows
+from eectl.analyses.settings import DominanceSettings, check_count
 from eectl.analyses.tables import Scalar
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
@@ -21,22 +22,6 @@ from eectl.training.gradient_dominance import Dominance, dominance, gram_matrice
 
 
 @dataclass(frozen=True)
-class DominanceSettings(SplitSettings):
-    """`samples` rows of `split`, in whole batches; `train_mode`: batch statistics and dropout as in training; `tracked`: none of
-    these, but what the runs tracked while they trained."""
-
-    split: str = "train"
-    samples: int = 2000
-    train_mode: bool = False
-    tracked: bool = False
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that the question reads."""
-        return () if self.tracked else (self.split,)
-
-
-@dataclass(frozen=True)
 class _Measured:
     """One network's Gram matrices, float64 [batch, segment, exit, exit], and what they were taken with."""
 
@@ -46,7 +31,7 @@ class _Measured:
     batch_size: int
 
 
-def ask(subjects: Sequence[Subject], settings: DominanceSettings, context: Context) -> Answer:
+def ask_dominance(subjects: Sequence[Subject], settings: DominanceSettings, context: Context) -> Answer:
     """The cosine of each exit's gradient with the weighted sum of all, on the backbone's parameters (paper §3.1, Figure 2).
 
     The mean and the standard deviation over batches, without augmentation. Raises EectlError for too few samples and for
@@ -54,7 +39,6 @@ def ask(subjects: Sequence[Subject], settings: DominanceSettings, context: Conte
     """
     if settings.tracked:
         return ask_tracked(subjects)
-    check_count(settings.samples, 2, option="--samples", why="a gradient is taken over a batch")
     measured = [_measure(subject, settings, context) for subject in subjects]
     found = [_summary(subject, each, settings) for subject, each in zip(subjects, measured, strict=True)]
     rows = {subject.label: one["cosine"]["mean"] for subject, one in zip(subjects, found, strict=True)}

@@ -1,20 +1,19 @@
-"""Pictures of gradient dominance: networks against exits as a map with its numbers, and Figure 2's curves while training."""
+"""Draw gradient dominance: networks against exits as a map with its numbers, and the curves while training (Figure 2)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eectl.analyses.question import Answer
-from eectl.core.figures import MARKERS
+from eectl.core.figures import MARKERS, exit_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DARK = 0.52  # cosines past this get white digits
 
-
-def draw(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
-    """Draw the Answer of `analyses.dominance` into `figure`."""
+def draw_dominance(figure: "Figure", answer: Answer, labels: Sequence[str]) -> None:
+    """Draw a dominance answer into `figure`: maps for finished networks, curves for tracked runs."""
     if answer.values["tracked"]:
         _draw_tracked(figure, answer.values["runs"], answer.values["difference"])
     else:
@@ -28,17 +27,19 @@ def _draw_maps(figure: "Figure", networks: Sequence[Mapping[str, Any]], labels: 
         "cosine": "cosine of each exit's gradient with the total",
         "prefix_cosine": "the same over the blocks that the exit stands on",
     }
-    for axes, (name, title) in zip(figure.subplots(2, 1, sharex=True), titles.items(), strict=True):
+    scale, norm = _scale([value for one in networks for name in titles for value in one[name]["mean"]])
+    for axes, (name, heading) in zip(figure.subplots(2, 1, sharex=True), titles.items(), strict=True):
         rows = [[*one[name]["mean"], *[float("nan")] * (width - len(one[name]["mean"]))] for one in networks]
-        image = axes.imshow(rows, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        image = axes.imshow(rows, cmap=scale, norm=norm, aspect="auto")
         for y, (row, one) in enumerate(zip(rows, networks, strict=True)):
             for x, value in enumerate(row):
                 if value == value:
                     spread = one[name]["sd"][x]
                     text = f"{value:.2f}" + (f"\n±{spread:.2f}" if spread == spread else "")
-                    colour = "white" if abs(value) > _DARK else "black"
+                    red, green, blue, _ = scale(norm(value))
+                    colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.55 else "black"
                     axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=colour)
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(heading, fontsize=10, loc="left")
         axes.set_yticks(range(len(labels)), labels)
         axes.set_xticks(range(width), [str(index + 1) for index in range(width)])
         axes.tick_params(length=0)
@@ -47,8 +48,21 @@ def _draw_maps(figure: "Figure", networks: Sequence[Mapping[str, Any]], labels: 
     figure.colorbar(image, ax=figure.axes[:2], shrink=0.9, pad=0.02)
 
 
+def _scale(cosines: Sequence[float]) -> tuple[Any, Any]:
+    """Return colours and their norm for the range of the cosines, to the next tenth; about 0 where some are negative."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    known = [value for value in cosines if value == value]
+    low, high = math.floor(10 * min(known)) / 10, math.ceil(10 * max(known)) / 10
+    if low < 0:
+        most = max(-low, high)
+        return colormaps["RdBu_r"], Normalize(-most, most)
+    return colormaps["YlGnBu"], Normalize(low, max(high, low + 0.1))
+
+
 def _draw_tracked(figure: "Figure", runs: Sequence[Mapping[str, Any]], difference: Mapping[str, Sequence[float | None]]) -> None:
-    """A panel per run, two or three in a row, all on one scale, and one for the difference where there is one."""
+    """Draw a panel per run, two or three in a row, all on one scale, and one for the difference of two runs."""
     count = len(runs) + len(difference)
     columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
@@ -56,10 +70,11 @@ def _draw_tracked(figure: "Figure", runs: Sequence[Mapping[str, Any]], differenc
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     most = max(len(run["mean_cosine"]) for run in runs)
     known = [value for run in runs for curve in run["cosine"] for value in curve if value is not None]
-    low, high = min([0.0, *known]), max(known)
+    low, high = min(known), max(known)
+    edge = 0.06 * max(high - low, 0.01)
     for axes, run in zip(grid, runs, strict=False):
         _draw_run(axes, run, most)
-        axes.set_ylim(low - 0.04, high + 0.06)
+        axes.set_ylim(low - edge, high + edge)
         axes.set_title(run["label"], fontsize=10, loc="left")
     for axes, (name, values) in zip(grid[len(runs) :], difference.items(), strict=False):
         _draw_difference(axes, name, values)
@@ -73,7 +88,7 @@ def _draw_tracked(figure: "Figure", runs: Sequence[Mapping[str, Any]], differenc
 
 
 def _draw_run(axes: "Axes", run: Mapping[str, Any], most: int) -> None:
-    """A line per exit over the epochs of the tracked phases, one after the other; a thin line where a phase begins."""
+    """Draw a line per exit over the epochs of the tracked phases, one after the other; thin lines mark where phases begin."""
     from matplotlib.ticker import MaxNLocator
 
     places = _places(run)
@@ -90,7 +105,7 @@ def _draw_run(axes: "Axes", run: Mapping[str, Any], most: int) -> None:
 
 
 def _places(run: Mapping[str, Any]) -> list[int]:
-    """Epochs counted on through the tracked phases."""
+    """Return epochs, counted on through the tracked phases."""
     places, done, last = [], 0, 0
     for row, (phase, epoch) in enumerate(zip(run["phases"], run["epochs"], strict=True)):
         if row and phase != run["phases"][row - 1]:
@@ -101,15 +116,8 @@ def _places(run: Mapping[str, Any]) -> list[int]:
 
 
 def _exit_style(index: int, most: int) -> dict[str, Any]:
-    """Exits are ordered, so their colours are: dark for the first to bright for the last; markers for who sees no colours."""
-    from matplotlib import colormaps
-
-    return {
-        "color": colormaps["viridis"](0.92 * index / max(most - 1, 1)),
-        "marker": MARKERS[index % len(MARKERS)],
-        "lw": 1.4,
-        "ms": 4,
-    }
+    """Return colour and marker of an exit's line; markers are for readers who see no colours."""
+    return {"color": exit_colour(index, most), "marker": MARKERS[index % len(MARKERS)], "lw": 1.4, "ms": 4}
 
 
 def _draw_difference(axes: "Axes", name: str, values: Sequence[float | None]) -> None:

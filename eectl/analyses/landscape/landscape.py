@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eectl.analyses.batch_norms import batch_norms, norm_batches, reestimate
-from eectl.analyses.landscape.plane import PARTS, moved_names, random_plane
+from eectl.analyses.landscape.plane import moved_names, random_plane
 from eectl.analyses.landscape.surfaces import (
     CURVATURE_STEP,
     DISTANCES,
@@ -23,29 +23,11 @@ from eectl.analyses.landscape.surfaces import (
     records,
     tables,
 )
-from eectl.analyses.question import Answer, Context, SplitSettings, Subject, check_count, check_split, sample_batches, sample_rows
-from eectl.core.errors import EectlError, lookup
+from eectl.analyses.question import Answer, Context, Subject, check_split, sample_batches, sample_rows
+from eectl.analyses.settings import LandscapeSettings
+from eectl.core.errors import EectlError
 from eectl.evaluation.opened import preparing
 from eectl.models.losses import TASKS
-
-
-@dataclass(frozen=True)
-class LandscapeSettings(SplitSettings):
-    """`points` a side from −`span` to `span` (1 is the filters' own norms) in `dimensions`; `samples` rows of `split`; `only`:
-    which parameters move, an entry of PARTS; `reestimate`: BatchNorm's statistics anew at every point, from training rows."""
-
-    split: str = "train"
-    samples: int = 500
-    points: int = 11
-    span: float = 1.0
-    dimensions: int = 2
-    only: str = "all"
-    reestimate: bool = False
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that the question reads."""
-        return tuple(dict.fromkeys((self.split, "train"))) if self.reestimate else (self.split,)
 
 
 @dataclass(frozen=True)
@@ -60,13 +42,13 @@ class _Surface:
     plain: Tensor
 
 
-def ask(subjects: Sequence[Subject], settings: LandscapeSettings, context: Context) -> Answer:
+def ask_landscape(subjects: Sequence[Subject], settings: LandscapeSettings, context: Context) -> Answer:
     """Each exit's mean loss and their mean on a grid around the weights, and how fast they rise.
 
     Without augmentation, in eval mode. Raises EectlError for settings out of range, and for a loss that is not finite at the
     weights themselves; elsewhere such losses are None.
     """
-    _check(subjects, settings)
+    _check_batch_norms(subjects, settings)
     coordinates = grid_coordinates(settings.points, settings.span)
     surfaces = [_measure(subject, coordinates, settings, context) for subject in subjects]
     networks = [_summary(subject, surface, coordinates, settings) for subject, surface in zip(subjects, surfaces, strict=True)]
@@ -87,18 +69,8 @@ def ask(subjects: Sequence[Subject], settings: LandscapeSettings, context: Conte
     )
 
 
-def _check(subjects: Sequence[Subject], settings: LandscapeSettings) -> None:
-    check_count(settings.samples, 1, option="--samples", why="a loss is the mean over them")
-    check_count(settings.points, 3, option="--points", why="the weights lie in the middle")
-    if settings.points % 2 == 0:
-        raise EectlError(
-            f"--points {settings.points}: an odd number, so that one is the weights themselves; try {settings.points + 1}"
-        )
-    if not 0 < settings.span < math.inf:
-        raise EectlError(f"--span {settings.span:g}: above 0; 1 goes as far as the filters' own norms")
-    if settings.dimensions not in (1, 2):
-        raise EectlError(f"--dimensions {settings.dimensions}: 1 (lines) or 2 (a plane)")
-    lookup(PARTS, settings.only, what="--only")
+def _check_batch_norms(subjects: Sequence[Subject], settings: LandscapeSettings) -> None:
+    """Raise EectlError where statistics are to be taken anew and no network has any."""
     if settings.reestimate and not any(batch_norms(subject.session.checkpoint.model) for subject in subjects):
         raise EectlError("--reestimate: no network here has BatchNorm statistics; leave it out")
 

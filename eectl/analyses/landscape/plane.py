@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eectl.core.errors import lookup
 from eectl.core.seeds import derive_seed
 from eectl.models.multi_exit import MultiExitModel
+from eectl.recipe.choices import MOVED_CHOICES, in_order
 
 Move = Callable[..., None]
 
@@ -87,4 +88,6 @@ def random_plane(model: nn.Module, names: Iterable[str], *, seed: int, dimension
                 buffer.copy_(buffers[name])
 
 
-PARTS: dict[str, tuple[bool, ...]] = {"all": (False, True), "backbone": (False,), "heads": (True,)}
+PARTS: dict[str, tuple[bool, ...]] = in_order(  # whether a weight that moves is a head's
+    MOVED_CHOICES, {"all": (False, True), "backbone": (False,), "heads": (True,)}
+)

@@ -1,4 +1,4 @@
-"""Pictures of loss landscapes: contours and a surface per network, with one scale for all; lines where there is one direction."""
+"""Draw loss landscapes: contours and a surface per network on one scale, or lines where there is one direction."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 _DECADES = 4  # below and above this much of the smallest loss, levels would crowd
 _CLOSE = 50  # the largest loss is less than this many times the smallest
+_EDGE, _CENTRE, _APART = 0.86, 0.2, 0.34  # of the span: how labels of contours keep off the edges, the centre and each other
 _MAP = "viridis"
 
 
-def draw(figure: "Figure", answer: Any, labels: Sequence[str]) -> None:
-    """Draw the Answer of `analyses.landscape` into `figure`: the total, the first, the middle and the last exit."""
+def draw_landscape(figure: "Figure", answer: Any, labels: Sequence[str]) -> None:
+    """Draw a landscape's answer into `figure`: the total, the first, the middle and the last exit of each network."""
     networks, coordinates = answer.values["networks"], answer.values["coordinates"]
     if isinstance(networks[0]["total"]["loss"][0], list):
         _draw_planes(figure, networks, coordinates, labels)
@@ -25,7 +26,7 @@ def draw(figure: "Figure", answer: Any, labels: Sequence[str]) -> None:
 
 
 def _columns(network: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """The panels of a network: loss by title. The JSON has the other exits too."""
+    """Return a network's panels, loss by title; the other exits are in the JSON alone."""
     exits = network["exits"]
     count = len(exits)
     chosen = dict.fromkeys((0, (count - 1) // 2, count - 1)) if count > 1 else ()
@@ -67,7 +68,7 @@ def _draw_planes(
 
 
 def _levels(surfaces: Sequence[Sequence[Any]]) -> list[float]:
-    """1, 2, 5, 10, … around all losses there are, at most _DECADES of them from the smallest; closer where they are close."""
+    """Return round levels (1, 2, 5, 10, …) around all losses, at most _DECADES of them; denser where losses are close."""
     known = [value for surface in surfaces for row in surface for value in row if value is not None and value > 0]
     low, high = (min(known), max(known)) if known else (0.1, 1.0)
     high = min(high, low * 10**_DECADES)
@@ -80,7 +81,7 @@ def _levels(surfaces: Sequence[Sequence[Any]]) -> list[float]:
 
 
 def _masked(loss: Sequence[Any], levels: Sequence[float]) -> Any:
-    """An array [direction 2, direction 1], as matplotlib wants it, with what has no place on a log scale masked or at its end."""
+    """Return losses as an array [direction 2, direction 1]: not finite is masked, off the scale lies at its end."""
     import numpy as np
 
     values = np.array([[float("nan") if value is None else value for value in row] for row in loss], dtype=np.float64).T
@@ -91,7 +92,7 @@ def _contours(axes: "Axes", coordinates: Sequence[float], loss: Sequence[Any], l
     values = _masked(loss, levels)
     image = axes.contourf(coordinates, coordinates, values, levels=levels, norm=norm, cmap=_MAP)
     lines = axes.contour(coordinates, coordinates, values, levels=levels, colors="white", linewidths=0.6)
-    axes.clabel(lines, fmt="%g", fontsize=6.5)
+    axes.clabel(lines, fmt="%g", fontsize=6.5, manual=_label_places(lines.allsegs, coordinates[-1]))
     axes.plot(0, 0, "+", color="#d55e00", ms=7, mew=1.4)
     axes.set_aspect("equal")
     ends = [coordinates[0], 0, coordinates[-1]]
@@ -101,8 +102,30 @@ def _contours(axes: "Axes", coordinates: Sequence[float], loss: Sequence[Any], l
     return image
 
 
+def _label_places(contours: Sequence[Sequence[Any]], span: float) -> list[tuple[float, float]]:
+    """Choose where contours are labelled: at most once each, off the edges and the centre, and apart from each other.
+
+    `contours` has the lines of each level as arrays [point, (x, y)]. Levels that find no such place go without; the colour bar
+    has all of them.
+    """
+    import numpy as np
+
+    chosen: list[tuple[float, float]] = []
+    for lines in contours:
+        points = np.concatenate([np.empty((0, 2)), *lines])
+        inside = (np.abs(points) < _EDGE * span).all(axis=1) & (np.hypot(*points.T) > _CENTRE * span)
+        points = points[inside]
+        if not len(points):
+            continue
+        distances = np.min([np.hypot(*(points - place).T) for place in chosen], axis=0) if chosen else points[:, 1]
+        best = int(distances.argmax())
+        if not chosen or distances[best] > _APART * span:
+            chosen.append((float(points[best, 0]), float(points[best, 1])))
+    return chosen
+
+
 def _surface(axes: Any, coordinates: Sequence[float], loss: Sequence[Any], levels: Sequence[float], norm: Any) -> None:
-    """The first panel once more, in relief, on the same scale."""
+    """Draw the first panel once more, in relief, on the same scale."""
     import matplotlib
     import numpy as np
 
@@ -117,13 +140,15 @@ def _surface(axes: Any, coordinates: Sequence[float], loss: Sequence[Any], level
     axes.set_xticks([coordinates[0], 0, coordinates[-1]])
     axes.set_yticks([coordinates[0], 0, coordinates[-1]])
     axes.tick_params(labelsize=7, pad=-2)
+    axes.tick_params(axis="z", pad=2)
+    axes.set_box_aspect(None, zoom=0.92)  # the labels of the axes are cut off otherwise
     axes.view_init(elev=28, azim=-60)
 
 
 def _draw_lines(
     figure: "Figure", networks: Sequence[Mapping[str, Any]], coordinates: Sequence[float], labels: Sequence[str]
 ) -> None:
-    """A panel for the total and for each chosen exit by its place, a line per network."""
+    """Draw a panel for the total and for each chosen exit by its place, a line per network."""
     columns = [_columns(network) for network in networks]
     count = max(map(len, columns))
     figure.set_size_inches(1.0 + 2.9 * count, 3.9)
