@@ -5,6 +5,7 @@ Docstrings are rendered by mkdocstrings, to which the `api` part leaves a line f
 """
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ if str(ROOT) not in sys.path:  # the checkout that is documented, not another on
     sys.path.insert(0, str(ROOT))
 
 WORDS = {str: "TEXT", int: "NUMBER", float: "NUMBER", Path: "PATH"}
+MANY = 6  # choices that a column has room for; more of them stand in the description
 MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
 
 
@@ -140,6 +142,8 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     """Return a JSON schema's type in words."""
     if "$ref" in field:
         return "a section: " + ", ".join(f"`{key}`" for key in definitions[field["$ref"].rpartition("/")[2]]["properties"])
+    if len(field.get("enum", ())) > MANY:
+        return "one of the names on the right"
     if "enum" in field:
         return ", ".join(f"`{choice}`" for choice in field["enum"])
     if "const" in field:
@@ -166,12 +170,10 @@ def _range(field: Mapping[str, Any]) -> str:
 
 
 def _value(field: Mapping[str, Any]) -> str:
-    if "default" not in field or field["default"] is None:
+    value = field.get("default")
+    if value is None or (isinstance(value, Mapping) and value and not any(value.values())):  # nothing is set
         return ""
-    value = field["default"]
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value:g}`".replace("e+0", "e") if isinstance(value, float) else f"`{value}`"
+    return f"`{value:g}`".replace("e+0", "e") if isinstance(value, float) else f"`{json.dumps(value)}`".replace('"', "")
 
 
 def api() -> str:

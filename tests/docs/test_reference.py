@@ -60,7 +60,8 @@ def test_defaults_and_values_of_options(reference):
 def keys_of(model, path=""):
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+        written_out = any(isinstance(each, pydantic.WithJsonSchema) for each in field.metadata)  # one key of a model
+        if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel) and not written_out:
             yield from keys_of(kind, f"{path}{name}.")
         else:
             yield f"{path}{name}", field
