@@ -17,6 +17,11 @@ if str(ROOT) not in sys.path:  # the checkout that is documented, not another on
     sys.path.insert(0, str(ROOT))
 
 WORDS = {str: "TEXT", int: "NUMBER", float: "NUMBER", Path: "PATH"}
+# what is shown of a class; default: all
+MEMBERS = {"Model": "[device, exits, costs, forward, preprocess, predict]", "Recipe": "false"}
+    "Model": "[device, exits, costs, forward, preprocess, predict]",
+    "Recipe": "false",
+}  # what is shown of a class; default: all
 MANY = 6  # choices that a column has room for; more of them stand in the description
 MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
 
@@ -165,7 +170,7 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 def _range(field: Mapping[str, Any]) -> str:
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {field[name]:g}" for name, sign in words.items() if name in field]
+    bounds = [f"{sign}\u00a0{field[name]:g}" for name, sign in words.items() if name in field]
     return f" {' and '.join(bounds)}" if bounds else ""
 
 
@@ -185,7 +190,7 @@ def api() -> str:
         found = getattr(eectl, name)
         if not (inspect.isclass(found) or inspect.isfunction(found)):
             continue
-        members = "        members: false\n" if name == "Recipe" else ""
+        members = f"        members: {MEMBERS[name]}\n" if name in MEMBERS else ""
         parts.append(f"::: {found.__module__}.{found.__qualname__}\n    options:\n        heading: eectl.{name}\n{members}")
     return "\n".join(parts)
 
