@@ -1,13 +1,13 @@
 # For those who work on eectl. `make smoke` first; PYTHON names another interpreter.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
-SMOKE  ?= $(shell mktemp -d)
+SMOKE   = build/smoke
 EECTL   = $(PYTHON) -m eectl
 
 .PHONY: smoke test lint format types docs
 .DEFAULT_GOAL := smoke
 
-smoke: SMOKE := $(SMOKE)
 smoke:  ## the chain that a user types, on digits, and the quickest tests
+	rm -rf $(SMOKE)
 	$(PYTHON) docs/hooks/digit_images.py $(SMOKE)/new
 	$(EECTL) train digits --regime mixed --epochs 1 -q -o $(SMOKE)/digits
 	$(EECTL) calibrate-thresholds $(SMOKE)/digits/model.safetensors

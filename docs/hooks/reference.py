@@ -5,6 +5,7 @@ Docstrings are rendered by mkdocstrings, to which the `api` part leaves a line f
 """
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,12 @@ if str(ROOT) not in sys.path:  # the checkout that is documented, not another on
     sys.path.insert(0, str(ROOT))
 
 WORDS = {str: "TEXT", int: "NUMBER", float: "NUMBER", Path: "PATH"}
+# what is shown of a class; default: all
+MEMBERS = {"Model": "[device, exits, costs, forward, preprocess, predict]", "Recipe": "false"}
+    "Model": "[device, exits, costs, forward, preprocess, predict]",
+    "Recipe": "false",
+}  # what is shown of a class; default: all
+MANY = 6  # choices that a column has room for; more of them stand in the description
 MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
 
 
@@ -140,6 +147,8 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     """Return a JSON schema's type in words."""
     if "$ref" in field:
         return "a section: " + ", ".join(f"`{key}`" for key in definitions[field["$ref"].rpartition("/")[2]]["properties"])
+    if len(field.get("enum", ())) > MANY:
+        return "one of the names on the right"
     if "enum" in field:
         return ", ".join(f"`{choice}`" for choice in field["enum"])
     if "const" in field:
@@ -161,17 +170,15 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 def _range(field: Mapping[str, Any]) -> str:
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {field[name]:g}" for name, sign in words.items() if name in field]
+    bounds = [f"{sign}\u00a0{field[name]:g}" for name, sign in words.items() if name in field]
     return f" {' and '.join(bounds)}" if bounds else ""
 
 
 def _value(field: Mapping[str, Any]) -> str:
-    if "default" not in field or field["default"] is None:
+    value = field.get("default")
+    if value is None or (isinstance(value, Mapping) and value and not any(value.values())):  # nothing is set
         return ""
-    value = field["default"]
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value:g}`".replace("e+0", "e") if isinstance(value, float) else f"`{value}`"
+    return f"`{value:g}`".replace("e+0", "e") if isinstance(value, float) else f"`{json.dumps(value)}`".replace('"', "")
 
 
 def api() -> str:
@@ -183,7 +190,7 @@ def api() -> str:
         found = getattr(eectl, name)
         if not (inspect.isclass(found) or inspect.isfunction(found)):
             continue
-        members = "        members: false\n" if name == "Recipe" else ""
+        members = f"        members: {MEMBERS[name]}\n" if name in MEMBERS else ""
         parts.append(f"::: {found.__module__}.{found.__qualname__}\n    options:\n        heading: eectl.{name}\n{members}")
     return "\n".join(parts)
 
