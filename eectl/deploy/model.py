@@ -75,7 +75,9 @@ def _choose_policy(path: Path, budget: float | None) -> tuple[Policies, float]:
     policies = read_policies(path) if budget is None else policies_for(path, (float(budget),))
     if budget is None and len(policies.budgets) != 1:
         there = ", ".join(f"{entry.budget:g}" for entry in policies.budgets)
-        raise EectlError(f"{path} has thresholds for several budgets ({there}); say which: budget={policies.budgets[0].budget:g} (--budget)")
+        raise EectlError(
+            f"{path} has thresholds for several budgets ({there}); say which: budget={policies.budgets[0].budget:g} (--budget)"
+        )
     entry = policies.budgets[0]
     if entry.thresholds is None:
         least = policies.exit_costs[0] / policies.plain_cost
@@ -167,12 +169,12 @@ class Model(nn.Module):
         """Return every exit's logits of prepared inputs, the network's own head last.
 
         Args:
-            inputs: What `preprocess` gives: float32 images [row, channel, height, width], normalised, or int64 texts [row, 3, token].
+            inputs: What `preprocess` gives: images [row, channel, height, width] in normalised float32, texts [row, 3, token].
 
         Raises:
             EectlError: For raw pixels, and inputs of another shape than the network was made for.
         """
-        tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
         if not tracing and not torch.compiler.is_compiling():
             self._check(inputs)
         logits = [output.logits for output in self.network(inputs)]
@@ -297,7 +299,9 @@ class Model(nn.Module):
         """Make answers of logits [row, class]; raises EectlError where a network that diverged gives no numbers."""
         logits = logits.float().cpu()
         if not logits.isfinite().all():
-            raise EectlError(f"{self.path}: outputs are not finite, so training diverged; train again with a smaller optimizer.lr")
+            raise EectlError(
+                f"{self.path}: outputs are not finite, so training diverged; train again with a smaller optimizer.lr"
+            )
         last = len(self.exits)
         numbers = [last] * len(logits) if exits is None else [index + 1 for index in exits.tolist()]
         costs = [1.0] * len(logits) if exits is None else [self.costs[number - 1] for number in numbers]
