@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from eectl import __version__
+from eectl.cli.deploy import predict
 from eectl.cli.explain import analyze
 from eectl.cli.look import info, recipes, schema
 from eectl.cli.measure import bench, calibrate_thresholds, evaluate, flops, report
@@ -86,6 +87,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {  # by panel of --help
         "bench": bench,
         "flops": flops,
     },
+    "Deploy": {"predict": predict},
     "Look": {"info": info, "recipes": recipes, "schema": schema},
 }
 for _panel, _commands in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""From what a user has to what a network takes: images (files, PIL, arrays, tensors) and texts, as the training data went through.
+"""From what a user has to what a network takes: images (files, PIL, arrays, tensors) and texts, prepared as in training.
 
 An image of the training data gives the same bits here as there. Runs no network.
 """
@@ -38,7 +38,7 @@ class Inputs(Protocol):
         """Take what a user passed apart: one input, or several."""
 
     def read(self, value: Any, *, where: str) -> Any:
-        """Bring one input into memory in its final size; raises EectlError, which names it by `where`, for one that will not do."""
+        """Bring one input into memory in its final size; raises EectlError that names it, by `where`, if it will not do."""
 
     def batches(self, values: Sequence[Any], *, size: int, device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
         """Make batches of at most `size` rows of what was read: the places of the rows in `values`, and the network's inputs."""
@@ -145,9 +145,7 @@ def _as_array(tensor: Tensor, where: str) -> Any:
     if tensor.dtype != torch.uint8:
         raise EectlError(f"{where}: pixels of type {str(tensor.dtype).removeprefix('torch.')}; {RESCUE}")
     if tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4):
-        raise EectlError(
-            f"{where}: a tensor of shape {tuple(tensor.shape)}; tensors are [channel, height, width], 1, 3 or 4 channels"
-        )
+        raise EectlError(f"{where}: a tensor of shape {tuple(tensor.shape)}; give [1, 3 or 4 channels, height, width]")
     array = tensor.detach().cpu().numpy()
     return array.transpose(1, 2, 0) if array.ndim == 3 else array
 
@@ -159,9 +157,7 @@ def _from_array(array: Any, where: str) -> "Image.Image":
     if array.dtype != np.uint8:
         raise EectlError(f"{where}: pixels of type {array.dtype}; {RESCUE}")
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))) or 0 in array.shape:
-        raise EectlError(
-            f"{where}: an array of shape {array.shape}; arrays are [height, width] or [height, width, 1, 3 or 4 channels]"
-        )
+        raise EectlError(f"{where}: an array of shape {array.shape}; give [height, width] or [height, width, 1, 3 or 4 channels]")
     array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     return Image.fromarray(np.ascontiguousarray(array))
 

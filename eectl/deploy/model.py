@@ -169,12 +169,12 @@ class Model(nn.Module):
         """Return every exit's logits of prepared inputs, the network's own head last.
 
         Args:
-            inputs: What `preprocess` gives: float32 images [row, channel, height, width], normalised, or int64 texts [row, 3, token].
+            inputs: What `preprocess` gives: images [row, channel, height, width] in normalised float32, texts [row, 3, token].
 
         Raises:
             EectlError: For raw pixels, and inputs of another shape than the network was made for.
         """
-        tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
         if not tracing and not torch.compiler.is_compiling():
             self._check(inputs)
         logits = [output.logits for output in self.network(inputs)]
