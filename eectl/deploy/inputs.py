@@ -17,7 +17,7 @@ from eectl.data.augment import Augmenter
 from eectl.data.images import centre_square, in_mode, open_image, prepare
 from eectl.data.splits import DataInfo
 from eectl.data.text import Texts, encode, load_tokenizer
-from eectl.recipe.recipe import Data
+from eectl.recipe.data_section import DataSection
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +53,7 @@ class ImageInputs:
     """
 
     info: DataInfo
-    spec: Data
+    spec: DataSection
     channels_last: bool
 
     noun = "images"
@@ -216,7 +216,7 @@ class TextInputs:
             yield places.tolist(), inputs
 
 
-def text_inputs(spec: Data, *, vocabulary: int | None, tokenizer: str | None, where: Path) -> TextInputs:
+def text_inputs(spec: DataSection, *, vocabulary: int | None, tokenizer: str | None, where: Path) -> TextInputs:
     """Return how the texts of a checkpoint at `where` are read: with its recipe's tokenizer, or the one that is named instead.
 
     Raises EectlError where there is no such tokenizer.
