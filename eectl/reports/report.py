@@ -9,7 +9,7 @@ from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs, replacing
 from eectl.evaluation.curve import PLOT_FORMATS
 from eectl.evaluation.results import Evaluation, read_evaluation
-from eectl.models.checkpoint import Origin, read_about, read_metadata
+from eectl.models.checkpoint import Origin, read_about, read_checkpoint_metadata
 from eectl.reports.compare import Comparison, Run, compare
 from eectl.reports.curves import plot_comparison
 from eectl.reports.published import find_published
@@ -104,7 +104,7 @@ def _read(found: _Found) -> Run:
     """The run, from its evaluation; what an older evaluation does not say comes from the checkpoint, which must be its own."""
     evaluation = read_evaluation(found.file)
     if found.checkpoint is not None:
-        digest = read_metadata(found.checkpoint)["weights"]
+        digest = read_checkpoint_metadata(found.checkpoint)["weights"]
         if evaluation.checkpoint != digest:
             raise EectlError(
                 f"{found.file} was made for another checkpoint ({evaluation.checkpoint[:12]}…, {found.checkpoint} is "

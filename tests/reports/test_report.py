@@ -112,7 +112,7 @@ def test_an_older_evaluation_learns_its_run_from_the_checkpoint_beside_it(folder
     run = made((0.5, 0.6, 0.7), regime="mixed", seed=7)
     spec = ModelSpec.model_validate({"backbone": {"name": "resnet20"}, "input_shape": (1, 8, 8), "num_outputs": 10})
     splits = {"test": {"size": 10, "fingerprint": "recorded"}}
-    about = About(spec, run.origin.recipe, {"name": "digits", "classes": []}, splits, [])
+    about = About(spec, run.origin.recipe, {"name": "digits", "task": "classification", "classes": []}, splits, [])
     digest = save_checkpoint(Path("run/model.safetensors"), build_model(spec), about)
     old = replace(run.evaluation, checkpoint=digest, origin=None, curve=None, grid=None, fingerprint=None)
     write_evaluation(Path("run/evaluation.json"), old)
