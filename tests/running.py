@@ -1,4 +1,4 @@
-"""Running the program in tests: in this process, which takes no start-up time, or as a process of its own where that is tested."""
+"""Running the program in tests: in this process, which spares the start-up, or as a process where that is what is tested."""
 
 import os
 import signal

@@ -10,10 +10,10 @@ from eectl.cli.options import Checkpoint, Json, complete_recipes
 def info(checkpoint: Checkpoint, json: Json = False) -> None:
     """Say what a checkpoint holds and how it came about."""
     from eectl.core.console import show_json
-    from eectl.models.checkpoint import read_about, read_metadata
+    from eectl.models.checkpoint import read_about, read_checkpoint_metadata
     from eectl.training.tables import show_info
 
-    metadata = read_metadata(checkpoint)
+    metadata = read_checkpoint_metadata(checkpoint)
     if json:
         show_json(metadata)
     else:

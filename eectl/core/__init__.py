@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, seeds, processes, time, the console. Knows no recipe and no network."""
+"""What all rooms use: errors, files, seeds, processes, time, the console and figures. Knows no recipe and no network."""

@@ -1,7 +1,7 @@
-"""How anything is printed on stdout: consoles, tables, numbers and JSON, whatever they are about. No torch.
+"""Print on stdout: tables, numbers and JSON, whatever they are about. No torch.
 
-Tables are made to fit 80 columns and never cut a cell short; where a terminal is narrower, cells wrap. NO_COLOR and pipes are
-rich's business.
+Tables are made to fit 80 columns and never cut a cell short; where a terminal is narrower, cells wrap. rich sees to NO_COLOR and
+to pipes.
 """
 
 import json
@@ -16,17 +16,17 @@ from eectl.core.files import clean_json
 
 
 def show_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, NaN as null, with no colour and no wrapping."""
+    """Print one JSON object, NaN as null, with no colour and no wrapping."""
     print(json.dumps(clean_json(value), indent=2))
 
 
 def make_console() -> Console:
-    """Stdout, without colouring of numbers."""
+    """Return a console for stdout that does not colour numbers."""
     return Console(highlight=False)
 
 
 def make_table(*columns: str) -> Table:
-    """An empty table whose cells fold where they do not fit."""
+    """Return an empty table with these columns, whose cells wrap where they do not fit."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
@@ -34,13 +34,13 @@ def make_table(*columns: str) -> Table:
 
 
 def print_table(console: Console, title: str, table: Table) -> None:
-    """A table under its title."""
+    """Print a table under its title."""
     console.print(title, style="bold", markup=False)
     console.print(table)
 
 
 def score_text(value: float, error: float | None, task: str) -> str:
-    """Accuracies as percentages with two decimals, errors of a regression as they are."""
+    """Return a score with its standard error as text: an accuracy in percent, the error of a regression as it is."""
     scale, form, error_form = (100, ".2f", ".2f") if task == "classification" else (1, ".4g", ".2g")
     return f"{scale * value:{form}}" + ("" if error is None else f" ± {scale * error:{error_form}}")
 

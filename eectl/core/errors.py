@@ -1,7 +1,7 @@
-"""What a user can mend: one exception type, and the one way to look a name up in a table.
+"""Errors that a user can mend: one exception type, and the one way to look a name up in a table.
 
-An `EectlError` becomes one line on stderr and an exit code, `Interrupted` an exit code; anything else that is raised is our
-bug and keeps its traceback.
+The command line turns an `EectlError` into one line on stderr and an exit code, and `Interrupted` into an exit code. Anything
+else that is raised is a bug of ours and keeps its traceback.
 """
 
 import signal
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 class EectlError(Exception):
-    """A mistake the user can mend. The message says place, fault, what is allowed and what to do next.
+    """A mistake that the user can mend. The message says place, fault, what is allowed and what to do next.
 
-    `exit_code` is 1 for a run that could not be done and 3 for a target that was asked for and not met.
+    `exit_code` is 1 for a run that could not be done, and 3 for a target that was asked for and not met.
     """
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
@@ -24,7 +24,7 @@ class EectlError(Exception):
 
 
 class Interrupted(BaseException):  # an Exception would be swallowed by the libraries that are being imported
-    """SIGINT or SIGTERM came; `exit_code` is 130 or 143, `hint` says what can be done now."""
+    """A stop by SIGINT or SIGTERM. `exit_code` is 130 or 143, `hint` says what can be done now."""
 
     def __init__(self, number: int, *, hint: str = "; nothing is left half-written") -> None:
         super().__init__(signal.Signals(number).name)
@@ -33,13 +33,16 @@ class Interrupted(BaseException):  # an Exception would be swallowed by the libr
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the nearest of `known`, or an empty string."""
+    """Return ` (did you mean 'x'?)` with the nearest of `known`, or an empty string where none is near."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def lookup(table: Mapping[str, T], name: str, *, what: str) -> T:
-    """The entry of `table` called `name`; raises EectlError with the nearest and all known names."""
+    """Return the entry `name` of a table; for an unknown name raise EectlError with the nearest and all known ones.
+
+    `what` is what the message calls the name, such as "criterion".
+    """
     if name in table:
         return table[name]
     raise EectlError(f"unknown {what} '{name}'{closest(name, table)}; known: {', '.join(table)}")

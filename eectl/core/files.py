@@ -1,6 +1,7 @@
-"""Reading and writing the files that steps hand to each other: atomic writes, JSON and safetensors with a kind and a schema.
+"""Read and write the files that one command makes and another reads: JSON and safetensors, each with a kind and a schema number.
 
-Knows bytes and errors, not what the files mean. No torch at import.
+A file is written under another name and then renamed, so it is never there half-written. What files mean is not known here. No
+torch at import.
 """
 
 import contextlib
@@ -23,9 +24,9 @@ METADATA_KEY = "eectl"
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on success it takes `path`'s place in one step, on failure `path` stays.
+    """Yield a temporary path beside `path` to write to; it then replaces `path` in one step, or on failure leaves it as it was.
 
-    Raises EectlError where the folder is missing, not writable or the disk is full.
+    Missing folders are made. Raises EectlError where nothing can be written there or the disk is full.
     """
     with writing(path):
         temporary = make_beside(path)
@@ -38,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors into one EectlError about `path`."""
+    """Turn an OSError of the block into an EectlError that `path` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -48,7 +49,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def make_beside(path: Path) -> Path:
-    """A new, empty file in `path`'s folder, under a name of its own."""
+    """Make an empty file in the folder of `path`, under a name of its own that begins with a dot; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -56,7 +57,7 @@ def make_beside(path: Path) -> Path:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Let a file that is written take `path`'s place in one step, on the disk."""
+    """Replace `path` by a file that has been written, in one step and on the disk, with the usual permissions."""
     with open(temporary, "rb") as written:
         os.fsync(written.fileno())
     os.chmod(temporary, 0o666 & ~_umask())
@@ -70,7 +71,7 @@ def _umask() -> int:
 
 
 def check_outputs(outputs: Sequence[Path | None], *, inputs: Sequence[Path | None], overwrite: bool) -> None:
-    """Raise EectlError where an output exists without `--overwrite`, is one of the inputs, or stands twice; None is no file."""
+    """Raise EectlError where an output exists without `--overwrite`, is one of the inputs, or is named twice; None is no file."""
     given = [path.resolve() for path in inputs if path is not None]
     seen: set[Path] = set()
     for path in outputs:
@@ -86,7 +87,7 @@ def check_outputs(outputs: Sequence[Path | None], *, inputs: Sequence[Path | Non
 
 
 def clean_json(value: Any) -> Any:
-    """`value` with NaN and infinities as None, so that it is JSON that any reader takes."""
+    """Return `value` with None in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -97,13 +98,13 @@ def clean_json(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object in one step."""
+    """Write a JSON object in one step; raises EectlError where it cannot be written."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(clean_json(value), indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
-    """The JSON object in `path`, whose `kind` and `schema` fields must fit; raises EectlError otherwise."""
+    """Return the JSON object in `path`; raises EectlError where it cannot be read, or is of another kind or a newer schema."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -115,7 +116,7 @@ def read_json(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
 
 
 def check_kind(path: Path, value: Any, *, kind: str, schema: int) -> None:
-    """Raise EectlError unless `value` is a mapping that says it is of `kind`, with a schema this eectl can read."""
+    """Raise EectlError unless `value` is a mapping whose `kind` is this one and whose `schema` is not newer than this one."""
     found = value.get("kind") if isinstance(value, Mapping) else None
     if found != kind:
         says = f"says it is {_with_article(found)}" if isinstance(found, str) else "does not say what it is"
@@ -130,7 +131,7 @@ def _with_article(kind: str) -> str:
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> None:
-    """Write tensors (any device, shared or strided) and one JSON object as a .safetensors file, in one step."""
+    """Write tensors (on any device, shared or strided) and one JSON object as a .safetensors file, in one step."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -143,19 +144,22 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
 
 def as_metadata(value: Mapping[str, Any]) -> dict[str, str]:
-    """A JSON object as the metadata of a .safetensors file, which holds text alone."""
+    """Return a JSON object as the metadata of a .safetensors file, which can only hold text."""
     return {"format": "pt", METADATA_KEY: json.dumps(clean_json(value))}
 
 
 def read_tensors(path: Path, *, kind: str, schema: int) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """The tensors (on the CPU) and the JSON object of a .safetensors file that eectl wrote; raises EectlError otherwise."""
+    """Return the tensors (on the CPU) and the JSON object of a .safetensors file that eectl wrote.
+
+    Raises EectlError where it is missing, cut short, of another kind or a newer schema, or written by something else.
+    """
     with _opened(path) as file:
         metadata = _own_metadata(path, file.metadata() or {}, kind=kind, schema=schema)
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
 def read_metadata(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
-    """The JSON object alone, without reading the tensors; raises EectlError as `read_tensors` does."""
+    """Return only the JSON object of such a file, without reading its tensors; raises EectlError as `read_tensors` does."""
     with _opened(path, framework="numpy") as file:  # safetensors imports torch where a file is opened for it
         return _own_metadata(path, file.metadata() or {}, kind=kind, schema=schema)
 
@@ -172,14 +176,14 @@ def _own_metadata(path: Path, metadata: Mapping[str, str], *, kind: str, schema:
 
 
 def read_any_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """The tensors and string metadata of any .safetensors file; raises EectlError for a missing, cut or foreign file."""
+    """Return the tensors (on the CPU) and the metadata of any .safetensors file; raises EectlError where it is not one."""
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 @contextlib.contextmanager
 def _opened(path: Path, *, framework: str = "pt") -> Iterator[Any]:
-    """The file, open for safetensors; raises EectlError for a missing, cut or foreign file."""
+    """Open a file with safetensors; raises EectlError where it is missing, cut short or something else."""
     from safetensors import SafetensorError, safe_open
 
     if path.is_dir():
@@ -196,12 +200,12 @@ def _opened(path: Path, *, framework: str = "pt") -> Iterator[Any]:
 
 
 def unreadable(path: Path, error: OSError) -> EectlError:
-    """What to say of a file that the system does not read."""
+    """Return the error for a file that the system cannot read."""
     return EectlError(f"{path}: cannot be read ({error.strerror or error})")
 
 
 def digest(tensors: "Mapping[str, Tensor]") -> str:
-    """A SHA-256 over names, types, shapes and bytes: two files with equal weights have equal digests."""
+    """Return a SHA-256 over names, types, shapes and bytes: equal weights have equal digests, in whatever file they lie."""
 
     import torch
 
@@ -217,7 +221,18 @@ _Form = TypeVar("_Form")
 
 
 def read_as(form: type[_Form], path: Path, *, kind: str, schema: int, again: str) -> _Form:
-    """A dataclass from a JSON file; raises EectlError for the first thing that does not fit, naming the command to run again."""
+    """Read a dataclass from a JSON file.
+
+    Args:
+        form: the dataclass.
+        path: the file.
+        kind: the kind that it must be of.
+        schema: the newest schema that can be read.
+        again: the command that writes such a file, for messages.
+
+    Raises:
+        EectlError: where the file cannot be read, or for the first field that does not fit.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:

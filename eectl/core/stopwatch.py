@@ -1,4 +1,4 @@
-"""Time as a device spends it, and how a measurement names the machine. Measures nothing by itself."""
+"""Take the time that work needs on a device, and name the device. What is measured, and how often, is the caller's choice."""
 
 import platform
 import time
@@ -7,7 +7,7 @@ import torch
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all work that it was given; on a CPU there is none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -15,7 +15,7 @@ def settle(device: torch.device) -> None:
 
 
 class Stopwatch:
-    """Laps on a device, without making it wait: CUDA events on a GPU, the clock elsewhere."""
+    """Takes the times of successive laps on a device. On a GPU it does not wait for the device: it records CUDA events."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -25,7 +25,7 @@ class Stopwatch:
         self.lap()
 
     def lap(self) -> None:
-        """What was given to the device so far ends a lap."""
+        """End a lap with the work that the device was given so far."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -35,7 +35,7 @@ class Stopwatch:
             self._times.append(time.perf_counter())
 
     def laps(self) -> list[float]:
-        """Seconds from the start to the end of each lap."""
+        """Return the seconds from the start to the end of each lap, so they grow from lap to lap."""
         settle(self._device)
         if self._events:
             return [self._events[0].elapsed_time(event) / 1000 for event in self._events[1:]]
@@ -43,7 +43,7 @@ class Stopwatch:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, for a table's title: the GPU's name, or the CPU's instruction set."""
+    """Return the device in words, for a table's title: a GPU's name, or a CPU's instruction set."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

@@ -1,7 +1,7 @@
-"""A .safetensors file that is written, or read, part by part: for tensors that need not fit in memory.
+"""Write and read .safetensors files part by part, for tensors that need not fit in memory.
 
-Plain reads and writes at a position; nothing is mapped, as the pages of a mapping count as memory. Knows bytes and errors, not
-what the files mean. No torch at import.
+It reads and writes at positions of the file; nothing is mapped, as the pages of a mapping count as memory. What files mean is not
+known here. No torch at import.
 """
 
 import json
@@ -27,10 +27,13 @@ _SIZES = {"F32": 4, "I64": 8}
 
 @dataclass(frozen=True)
 class TensorParts:
-    """An open file; `path` names it in errors. `layout` has each tensor's type (as safetensors calls it) and shape.
+    """An open file. `read` and `write` move successive elements of one of its tensors, from the index `at` on.
 
-    `read` and `write` move a run of a tensor's elements, in its own order, from the index `at` on; what is left out of the index
-    is 0. The tensor in memory is contiguous, on the CPU, and of the type in the file.
+    Numbers that the index leaves out at its end are 0. The tensor in memory is contiguous, on the CPU, and of the file's type.
+
+    Attributes:
+        path: the file's name in errors.
+        layout: the type (as safetensors calls it) and the shape of each tensor.
     """
 
     path: Path
@@ -68,9 +71,10 @@ class TensorParts:
 
 @contextmanager
 def new_parts(path: Path, layout: Layout, metadata: Mapping[str, Any]) -> Iterator[tuple[TensorParts, Path]]:
-    """A new file of full size, all zeros, and the temporary path where it lies; it takes `path`'s place when the block ends well.
+    """Make a new file of full size, all zeros, and yield it open, with the temporary path where it lies.
 
-    Raises EectlError where it cannot be written.
+    When the block ends without an error the file replaces `path`, else it is removed. Raises EectlError where it cannot be
+    written.
     """
     header = _header(layout, metadata)
     with writing(path):
@@ -89,7 +93,7 @@ def new_parts(path: Path, layout: Layout, metadata: Mapping[str, Any]) -> Iterat
 
 @contextmanager
 def join_parts(temporary: Path, *, of: Path) -> Iterator[TensorParts]:
-    """The file that `new_parts` made for the path `of`, to write to as well; raises EectlError where it is not seen."""
+    """Open, in another process, the file that `new_parts` made for the path `of`; raises EectlError where it sees none."""
     try:
         handle = os.open(temporary, os.O_RDWR)
     except OSError as error:
@@ -102,7 +106,7 @@ def join_parts(temporary: Path, *, of: Path) -> Iterator[TensorParts]:
 
 @contextmanager
 def open_parts(path: Path) -> Iterator[TensorParts]:
-    """A file to read, of which `read_metadata` has found that it is whole; raises EectlError where it cannot be read."""
+    """Open a file to read; raises EectlError where it cannot be read. `read_metadata` must have found it to be whole before."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -124,7 +128,7 @@ def _num_bytes(kind: str, shape: Sequence[int]) -> int:
 
 
 def _header(layout: Layout, metadata: Mapping[str, Any]) -> bytes:
-    """The first bytes of a .safetensors file: the header's length in 8 bytes, and JSON that ends at a multiple of 8.
+    """Return the first bytes of a .safetensors file: the header's length in 8 bytes, and JSON that ends at a multiple of 8.
 
     The tensors that follow lie without gaps, those of larger types first, so that each is aligned.
     """

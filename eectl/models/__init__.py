@@ -1,1 +1,1 @@
-"""Networks: the backbone seen as blocks, exit heads, losses, checkpoints; and one adapter per library. No torch at import."""
+"""Networks: backbones seen as blocks, exit heads, losses, checkpoints, and one adapter for each library. No torch at import."""

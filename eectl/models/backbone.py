@@ -1,4 +1,4 @@
-"""The contract between a library's network and everything else: Hidden, Feature and Backbone. Builds no network itself.
+"""What every network offers to the rest of eectl: Backbone, and the Hidden and Feature that it passes on. Builds no network.
 
 A Backbone is a view: it holds the library's network whole, as `self.net`, and runs it in pieces (stem, blocks, head) whose
 composition equals the library's own forward bitwise. Parameters keep the library's names.
@@ -15,19 +15,26 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Hidden:
-    """What flows between blocks: a tensor, or a tuple of them (several scales), rows first; `mask` [row, token] for text."""
+    """A block's input or output: `x`, rows first, is a tensor, or a tuple of them where a network has several scales.
+
+    `mask` [row, token] is True for real tokens, and None where inputs are not texts.
+    """
 
     x: Tensor | tuple[Tensor, ...]
     mask: Tensor | None = None
 
     def take(self, rows: Tensor) -> "Hidden":
-        """Only these rows (an index tensor), in the given order."""
+        """Return only these rows (an index tensor), in the given order; maps keep their memory layout."""
         return self._each(lambda x: _take(x, rows))
 
     def close_gaps(self, gaps: Tensor, order: Tensor) -> "Hidden":
-        """As `take(order)`, whose order keeps all rows in their places but `gaps`, in place: cheap where these are few.
+        """Return what `take(order)` does by moving rows into gaps: cheap where few rows have left.
 
-        `x` is overwritten, and what is given shares its memory; the mask, which may be part of the inputs, is not.
+        `x` is overwritten, and the result shares its memory; the mask, which may be part of the inputs, is copied.
+
+        Args:
+            gaps: the places in the result whose row changes.
+            order: the rows to keep; all places but the gaps keep the row that they have.
         """
 
         def change(x: Tensor) -> Tensor:
@@ -39,12 +46,12 @@ class Hidden:
         return replace(self, x=x, mask=None if self.mask is None else self.mask.index_select(0, order))
 
     def split(self, count: int) -> "tuple[Hidden, Hidden]":
-        """The first `count` rows and the rest, as views."""
+        """Return the first `count` rows and the rest, as views."""
         return self._each(lambda x: x[:count]), self._each(lambda x: x[count:])
 
     @staticmethod
     def cat(parts: "Sequence[Hidden]") -> "Hidden":
-        """The rows of all `parts`, one after the other; texts are padded to the longest, with tokens that the mask hides."""
+        """Join the rows of all `parts`; texts are padded to the longest, with tokens that the mask hides."""
         assert len({part.mask is None for part in parts}) == 1 and len({isinstance(part.x, Tensor) for part in parts}) == 1
         if isinstance(parts[0].x, tuple):
             return Hidden(tuple(torch.cat(scales) for scales in zip(*(part.x for part in parts), strict=True)))
@@ -62,14 +69,14 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
-    """index_select that leaves a channels_last map channels_last: convolutions are much slower on mixed layouts."""
+    """Select rows so that a channels_last map stays channels_last: convolutions are much slower on mixed layouts."""
     if _is_channels_last(x):
         return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return x.index_select(0, rows)
 
 
 def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
-    """[row, token, …] of all parts; shorter ones get tokens of 0 at the end."""
+    """Join [row, token, …] of all parts; shorter ones get tokens of 0 at the end."""
     longest = max(part.shape[1] for part in parts)
     if all(part.shape[1] == longest for part in parts):
         return torch.cat(list(parts))
@@ -82,27 +89,27 @@ def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
 
 
 class Feature(ABC):
-    """A block's output as an exit head sees it; no head knows NCHW, NLC or NHWC."""
+    """A block's output in the forms that exit heads read, whatever its layout in memory (NCHW, NLC, NHWC)."""
 
     is_map: ClassVar[bool] = False
-    """Whether it is a convolutional map, which a head that serves both pools over a grid instead of reading a token."""
+    """Whether it is a convolutional map. Heads for maps and tokens alike (ZTW) pool a map over a grid, else read one token."""
 
     @abstractmethod
     def pooled(self) -> Tensor:
-        """[row, channel]: the mean over space or tokens."""
+        """Return [row, channel]: the mean over all positions or all patch tokens."""
 
     @abstractmethod
     def map(self) -> Tensor:
-        """[row, channel, height, width]."""
+        """Return [row, channel, height, width]; raises EectlError where there is no height and width (texts)."""
 
     def cls(self) -> Tensor:
-        """[row, channel]: the class token where the network has one, else the mean."""
+        """Return [row, channel]: the class token where the network has one, else the mean."""
         return self.pooled()
 
 
 @dataclass(frozen=True)
 class MapFeature(Feature):
-    """A convolutional feature map, NCHW."""
+    """A convolutional map `x` [row, channel, height, width]."""
 
     is_map = True
 
@@ -117,9 +124,9 @@ class MapFeature(Feature):
 
 @dataclass(frozen=True)
 class TokenFeature(Feature):
-    """Tokens [row, token, channel]: `prefix` special tokens first (the class token before the others), then a grid.
+    """Tokens `x` [row, token, channel] of an image: `prefix` special ones first, then a grid of patches, row by row.
 
-    `grid` is (height, width) of the patch tokens; `has_cls` says whether token 0 is a class token.
+    `grid` is the (height, width) of the patches. With `has_cls` token 0 is the class token.
     """
 
     x: Tensor
@@ -139,21 +146,29 @@ class TokenFeature(Feature):
 
 
 class Backbone(nn.Module, ABC):
-    """A library's network seen as stem → blocks → head.
+    """A library's network, run as stem → blocks → head.
 
-    `depth` is the number of blocks; block numbers 0..depth-1 are public (recipes and checkpoints store them).
-    `block_names[i]` and `head_names` are the names (relative to `net`) of the submodules and parameters that block i and the
-    head own; everything else belongs to the stem. Every parameter and buffer of `net` is used by exactly the part that owns it.
-    `classifiers` are what weights may leave out or have in another size: the layers whose size is the number of outputs, and
-    with them the rest of a text classifier's head.
-    `name` is what a recipe calls the network; `fresh` names the parameters that loaded weights left freshly initialised.
-    `rebuilds_as` is the (name, args) of a recipe that builds it anywhere, where that is not the recipe's own.
+    Block numbers are public: recipes and checkpoints store them, so an adapter never changes them. Every parameter and buffer of
+    `net` belongs to exactly one part, the one that uses it. A subclass is the adapter for one layout of networks.
+
+    Attributes:
+        net: the library's network, whole, with the library's names.
+        block_names: for each block the names, in `net`, of the modules and parameters that it owns.
+        head_names: the names of those that the head owns; everything that is left belongs to the stem.
+        classifiers: the layers that loaded weights may lack or have in another size: those whose size is the number of outputs,
+            and in a text classifier the rest of its head.
+        name: what a recipe calls the network.
+        fresh: the parameters that loaded weights left freshly drawn.
+        rebuilds_as: the recipe's (name, args) that build it on any machine; None where those of its own recipe do.
+        default_head: the kind of head that `auto` stands for.
+        prefers_channels_last: whether its convolutions are faster on channels_last maps.
+        vocabulary: how many token ids there are; None for images.
     """
 
     default_head: ClassVar[str] = "linear"
     prefers_channels_last: ClassVar[bool] = False
     blocks_serve_later_exits: ClassVar[bool] = False
-    """Whether a block computes what only later blocks read (MSDNet's finer scales), so an exit on it leaves weights unused."""
+    """Whether a block also computes what only later blocks read (MSDNet's finer scales): its exit leaves those weights unused."""
 
     def __init__(
         self, net: nn.Module, *, block_names: Sequence[Sequence[str]], head_names: Sequence[str], classifiers: Sequence[str]
@@ -167,51 +182,51 @@ class Backbone(nn.Module, ABC):
         self.fresh: tuple[str, ...] = ()
         self.rebuilds_as: tuple[str, dict[str, Any]] | None = None
         self.vocabulary: int | None = None
-        """How many token ids it takes; None for images."""
 
     @property
     def depth(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return len(self.block_names)
 
     @abstractmethod
     def stem(self, inputs: Tensor) -> Hidden:
-        """Everything before block 0.
+        """Run everything before block 0.
 
-        `inputs` are images [row, channel, height, width], normalised, or text [row, 3, token] in int64: ids, mask (1 = a real
-        token) and token types.
+        Args:
+            inputs: images [row, channel, height, width], normalised; or texts [row, 3, token] in int64, of which the three are
+                token ids, the mask (1 = a real token) and token types.
         """
 
     @abstractmethod
     def block(self, index: int, hidden: Hidden) -> Hidden:
-        """Block `index` alone."""
+        """Run block `index`, from 0, on what the part before it returned."""
 
     @abstractmethod
     def head(self, hidden: Hidden) -> Tensor:
-        """The network's own classifier: logits [row, class]."""
+        """Run everything after the last block: logits [row, class], or [row, 1] in a regression."""
 
     @abstractmethod
     def feature(self, hidden: Hidden) -> Feature:
-        """A block's output as heads see it."""
+        """Return a block's output in the forms that exit heads read."""
 
     def example(self, input_shape: Sequence[int]) -> Tensor:
-        """[1, *input_shape]: one row that the network takes, for dry runs and counting; zeros."""
+        """Return one row [1, *input_shape] that the network takes, of zeros: for dry runs and for counting costs."""
         parameter = next(self.parameters())
         return torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
 
     def own_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Loaded weights under this network's names; they may come from the same encoder with another head."""
+        """Return loaded weights under this network's names; they may come from the same encoder with another head."""
         return dict(weights)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """stem → blocks → head; equals the library's own forward bitwise."""
+        """Return the network's logits: stem → blocks → head, bit for bit what the library's own forward gives."""
         hidden = self.stem(inputs)
         for index in range(self.depth):
             hidden = self.block(index, hidden)
         return self.head(hidden)
 
     def locate(self, name: str) -> int:
-        """Which part owns a parameter, buffer or module of `net`: -1 the stem, i block i, `depth` the head."""
+        """Return the part that owns a parameter, buffer or module of `net`: -1 the stem, i block i, `depth` the head."""
 
         def owned(names: Sequence[str]) -> bool:
             return any(name == own or name.startswith(own + ".") for own in names)
@@ -222,7 +237,7 @@ class Backbone(nn.Module, ABC):
 
 
 class StagedBackbone(Backbone):
-    """A CNN whose blocks are the children of its stages, the Sequentials `layer1`, `layer2`, … (every ResNet's naming)."""
+    """A ResNet: its blocks are the children of the Sequentials that are called `layer1`, `layer2`, …"""
 
     default_head = "sdn"
     prefers_channels_last = True
@@ -244,9 +259,9 @@ class StagedBackbone(Backbone):
 
 
 def dry_run(backbone: Backbone, input_shape: Sequence[int]) -> list[Hidden]:
-    """Every block's output for the example row, in eval mode and without a graph: where heads learn their widths.
+    """Return every block's output for one example row; heads learn from it how wide their features are.
 
-    Restores the training flags; BatchNorm statistics are not touched.
+    It runs in eval mode without a graph. Afterwards every module trains again if it did; BatchNorm's statistics do not move.
     """
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()

@@ -1,6 +1,6 @@
-"""The doors to networks: build a backbone, attach exits, rebuild a model from its spec.
+"""Build networks by name: a backbone, exits on it, or the whole network that a checkpoint describes.
 
-A library is imported when a name needs it. Importing this package, and `known_backbones()`, imports no torch.
+Importing this module imports no torch: each adapter, and with it the library that it adapts, is imported when a name needs it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,35 +13,25 @@ if TYPE_CHECKING:
     from eectl.models.backbone import Backbone
     from eectl.models.multi_exit import MultiExitModel
 
-TIMM = "timm/"
-TRANSFORMERS = "hf/"
-
-
-def known_backbones() -> list[str]:
-    """The names in BACKBONES; `timm/NAME` and `hf/NAME` reach those libraries' besides."""
-    return sorted(BACKBONES)
-
 
 def build_backbone(spec: BackboneSection, *, input_shape: Sequence[int], num_outputs: int) -> "Backbone":
-    """The network that `spec` names, with `num_outputs` logits, for images of `input_shape` (channels, height, width) or texts of
-    (3, tokens at most).
+    """Build the network that a recipe's backbone section names, and load the weights that it asks for.
 
-    Weights come from the library (`pretrained`) or a file (`weights`); what they leave freshly initialised is in
-    `backbone.fresh`. Draws from torch's global generator. Raises EectlError for an unknown name, options or inputs that the
-    network does not take, weights that do not fit and downloads that fail.
+    Fresh weights are drawn from torch's global generator. `fresh` of the result lists the parameters that loaded weights left
+    freshly drawn.
+
+    Args:
+        spec: the section; with `pretrained` its library provides weights, with `weights` a file does.
+        input_shape: of one row: (channels, height, width) of images, (3, tokens at most) of texts.
+        num_outputs: the number of logits: classes, or 1 in a regression.
+
+    Raises:
+        EectlError: for an unknown name, options or inputs that the network does not take, weights that do not fit, or a download
+            that fails.
     """
-    check_kind(spec.name, input_shape)
-    if spec.name.startswith(TRANSFORMERS):
-        name, build = spec.name.removeprefix(TRANSFORMERS), _transformers()
-    elif spec.name.startswith(TIMM):
-        name, build = spec.name.removeprefix(TIMM), _timm()
-    elif spec.name in BACKBONES:
-        name, build = spec.name, BACKBONES[spec.name]()
-    else:
-        raise EectlError(
-            f"unknown backbone '{spec.name}'{closest(spec.name, BACKBONES)}; known: {', '.join(BACKBONES)}; "
-            "timm/NAME reaches timm's, such as timm/vit_tiny_patch16_224, hf/NAME transformers' text encoders, such as hf/bert"
-        )
+    check_inputs_fit(spec.name, input_shape)
+    name, load_adapter = _find_adapter(spec.name)
+    build = load_adapter()
     backbone = build(name, spec.args, input_shape=tuple(input_shape), num_outputs=num_outputs, pretrained=spec.pretrained)
     backbone.name = spec.name
     if not backbone.depth:
@@ -54,22 +44,36 @@ def build_backbone(spec: BackboneSection, *, input_shape: Sequence[int], num_out
     return backbone
 
 
-def check_kind(name: str, input_shape: Sequence[int]) -> None:
-    """Raise EectlError where the backbone called `name` is known to take images and the inputs are texts, or the reverse."""
-    known = name.startswith(TRANSFORMERS) or name.startswith(TIMM) or BACKBONES.get(name) in (_nets, _msdnet, _torchvision)
-    for_text, is_text = name.startswith(TRANSFORMERS), len(input_shape) == 2
-    if known and for_text != is_text:
-        kinds, advice = ("images", "texts"), "texts need hf/NAME" if is_text else "images need another, such as resnet20"
-        raise EectlError(f"backbone.name: {name} takes {kinds[for_text]}, and the data are {kinds[is_text]}; {advice}")
+def check_inputs_fit(name: str, input_shape: Sequence[int]) -> None:
+    """Raise EectlError where the backbone `name` takes images and the data are texts, or the reverse.
+
+    It says nothing of an unknown name, nor of a network that no adapter here builds; nothing is imported.
+    """
+    if name not in BACKBONES and not name.startswith(tuple(LIBRARIES)):
+        return
+    takes = INPUTS.get(_find_adapter(name)[1])
+    given = "texts" if len(input_shape) == 2 else "images"
+    if takes not in (None, given):
+        advice = "texts need hf/NAME" if given == "texts" else "images need another, such as resnet20"
+        raise EectlError(f"backbone.name: {name} takes {takes}, and the data are {given}; {advice}")
 
 
 def attach_exits(
     backbone: "Backbone", *, after: Sequence[int], heads: str | Sequence[str], num_outputs: int, input_shape: Sequence[int]
 ) -> "MultiExitModel":
-    """`backbone` with an exit after each block of `after`, sorted; `heads` is one kind for all, or one per entry of `after`.
+    """Attach an exit with a fresh head after each of these blocks.
 
-    The kind `auto` is the backbone's default. The last block may have an exit too. Draws from torch's global generator.
-    Raises EectlError for a block that the backbone does not have or that is listed twice, and for an unknown kind.
+    Weights are drawn from torch's global generator, in the order of the blocks.
+
+    Args:
+        backbone: the network; it is not copied.
+        after: block numbers from 0, in any order; the last block may be among them.
+        heads: one kind for all exits (see `heads.HEADS`), or one for each entry of `after`; `auto` is the backbone's default.
+        num_outputs: the number of logits of each exit.
+        input_shape: the shape of one row, from which the heads learn how wide the blocks' outputs are.
+
+    Raises:
+        EectlError: for a block that the backbone does not have or that is listed twice, and for an unknown kind of head.
     """
     from eectl.models.backbone import dry_run
     from eectl.models.heads import make_head
@@ -94,7 +98,14 @@ def attach_exits(
 
 
 def model_spec(model: "MultiExitModel", backbone: BackboneSection, *, input_shape: Sequence[int], num_outputs: int) -> ModelSpec:
-    """What rebuilds `model`, whose backbone was built from the section `backbone`: no folder, no download, resolved heads."""
+    """Describe `model` so that `build_model` can build it again without a recipe, a local folder or a download.
+
+    Args:
+        model: the network; the kinds of its heads are those that it has, never `auto`.
+        backbone: the recipe's section that its backbone was built from.
+        input_shape: the shape of one row.
+        num_outputs: the number of logits.
+    """
     name, args = model.backbone.rebuilds_as or (backbone.name, backbone.args)
     return ModelSpec(
         backbone=backbone.model_copy(update={"name": name, "args": args, "pretrained": False, "weights": None}),
@@ -107,7 +118,7 @@ def model_spec(model: "MultiExitModel", backbone: BackboneSection, *, input_shap
 
 
 def build_model(spec: ModelSpec) -> "MultiExitModel":
-    """The network of a checkpoint, freshly initialised: its weights come from the checkpoint, never from a download."""
+    """Build the network that a checkpoint describes, with fresh weights and never a download; the caller loads its weights."""
     plain = spec.backbone.model_copy(update={"pretrained": False, "weights": None})
     backbone = build_backbone(plain, input_shape=spec.input_shape, num_outputs=spec.num_outputs)
     model = attach_exits(backbone, after=spec.after, heads=spec.heads, num_outputs=spec.num_outputs, input_shape=spec.input_shape)
@@ -115,9 +126,10 @@ def build_model(spec: ModelSpec) -> "MultiExitModel":
 
 
 def attach_ensembles(model: "MultiExitModel", kind: str, *, num_outputs: int) -> "MultiExitModel":
-    """`model`, its weights shared, with fresh ensembles of `kind` at its attached exits, whose states are their own logits.
+    """Return a network of `model`'s backbone and heads (shared, not copied) with fresh ensembles at its attached exits.
 
-    Draws from torch's global generator. Raises EectlError for an unknown kind.
+    The heads' `state` must be their own logits, as ZTW's are. Weights are drawn from torch's global generator. Raises EectlError
+    for a kind that `ensembles.ENSEMBLES` does not have.
     """
     from eectl.models.ensembles import Ensembles
     from eectl.models.multi_exit import MultiExitModel
@@ -126,10 +138,23 @@ def attach_ensembles(model: "MultiExitModel", kind: str, *, num_outputs: int) ->
     return MultiExitModel(model.backbone, model.heads, after=model.after, combine=combine)
 
 
-def _nets() -> "Callable[..., Backbone]":
-    from eectl.models.adapters import cifar_resnet as nets
+def _find_adapter(name: str) -> "tuple[str, AdapterLoader]":
+    """Return the name without its library's prefix, and what imports the adapter that builds it."""
+    for prefix, load_adapter in LIBRARIES.items():
+        if name.startswith(prefix):
+            return name.removeprefix(prefix), load_adapter
+    if name in BACKBONES:
+        return name, BACKBONES[name]
+    raise EectlError(
+        f"unknown backbone '{name}'{closest(name, BACKBONES)}; known: {', '.join(BACKBONES)}; "
+        "timm/NAME reaches timm's, such as timm/vit_tiny_patch16_224, hf/NAME transformers' text encoders, such as hf/bert"
+    )
 
-    return nets.build
+
+def _cifar_resnet() -> "Callable[..., Backbone]":
+    from eectl.models.adapters import cifar_resnet
+
+    return cifar_resnet.build
 
 
 def _msdnet() -> "Callable[..., Backbone]":
@@ -139,26 +164,34 @@ def _msdnet() -> "Callable[..., Backbone]":
 
 
 def _torchvision() -> "Callable[..., Backbone]":
-    from eectl.models.adapters import torchvision as from_torchvision
+    from eectl.models.adapters import torchvision
 
-    return from_torchvision.build
+    return torchvision.build
 
 
 def _timm() -> "Callable[..., Backbone]":
-    from eectl.models.adapters import timm as from_timm
+    from eectl.models.adapters import timm
 
-    return from_timm.build
+    return timm.build
 
 
 def _transformers() -> "Callable[..., Backbone]":
-    from eectl.models.adapters import transformers as from_transformers
+    from eectl.models.adapters import transformers
 
-    return from_transformers.build
+    return transformers.build
 
 
-BACKBONES: "dict[str, Callable[[], Callable[..., Backbone]]]" = {
-    **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56"), _nets),
+AdapterLoader = Callable[[], Callable[..., "Backbone"]]
+"""Imports an adapter and returns its function `build(name, args, *, input_shape, num_outputs, pretrained)`."""
+
+BACKBONES: dict[str, AdapterLoader] = {
+    **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56"), _cifar_resnet),
     "msdnet": _msdnet,
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _torchvision),
     **dict.fromkeys(("vit", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"), _torchvision),
+}
+LIBRARIES: dict[str, AdapterLoader] = {"timm/": _timm, "hf/": _transformers}  # by the prefix of a name
+INPUTS: dict[AdapterLoader, str] = {
+    **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _timm), "images"),
+    _transformers: "texts",
 }

@@ -1,6 +1,6 @@
-"""One self-describing .safetensors file per network: it rebuilds with no recipe beside it. Holds no training state.
+"""Write and read checkpoints: one .safetensors file that holds a network's weights and all that is needed to build it again.
 
-What a file says beside its weights is read without torch.
+No recipe has to lie beside it. What a file says beside its weights is read without torch. Training state is kept elsewhere.
 """
 
 import platform
@@ -31,10 +31,13 @@ SCHEMA = 1
 class About:
     """What a checkpoint says beside its weights.
 
-    `recipe` is the one it was last trained with, as plain data: measuring reads `data_spec` and `eval_batch_size` alone, so a
-    recipe that this version no longer takes stops nobody. `data` describes the data set (name, classes, normalisation), `splits`
-    holds size and fingerprint by split name, `history` one entry per step that made the network (a phase, attached heads, or
-    ensembles), `parent` the digest it came from.
+    Attributes:
+        spec: what `build.build_model` builds the network from.
+        recipe: the one that it was last trained with, as plain data: a key that this version does not take stops no measuring.
+        data: the data set's name, task, classes and normalisation.
+        splits: the size and fingerprint of each split, by its name.
+        history: one entry for each step that made the network, first to last: a phase, attached heads, or ensembles.
+        parent: the digest of the weights that it was made from; None where training began with it.
     """
 
     spec: ModelSpec
@@ -46,22 +49,22 @@ class About:
 
     @property
     def data_spec(self) -> DataSection:
-        """The recipe's data section."""
+        """The data section of the recipe."""
         return DataSection.model_validate(self.recipe["data"])
 
     @property
     def eval_batch_size(self) -> int:
-        """How many rows are evaluated at once."""
+        """The number of rows that the recipe evaluates at once."""
         return int(self.recipe["eval_batch_size"])
 
     @property
     def task(self) -> str:
-        """What the network does, an entry of losses.TASKS."""
-        return str(self.data.get("task", "classification"))  # older files know no other
+        """What the network is for, an entry of losses.TASKS."""
+        return str(self.data["task"])
 
     @property
     def untrained(self) -> list[int]:
-        """The attached exits (numbers from 1) that no phase has trained since they were attached."""
+        """The numbers (from 1) of the attached exits that no phase has trained since they were attached."""
         trained: set[int] = set()
         for entry in self.history:
             trained = set() if "attached" in entry else trained | set(entry.get("heads", ()))
@@ -69,17 +72,14 @@ class About:
 
     @property
     def origin(self) -> "Origin":
-        """What an evaluation keeps of it; its backbone section is the network's, not that of the last of its phases."""
-
-        backbone = dict(self.recipe.get("backbone", {}))
-        starts = [entry["start"] for entry in self.history if entry.get("start")]  # files made before this was kept have none
-        if starts:
-            backbone = {"start": starts[0]}
+        """What an evaluation keeps of it. Its backbone section says what the first phase started from, not the last one."""
+        starts = [entry["start"] for entry in self.history if entry.get("start")]  # only a phase without --from names one
+        backbone = {"start": starts[0]} if starts else dict(self.recipe.get("backbone", {}))
         backbone |= {"name": self.spec.backbone.name, "args": self.spec.backbone.args}
         return Origin({**self.recipe, "backbone": backbone}, self.spec.after, self.spec.heads)
 
     def to_json(self) -> dict[str, Any]:
-        """What the file's metadata holds of it."""
+        """Return it as the file's metadata holds it."""
         return {
             "model": self.spec.model_dump(mode="json"),
             "recipe": dict(self.recipe),
@@ -92,7 +92,7 @@ class About:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded network, what its file says, and the digest that names its weights."""
+    """A loaded network in eval mode, its file, what that says, and the digest (SHA-256) of its weights."""
 
     path: Path
     model: "MultiExitModel"
@@ -101,7 +101,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, model: "MultiExitModel", about: About) -> str:
-    """Write the network in one step and return the digest of its weights."""
+    """Write a network, in one step, and return the digest of its weights; raises EectlError where it cannot be written."""
     tensors = model.state_dict()
     weights = digest(tensors)
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
@@ -111,18 +111,22 @@ def save_checkpoint(path: Path, model: "MultiExitModel", about: About) -> str:
     return weights
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Everything a checkpoint's file says, as JSON, without its weights."""
+def read_checkpoint_metadata(path: Path) -> dict[str, Any]:
+    """Return all that a checkpoint's file says beside its weights, as plain data; raises EectlError where it is no checkpoint."""
     return files.read_metadata(path, kind=KIND, schema=SCHEMA)
 
 
 def read_about(path: Path) -> About:
-    """What a checkpoint says beside its weights, without reading them."""
-    return _about(path, read_metadata(path))
+    """Return what a checkpoint says beside its weights, without reading them; raises EectlError where it is no checkpoint."""
+    return _about(path, read_checkpoint_metadata(path))
 
 
 def load_checkpoint(path: Path, *, device: "torch.device | str" = "cpu") -> Checkpoint:
-    """Rebuild the network of a checkpoint, in eval mode; raises EectlError where the file is not one, cut or altered."""
+    """Build a checkpoint's network again, with its weights and in eval mode.
+
+    torch's generators are left as they were. Raises EectlError where the file is missing, no checkpoint, cut short or altered,
+    or where the libraries here build the network otherwise than those it was saved with.
+    """
     import torch
 
     tensors, metadata = files.read_tensors(path, kind=KIND, schema=SCHEMA)
@@ -151,7 +155,7 @@ def _about(path: Path, metadata: Mapping[str, Any]) -> About:
             history=metadata["history"],
             parent=metadata["parent"],
         )
-        _ = about.data_spec, about.eval_batch_size, about.untrained, metadata["weights"]
+        _ = about.data_spec, about.eval_batch_size, about.task, about.untrained, metadata["weights"]
     except (KeyError, TypeError, ValueError) as error:
         what = str(error).splitlines()[0]
         raise EectlError(f"{path}: its header is damaged, or of another eectl ({what}); this is eectl {__version__}") from error
@@ -160,7 +164,7 @@ def _about(path: Path, metadata: Mapping[str, Any]) -> About:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which run a network came from: its recipe as plain data, and the exits (blocks and kinds) that it really has."""
+    """The run that a network came from: its recipe as plain data, and the blocks and kinds of the exits that it really has."""
 
     recipe: Mapping[str, Any]
     after: tuple[int, ...]

@@ -1,7 +1,8 @@
-"""Zero Time Waste's ensembles: what an exit says once the heads before it have their say. Trained alone, on frozen heads.
+"""Zero Time Waste's ensembles: an exit's logits as a weighted combination of the predictions of all heads up to it.
 
-Each attached exit has its own weights over the heads up to it; the network's own head has none. Source: Wołczyk et al., 2021,
-as in gmum/Zero-Time-Waste and kamadforge/early-exit-benchmark (weights start in N(0, 0.01), 0.01 the deviation, biases at 0).
+Each attached exit has its own weights over these heads; the network's own head is not combined. They are trained in a phase of
+their own, when the heads are frozen. Source: Wołczyk et al., 2021, as in gmum/Zero-Time-Waste and
+kamadforge/early-exit-benchmark: weights start in N(0, 0.01²), biases at 0.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from eectl.core.errors import lookup
 
 
 class GeometricEnsemble(nn.Module):
-    """log p̄ = mean over heads j of exp(w_j) · log p_j, plus b: logits, not normalised."""
+    """One exit's weighted geometric mean: logits = mean over heads j of exp(w_j) · log p_j, plus b; not normalised."""
 
     def __init__(self, num_heads: int, num_outputs: int) -> None:
         super().__init__()
@@ -21,12 +22,15 @@ class GeometricEnsemble(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_outputs))
 
     def forward(self, log_probabilities: Tensor) -> Tensor:
-        """Logits [row, class] from [head, row, class]."""
+        """Return logits [row, class] from the heads' log-probabilities [head, row, class]."""
         return (self.weight.exp()[:, None, None] * log_probabilities).mean(dim=0) + self.bias
 
 
 class ArithmeticEnsemble(GeometricEnsemble):
-    """log p̄ of p̄ ∝ Σ over heads j of exp(w_j) · p_j, plus exp(b), computed from logarithms (the source adds 1e-40 instead)."""
+    """One exit's weighted arithmetic mean: logits = log p̄ with p̄ ∝ Σ over heads j of exp(w_j) · p_j, plus exp(b).
+
+    It is computed from logarithms, where the source adds 1e-40 to the probabilities.
+    """
 
     def forward(self, log_probabilities: Tensor) -> Tensor:
         terms = self.weight[:, None, None] + log_probabilities
@@ -35,7 +39,7 @@ class ArithmeticEnsemble(GeometricEnsemble):
 
 
 class Ensembles(nn.Module):
-    """One ensemble of `kind` (see ENSEMBLES) at each of `num_heads` attached exits."""
+    """One ensemble of a kind (see ENSEMBLES) for each of `num_heads` attached exits; raises EectlError for another kind."""
 
     def __init__(self, kind: str, *, num_heads: int, num_outputs: int) -> None:
         super().__init__()
@@ -44,7 +48,7 @@ class Ensembles(nn.Module):
         self.exits = nn.ModuleList(make(number, num_outputs) for number in range(1, num_heads + 1))
 
     def forward(self, logits: Sequence[Tensor]) -> Tensor:
-        """Exit k's logits [row, class] in float32 from the own logits of heads 1..k, first head first."""
+        """Return exit k's logits [row, class], in float32, from those of the heads 1..k, in this order."""
         log_probabilities = torch.stack([each.float().log_softmax(dim=1) for each in logits])
         result: Tensor = self.exits[len(logits) - 1](log_probabilities)
         return result

@@ -1,6 +1,7 @@
-"""Gradient equilibrium: values pass unchanged, gradients are rescaled, so that every point of the backbone gets their mean.
+"""Gradient equilibrium (Li et al., 2019): each point of the backbone gets the mean of the exits' gradients, not their sum.
 
-Li et al., 2019 (kalviny/IMTA, models/msdnet_ge.py). The loss is the plain sum over exits. Knows no network and no loss.
+Values pass unchanged and only gradients are rescaled; the loss is the plain sum over exits. As in kalviny/IMTA,
+models/msdnet_ge.py. Knows no network and no loss.
 """
 
 from dataclasses import replace
@@ -26,7 +27,9 @@ class _Rescale(torch.autograd.Function):
 
 
 def rescale(hidden: Hidden, factor: float) -> Hidden:
-    """The same values, the gradient times `factor`; of several scales only the last, which exits read, as in the source.
+    """Return the same values, with a gradient that is multiplied by `factor` on its way back.
+
+    Where there are several scales, only that of the last one is, which exits read: so does the source.
 
     Before the i-th (from 0) of n exits that take part the factor is 1 / (n - i), after it n - i - 1. On a network whose blocks
     form a chain this divides the gradient of each segment by the number of exits at or past its end, n - i, and leaves that of

@@ -1,4 +1,4 @@
-"""Exit heads: what turns a block's Feature into logits. Widths come from an example Feature; no head knows a layout."""
+"""Exit heads, which turn a block's Feature into logits. They take their widths from an example Feature and know no layout."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,9 +17,12 @@ from eectl.recipe.choices import HEAD_CHOICES, in_order
 
 @dataclass(frozen=True)
 class ExitOutput:
-    """An exit's logits [row, class], and what later exits and losses may read.
+    """What an exit returns.
 
-    `state` [row, …] is what later exits read; `guesses` [row, later exit, …] are the states that this exit foresees.
+    Attributes:
+        logits: [row, class].
+        state: what later exits read of it, [row, …]; None where no head does.
+        guesses: the states that it predicts for the later exits, [row, later exit, …]; None where its head predicts none.
     """
 
     logits: Tensor
@@ -28,12 +31,16 @@ class ExitOutput:
 
 
 class ExitHead(nn.Module, ABC):
-    """An exit's classifier: what it `reads` of a feature, which no parameter touches, and what it `says` of that.
+    """An exit's classifier, in two steps: `reads` picks from a feature without parameters, `says` computes logits from that.
 
-    `uses_earlier` says that it reads the outputs of the exits before it; `kind` is its recipe name.
+    What all heads read of a frozen backbone can so be kept, and the backbone need not run again.
 
-    `default_weights` is how the losses of such exits are weighted where the recipe says `auto`, `auxiliary` names their entry in
-    `losses.AUXILIARY` and `ensemble` theirs in `ensembles.ENSEMBLES`, if any.
+    Attributes:
+        uses_earlier: whether it reads the outputs of the exits before it.
+        default_weights: the weighting of such exits' losses that `loss_weights: auto` stands for.
+        auxiliary: the loss term that such heads add, an entry of losses.AUXILIARY; None: none.
+        ensemble: the ensembles that such heads can have, an entry of ensembles.ENSEMBLES; None: none.
+        kind: what a recipe calls it, such as mlp-1024.
     """
 
     uses_earlier: ClassVar[bool] = False
@@ -44,26 +51,26 @@ class ExitHead(nn.Module, ABC):
 
     @abstractmethod
     def reads(self, feature: Feature) -> Tensor:
-        """All that the head takes from a block's feature, [row, …]: small, and the same as long as the backbone is."""
+        """Return all that the head needs of a block's feature, [row, …]: small, and with no parameter of its own in it."""
 
     @abstractmethod
     def says(self, read: Tensor, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
-        """Logits [row, class] from what it `reads` and the outputs of the exits before this one."""
+        """Return the exit's output from what `reads` returned and the outputs of the exits before this one."""
 
     def forward(self, feature: Feature, earlier: Sequence[ExitOutput | None]) -> ExitOutput:
-        """Logits [row, class] from a block's feature and the outputs of the exits before this one."""
+        """Return the exit's output from a block's feature and the outputs of the exits before this one."""
         return self.says(self.reads(feature), earlier)
 
     def join(self, peers: "Sequence[ExitHead]", number: int) -> None:
-        """Take a place among a network's attached exits `peers`, as exit `number` (from 1); may make the layers that this needs.
+        """Prepare to be exit `number` (from 1) of the attached exits `peers`, and make the layers that this place needs.
 
-        A reference to the peers must not register them as submodules (a tuple does not): their network owns them. Joining the
-        same place again changes no weight. Raises EectlError where such exits do not go together.
+        Called again for the same place it changes no weight. A head that keeps its peers keeps them in a tuple, which does not
+        register them as its submodules. Raises EectlError where such exits do not go together.
         """
 
 
 class LinearHead(ExitHead):
-    """Class token (or the mean, where there is none) → Linear, without a norm before it: the paper's standard ViT head."""
+    """Class token (or the mean, where there is none) → Linear, with no norm before it: the paper's standard ViT head."""
 
     def __init__(self, feature: Feature, num_outputs: int) -> None:
         super().__init__()
@@ -92,9 +99,9 @@ class MlpHead(ExitHead):
 
 
 class SdnHead(ExitHead):
-    """a · max + (1 − a) · mean over a 4×4 grid of the map → Linear; a is learnt, starts in U(0, 1) and is not clamped.
+    """Shallow-Deep Networks' head (Kaya et al., 2019): a · max + (1 − a) · mean over a 4×4 grid of the map → Linear.
 
-    Shallow-Deep Networks (Kaya et al., 2019), with adaptive pooling: a map below 4×4 has its cells repeated.
+    a is learnt, starts in U(0, 1) and is not clamped. Pooling is adaptive: of a map smaller than 4×4 cells are repeated.
     """
 
     def __init__(self, feature: Feature, num_outputs: int) -> None:
@@ -112,9 +119,9 @@ class SdnHead(ExitHead):
 class ZtwHead(ExitHead):
     """Zero Time Waste's cascade (Wołczyk et al., 2021): Linear on the features and LayerNorm(the logits of the exit before).
 
-    The features are SDN's pooling of a convolutional map, the class token (or the mean) otherwise. The logits that it hears are
-    the earlier head's own, detached; the first exit hears none. `state` is this head's own logits, whatever an ensemble makes
-    of them later.
+    The features are SDN's pooling of a convolutional map, and the class token (or the mean) of anything else. The logits are
+    those of the earlier head itself, detached; the first exit has none to read. `state` is this head's own logits, which stay
+    what they are when an ensemble replaces the exit's logits.
     """
 
     uses_earlier = True
@@ -151,21 +158,23 @@ class ZtwHead(ExitHead):
 
 
 class ArithmeticZtwHead(ZtwHead):
-    """The same cascade, its ensembles being weighted means of probabilities instead of log-probabilities."""
+    """ZTW's cascade for ensembles that are weighted means of probabilities instead of log-probabilities."""
 
     ensemble = "arithmetic"
 
 
 class GpfHead(ExitHead):
-    """Global Past-Future (Liao et al., 2021) as kamadforge/early-exit-benchmark has it: what all exits know, or will know.
+    """Global Past-Future (Liao et al., 2021), as kamadforge/early-exit-benchmark has it.
 
-    Exit k's state is s_k = φ(Linear(class token, or the mean: on a convolutional map too)), `width` wide. Imitator j guesses the
+    Its logits use the states of all earlier exits, and predictions of the states of all later ones.
+
+    Exit k's state is s_k = φ(Linear(class token, or the mean: on a convolutional map too)), `width` wide. Imitator j predicts the
     state of exit j from that of any exit before it, ŝ_j = φ(Linear_j(s_k)). With λ = sigmoid(Linear(φ(mean of G_j s_j, j ≤ k))),
 
         logits = λ · Σ_{j ≤ k} A_j s_j + (1 − λ) · Σ_{j > k} A_j ŝ_j
 
-    where φ is ReLU and the states of earlier exits are detached. Head j owns A_j, G_j and imitator j; head 1, which nothing
-    foresees, owns λ's Linear, which all share. So an exit's logits also move with the later heads. No dropout on states.
+    where φ is ReLU and the states of earlier exits are detached. Head j owns A_j, G_j and imitator j; head 1, which no exit
+    predicts, owns λ's Linear, which all share. So an exit's logits also change with the later heads. States have no dropout.
     """
 
     uses_earlier = True
@@ -185,11 +194,11 @@ class GpfHead(ExitHead):
         self._index = 0
 
     def _width(self, features: int) -> int:  # noqa: ARG002
-        """The width of states where the kind names none."""
+        """Return the width of states for a kind that names none, such as gpf."""
         return 512
 
     def _linear(self, inputs: int, outputs: int, *, std: float | None = None) -> nn.Linear:
-        """A layer with weights in N(0, std) and biases 0; none: as PyTorch draws them."""
+        """Return a layer with weights in N(0, std) and biases 0; default: as PyTorch draws them."""
         layer = nn.Linear(inputs, outputs)
         if std is not None:
             nn.init.normal_(layer.weight, std=std)
@@ -197,11 +206,11 @@ class GpfHead(ExitHead):
         return layer
 
     def squash(self, x: Tensor) -> Tensor:
-        """φ."""
+        """Return φ(x)."""
         return functional.relu(x)
 
     def merge(self, share: Tensor, known: Tensor, foreseen: Tensor) -> Tensor:
-        """Logits from λ and the two sums, all [row, class]."""
+        """Return logits from λ and the sums over known and predicted states, all [row, class]."""
         return share * known + (1 - share) * foreseen
 
     def join(self, peers: Sequence[ExitHead], number: int) -> None:
@@ -222,7 +231,7 @@ class GpfHead(ExitHead):
             self.imitate = self._linear(width, width)
 
     def guess(self, state: Tensor) -> Tensor:
-        """This exit's state [row, width] as an earlier exit's `state` lets it be foreseen."""
+        """Predict this exit's state from an earlier exit's `state`, both [row, width]."""
         assert self.imitate is not None
         return self.squash(self.imitate(state))
 
@@ -246,10 +255,11 @@ class GpfHead(ExitHead):
 
 
 class LancopkuGpfHead(GpfHead):
-    """GPF as its authors' lancopku/Early-Exit has it: φ is tanh, and the merge is 2λ · known + (2 − 2λ) · foreseen.
+    """GPF as its authors' lancopku/Early-Exit has it: φ is tanh, and logits are 2λ · known + (2 − 2λ) · predicted.
 
-    States are as wide as the features where the kind names no width, weights start in N(0, 0.02) with biases 0 (BERT's), and the
-    loss is half of exits and imitation together. Its dropout on states and its random cuts below lower layers are left out.
+    States are as wide as the features where the kind names no width. Weights start in N(0, 0.02) and biases at 0, as BERT's. The
+    loss is half of the sum of the exits' loss and the imitation loss. Left out: dropout on states, and the random cuts of
+    gradients below the lower layers.
     """
 
     auxiliary = "imitation-halved"
@@ -268,7 +278,7 @@ class LancopkuGpfHead(GpfHead):
 
 
 def head_class(kind: str) -> tuple[type[ExitHead], int | None]:
-    """The class of head `kind` and the width that it names, if any; raises EectlError for a kind that is not there."""
+    """Return the class of a kind of head, and the width that it names, if any; raises EectlError for an unknown kind."""
     stem, _, width = kind.rpartition("-")
     if f"{stem}-WIDTH" in HEADS and (kind not in HEADS or width == "WIDTH"):
         if not (width.isascii() and width.isdecimal() and int(width) > 0):
@@ -278,9 +288,9 @@ def head_class(kind: str) -> tuple[type[ExitHead], int | None]:
 
 
 def make_head(kind: str, feature: Feature, num_outputs: int) -> ExitHead:
-    """A head of `kind` (see HEADS) for features like `feature`; raises EectlError for another kind.
+    """Make a head of a kind that HEADS has, for features as wide as `feature`; raises EectlError for another kind.
 
-    It is whole once it has joined its network's exits (`ExitHead.join`), which MultiExitModel sees to.
+    It has all its layers once it has joined its network's exits (`ExitHead.join`), which MultiExitModel makes it do.
     """
     found, width = head_class(kind)
     make: Callable[..., ExitHead] = found

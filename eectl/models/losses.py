@@ -1,6 +1,6 @@
-"""What is minimised and what is reported: losses and scores per task, and what exits learn from each other. Knows no model.
+"""Losses and scores of each task, and the loss terms by which exits learn from each other. Knows no network.
 
-How exits are weighted is `weighting`'s.
+How the exits' losses are weighted is decided in recipe/weighting.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,15 @@ from eectl.recipe.recipe import SCORE_NAMES
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of problem.
+    """What is minimised and what is reported in one kind of problem; outputs are logits [row, class] or numbers [row, 1].
 
-    `loss(outputs [row, …], targets, label_smoothing)` → the mean over rows. `points(outputs, targets)` → [row], whose mean is
-    the score. `higher_is_better` is the score's direction; `score_name` its name in tables. `losses` is `loss` before the mean:
-    [row]. `distil(student, teachers, temperature)` → how far a student's outputs are from its teachers', mean over rows.
+    Attributes:
+        loss: (outputs, targets, label_smoothing) → the mean over rows.
+        points: (outputs, targets) → [row]; their mean is the score.
+        higher_is_better: the direction of the score.
+        score_name: what tables call the score.
+        losses: (outputs, targets, label_smoothing) → [row], `loss` before the mean.
+        distil: (student's outputs, teachers' outputs, temperature) → how far the student is from its teachers, mean over rows.
     """
 
     loss: Callable[[Tensor, Tensor, float], Tensor]
@@ -60,23 +64,27 @@ def _squared_errors(outputs: Tensor, targets: Tensor, label_smoothing: float) ->
 
 
 def _divergence(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:
-    """T² · KL(teacher ‖ student) at temperature T (Hinton et al., 2015), for the mean of the teachers' probabilities."""
+    """Return T² · KL(teacher ‖ student) at temperature T (Hinton et al., 2015); several teachers' probabilities are averaged."""
     mean = torch.stack([F.log_softmax(logits.detach().float() / temperature, dim=1) for logits in teachers]).exp().mean(dim=0)
     own = F.log_softmax(student.float() / temperature, dim=1)
     return F.kl_div(own, mean, reduction="batchmean") * temperature**2
 
 
 def _distance(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:  # noqa: ARG001
-    """The squared error against the mean of the teachers' outputs; a temperature means nothing here."""
+    """Return the squared error against the mean of the teachers' outputs; the temperature is not used."""
     return (student.float() - torch.stack([output.detach().float() for output in teachers]).mean(dim=0)).square().mean()
 
 
 def distil(outputs: Sequence[Tensor], *, teacher: str, temperature: float, task: Task) -> Tensor:
-    """What exits learn from later exits: the mean over the students of their distance from their teachers, which get no gradient.
+    """Return the distillation loss: the mean over exits of their distance from later exits, which get no gradient from it.
 
-    `outputs` ([row, …] each) are those of the exits that take part, in order, so exits that do not run teach nobody. `last`: the
-    last of them teaches all others (Phuong & Lampert, 2019); `next`: each teaches the one before it; `later`: the mean of all
-    later ones teaches each. One exit alone has no teacher: 0.
+    Args:
+        outputs: [row, …] of each exit that takes part in the step, in the order of the exits; one alone has no teacher, and the
+            loss is 0.
+        teacher: `last`: the last exit teaches all others (Phuong & Lampert, 2019); `next`: each teaches the one before it;
+            `later`: each learns from the mean of all later ones. Raises EectlError for another word.
+        temperature: divides the logits of classes before they are compared.
+        task: the kind of problem, which says what the distance is.
     """
     choose = lookup(TEACHERS, teacher, what="distillation.teacher")
     if len(outputs) == 1:
@@ -86,10 +94,10 @@ def distil(outputs: Sequence[Tensor], *, teacher: str, temperature: float, task:
 
 
 def imitation(outputs: Sequence[ExitOutput | None]) -> Tensor | None:
-    """How badly exits foresee the states of later ones (GPF): 1 − cosine to the actual states, which are detached.
+    """Return GPF's imitation loss: 1 − cosine between the states that exits predict for later ones and the real, detached ones.
 
-    The mean over rows and later exits, then over the exits that foresee; exits that were skipped (None) are left out, and None
-    is returned where nothing is left.
+    It is the mean over rows and later exits, then over the exits that predict. Exits that were skipped (None) are left out;
+    where nothing is left the result is None.
     """
     terms = []
     for number, output in enumerate(outputs, 1):
@@ -106,7 +114,7 @@ def imitation(outputs: Sequence[ExitOutput | None]) -> Tensor | None:
 
 
 def with_auxiliary(name: str | None, loss: Tensor, outputs: Sequence[ExitOutput | None]) -> Tensor:
-    """The loss to minimise: the exits' weighted `loss`, and what heads with the auxiliary term `name` add to it (none: none)."""
+    """Return the loss to minimise: the exits' weighted `loss` and the auxiliary term `name` of their heads (None: no term)."""
     if name is None:
         return loss
     term, share = lookup(AUXILIARY, name, what="auxiliary loss")
@@ -114,8 +122,8 @@ def with_auxiliary(name: str | None, loss: Tensor, outputs: Sequence[ExitOutput 
     return loss if value is None else share * (loss + value)
 
 
-AUXILIARY: dict[str, tuple[Callable[[Sequence[ExitOutput | None]], Tensor | None], float]] = {  # the term; a factor for the sum
-    "imitation": (imitation, 1.0),
+AUXILIARY: dict[str, tuple[Callable[[Sequence[ExitOutput | None]], Tensor | None], float]] = {
+    "imitation": (imitation, 1.0),  # the term, and the factor of loss and term together
     "imitation-halved": (imitation, 0.5),
 }
 TASKS: dict[str, Task] = in_order(

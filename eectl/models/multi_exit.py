@@ -1,4 +1,4 @@
-"""A backbone with exits, its one forward pass, and which of its parts train. Knows no library and no loop."""
+"""A network with exits: its forward pass, and which of its parts train. Knows no library and no training loop."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -11,11 +11,11 @@ from eectl.models.backbone import Backbone, Hidden
 from eectl.models.ensembles import Ensembles
 from eectl.models.equilibrium import rescale
 from eectl.models.heads import ExitHead, ExitOutput
-from eectl.models.recompute import Recomputed
+from eectl.models.recompute import RecomputedBlocks
 from eectl.recipe.choices import PLACEMENT_CHOICES, listed
 
 Reads = tuple[Tensor, ...]
-"""What exits 1..K read of some rows, [row, …] each: see MultiExitModel.read."""
+"""What each of the exits 1..K reads of some rows, [row, …]: see MultiExitModel.reads."""
 
 PLACEMENTS_16 = {  # paper §4.6, for the 16 blocks of a ResNet-50; other depths take the same relative positions
     "dense-sparse": (1, 2, 3, 4, 5, 6, 7, 11),
@@ -23,29 +23,35 @@ PLACEMENTS_16 = {  # paper §4.6, for the 16 blocks of a ResNet-50; other depths
 }
 
 
-def place(scheme: str, depth: int) -> tuple[int, ...]:
-    """The blocks after which a placement scheme puts exits: `every-N`, `dense-sparse` or `sparse-dense` (paper §4.6).
+def blocks_of(placement: str, depth: int) -> tuple[int, ...]:
+    """Return the blocks after which a placement puts exits, on a network of `depth` blocks.
 
-    `every-N` is {N, 2N, …} below the last block. Raises EectlError for an unknown scheme or one that places no exit.
+    `every-N` is the blocks N, 2N, … before the last one; `dense-sparse` and `sparse-dense` are the paper's (§4.6), scaled to the
+    depth. Raises EectlError for an unknown placement, or one that puts no exit on this network.
     """
-    if scheme in PLACEMENTS_16:
-        scaled = (round(block * (depth - 1) / 15) for block in PLACEMENTS_16[scheme])
+    if placement in PLACEMENTS_16:
+        scaled = (round(block * (depth - 1) / 15) for block in PLACEMENTS_16[placement])
         after = tuple(sorted({block for block in scaled if block < depth - 1}))
-    elif scheme.startswith("every-") and scheme[6:].isdecimal() and int(scheme[6:]) > 0:
-        after = tuple(range(int(scheme[6:]), depth - 1, int(scheme[6:])))
+    elif placement.startswith("every-") and placement[6:].isdecimal() and int(placement[6:]) > 0:
+        after = tuple(range(int(placement[6:]), depth - 1, int(placement[6:])))
     else:
-        raise EectlError(f"unknown placement '{scheme}'; known: {listed(PLACEMENT_CHOICES)}; write every-N as every-2")
+        raise EectlError(f"unknown placement '{placement}'; known: {listed(PLACEMENT_CHOICES)}; write every-N as every-2")
     if not after:
-        raise EectlError(f"placement {scheme} puts no exit on a network of {depth} blocks; try every-1 or a list of blocks")
+        raise EectlError(f"placement {placement} puts no exit on a network of {depth} blocks; try every-1 or a list of blocks")
     return after
 
 
 class MultiExitModel(nn.Module):
-    """A backbone and exit heads after some of its blocks.
+    """A backbone with exit heads after some of its blocks.
 
-    `after[k-1]` is the block that exit k follows, for the attached exits k = 1..K-1; exit K is the network's own head.
-    `combine`, where there is one, turns the own logits (`state`) of heads 1..k into what attached exit k says.
-    Raises EectlError for heads that do not go together.
+    Exits are numbered from 1: exits 1..K-1 are attached heads, exit K is the network's own head. They cut the backbone into K
+    segments: segment k is what runs between exits k-1 and k. Segment 1 includes the stem, segment K the network's own head.
+
+    Args:
+        backbone: the network; it is not copied.
+        exits: the heads of exits 1..K-1. Raises EectlError where they do not go together (see ExitHead.join).
+        after: the block that each of them follows, in ascending order.
+        combine: ensembles that replace attached exit k's logits by a combination of the logits of heads 1..k.
     """
 
     def __init__(
@@ -57,32 +63,32 @@ class MultiExitModel(nn.Module):
         self.exits = nn.ModuleList(exits)
         self.after = tuple(after)
         self.combine = combine
-        self._recomputed: Recomputed | None = None
+        self._recomputed: RecomputedBlocks | None = None
         for number, head in enumerate(exits, 1):
             head.join(exits, number)
 
     @property
     def num_exits(self) -> int:
-        """K: the attached exits and the network's own head."""
+        """K: the number of attached heads, and one for the network's own."""
         return len(self.after) + 1
 
     @property
     def heads(self) -> tuple[ExitHead, ...]:
-        """The attached exits' heads, 1..K-1."""
+        """The heads of the attached exits 1..K-1."""
         return tuple(self.exits)  # type: ignore[arg-type]
 
     @property
     def auxiliary(self) -> str | None:
-        """The auxiliary loss that the attached heads bring, if any."""
+        """The auxiliary loss of its heads, an entry of losses.AUXILIARY; None where they have none."""
         return self.heads[0].auxiliary if self.heads else None
 
     @property
     def default_weights(self) -> str:
-        """What `loss_weights: auto` means for its heads."""
+        """The weighting of the exits' losses that `loss_weights: auto` stands for with its heads."""
         return self.heads[0].default_weights if self.heads else "uniform"
 
     def advance(self, hidden: Hidden | Tensor, exit_number: int) -> Hidden:
-        """Run segment `exit_number` (1..K) from what the segment before it gave; segment 1 takes the inputs."""
+        """Run the blocks of segment `exit_number` (1..K) on the hidden state before it; for segment 1, on the inputs."""
         first = 0 if exit_number == 1 else self.after[exit_number - 2] + 1
         last = self.backbone.depth - 1 if exit_number == self.num_exits else self.after[exit_number - 1]
         if isinstance(hidden, Tensor):
@@ -93,17 +99,20 @@ class MultiExitModel(nn.Module):
         return hidden
 
     def leave(self, hidden: Hidden, exit_number: int, earlier: Sequence[ExitOutput | None] = ()) -> ExitOutput:
-        """Exit `exit_number`'s output from what its segment gave and the outputs of the exits before it."""
+        """Return an exit's output, from the hidden state after its segment and the outputs of the exits before it."""
         return self.answer(self.read(hidden, exit_number), exit_number, earlier)
 
     def read(self, hidden: Hidden, exit_number: int) -> Tensor:
-        """What exit `exit_number` takes from its segment, [row, …]: see ExitHead.reads. The network's own head: its logits."""
+        """Return what an exit reads of the hidden state after its segment, [row, …]: see ExitHead.reads.
+
+        The network's own head reads its own logits: it has no part that trains apart from segment K.
+        """
         if exit_number == self.num_exits:
             return self.backbone.head(hidden)
         return self.heads[exit_number - 1].reads(self.backbone.feature(hidden))
 
     def answer(self, read: Tensor, exit_number: int, earlier: Sequence[ExitOutput | None] = ()) -> ExitOutput:
-        """Exit `exit_number`'s output from what it has `read` and the outputs of the exits before it."""
+        """Return an exit's output, from what it `read` and the outputs of the exits before it; the last step of `leave`."""
         if exit_number == self.num_exits:
             return ExitOutput(read)
         output = self.heads[exit_number - 1].says(read, earlier)
@@ -114,7 +123,10 @@ class MultiExitModel(nn.Module):
         return replace(output, logits=self.combine(own))
 
     def reads(self, inputs: Tensor) -> Reads:
-        """What all exits read of these inputs: `forward` takes it in their place, and then no part of the backbone runs."""
+        """Return what every exit reads of these inputs.
+
+        `forward` takes it in place of the inputs and then runs no part of the backbone, which a frozen backbone saves.
+        """
         hidden: Hidden | Tensor = inputs
         found = []
         for number in range(1, self.num_exits + 1):
@@ -125,11 +137,16 @@ class MultiExitModel(nn.Module):
     def forward(
         self, inputs: Tensor | Reads, exits: Collection[int] | None = None, *, equilibrium: bool = False
     ) -> list[ExitOutput | None]:
-        """Every exit's output, the network's own head last; logits are [row, class].
+        """Return every exit's output, the network's own head last; logits are [row, class].
 
-        With `exits` (numbers from 1) the others are None, neither they nor blocks past the last of them run. A list and not
-        a stacked tensor: a skipped exit's parameters then keep a gradient of None, and AdamW leaves them alone.
-        `equilibrium` changes no value, only what a later backward pass gives: see `models.equilibrium`.
+        It is a list and not a stacked tensor: a skipped exit's parameters then keep a gradient of None, and AdamW leaves them
+        alone.
+
+        Args:
+            inputs: rows as `Backbone.stem` takes them, or what `reads` returned for some.
+            exits: the numbers (from 1) of those that are wanted; default: all. The others are None in the list, and blocks past
+                the last wanted one do not run.
+            equilibrium: scale the gradients of the backward pass as `models.equilibrium` does; no value changes.
         """
         wanted = set(range(1, self.num_exits + 1)) if exits is None else set(exits)
         outputs: list[ExitOutput | None] = []
@@ -150,16 +167,19 @@ class MultiExitModel(nn.Module):
         return outputs + [None] * (self.num_exits - len(outputs))
 
     def _is_heard(self, number: int, wanted: Collection[int]) -> bool:
-        """Whether an exit's output is wanted, or read by a wanted later exit (a cascade)."""
+        """Return whether an exit's output is wanted, or is read by a later exit that is wanted (a cascade)."""
         later = (k for k in wanted if number < k < self.num_exits)
         return number in wanted or any(self.heads[k - 1].uses_earlier for k in later)
 
     def checkpoint_activations(self, wanted: bool) -> None:
-        """Whether blocks keep their inputs alone and run again in the backward pass: see `models.recompute`."""
-        self._recomputed = Recomputed(self.backbone) if wanted else None
+        """Turn activation checkpointing on or off: see `models.recompute`."""
+        self._recomputed = RecomputedBlocks(self.backbone) if wanted else None
 
     def part(self, name: str) -> tuple[str, int]:
-        """Who owns a parameter, buffer or module: ("segment", 1..K), ("head", 1..K-1) or, of all ensembles, ("combine", 1)."""
+        """Return the part that a parameter, buffer or module belongs to: ("segment", 1..K), ("head", 1..K-1) or ("combine", 1).
+
+        The last is that of all ensembles together.
+        """
         owner, _, rest = name.partition(".")
         if owner == "exits":
             return "head", int(rest.split(".")[0]) + 1 if rest else 1
@@ -171,7 +191,7 @@ class MultiExitModel(nn.Module):
         return "segment", next((k for k, last in enumerate(self.after, 1) if block <= last), self.num_exits)
 
     def set_trainable(self, segments: Collection[int], heads: Collection[int], *, combine: bool = False) -> None:
-        """Exactly these parts require gradients from now on."""
+        """Let exactly these parts require gradients from now on, and forget all gradients."""
         trains = {"segment": segments, "head": heads, "combine": {1} if combine else ()}
         for name, parameter in self.named_parameters():
             kind, number = self.part(name)
@@ -179,7 +199,10 @@ class MultiExitModel(nn.Module):
             parameter.grad = None
 
     def train_parts(self, segments: Collection[int], heads: Collection[int], *, combine: bool = False) -> None:
-        """These parts go to train mode, all others to eval mode, so frozen BatchNorm statistics and dropout stay still."""
+        """Put these parts in train mode and all others in eval mode.
+
+        So BatchNorm statistics of frozen parts do not move, and frozen dropout drops nothing.
+        """
         trains = {"segment": segments, "head": heads, "combine": {1} if combine else ()}
         for name, module in self.named_modules():
             kind, number = self.part(name)

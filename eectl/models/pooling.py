@@ -1,4 +1,4 @@
-"""SDN's pooling of a convolutional map, with a backward pass that is fast on CPUs too."""
+"""Pool convolutional maps as Shallow-Deep Networks do, with a backward pass that is fast on CPUs too."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIDE = 4
+SIDE = 4  # of the grid that a map is pooled over
 
 
 def pool_grid(x: Tensor) -> Tensor:
-    """[row, 2 · channel, 4, 4]: the maxima of all channels over a 4×4 grid of a map, then the means."""
+    """Return the maxima of all channels over a 4×4 grid of a map, then the means: [row, 2 · channel, 4, 4]."""
     return torch.cat([_maxima(x), _means(x)], dim=1)
 
 
 def mix_pools(pooled: Tensor, mix: Tensor) -> Tensor:
-    """[row, 16 · channel]: mix · max + (1 − mix) · mean of what `pool_grid` gave, as SDN pools."""
+    """Return mix · max + (1 − mix) · mean of what `pool_grid` returned, [row, 16 · channel]; `mix` is one number."""
     largest, mean = pooled.chunk(2, dim=1)
     return (mix * largest + (1 - mix) * mean).flatten(1)
 
@@ -43,9 +43,9 @@ def _means(x: Tensor) -> Tensor:
 
 
 class _Means(torch.autograd.Function):
-    """adaptive_avg_pool2d, whose own backward pass goes through a channels_last map on a CPU element by element.
+    """adaptive_avg_pool2d with another backward pass: two matrix products spread the gradient, one for each axis.
 
-    Here two matrix products spread the gradient, one for each axis. Can be differentiated again.
+    PyTorch's own goes through a channels_last map element by element on a CPU. This one can be differentiated again.
     """
 
     @staticmethod
@@ -62,7 +62,7 @@ class _Means(torch.autograd.Function):
 
 
 def _shares(size: int, like: Tensor) -> Tensor:
-    """[4, size]: the share that each place of an axis has in the mean of each adaptive window."""
+    """Return the share that each position of an axis has in the mean of each adaptive window, [4, size]."""
     table = like.new_zeros(SIDE, size)
     for window, (start, end) in enumerate(_windows(size)):
         table[window, start:end] = 1 / (end - start)

@@ -1,6 +1,6 @@
-"""Activation checkpointing: blocks keep no more than their inputs and run again in the backward pass. No value changes.
+"""Activation checkpointing: blocks keep only their inputs for the backward pass, and run again there. It saves memory.
 
-What a block changes as it runs, it changes once: BatchNorms have copies of their statistics to move when it runs again.
+No value changes. BatchNorm's statistics move when a block runs first; when it runs again, copies of them move and are dropped.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from eectl.models.backbone import Backbone, Hidden
 
 
-class Recomputed:
-    """A backbone's blocks, run so. Where nothing in a block or before it trains, nothing is kept and it does not run again."""
+class RecomputedBlocks:
+    """Runs a backbone's blocks with activation checkpointing.
+
+    Where neither a block nor anything before it trains, nothing is kept and the block does not run again.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
@@ -25,7 +28,7 @@ class Recomputed:
                 self._norms[backbone.locate(name)].append(module)
 
     def block(self, index: int, hidden: Hidden) -> Hidden:
-        """Block `index` alone. Each time it draws the same numbers for dropout, and is under the same autocast."""
+        """Run block `index`. When it runs again, dropout draws the same numbers and autocast is as it was."""
 
         def run(x: Tensor | tuple[Tensor, ...], mask: Tensor | None) -> Hidden:
             return self._backbone.block(index, Hidden(x, mask))
@@ -39,7 +42,7 @@ class Recomputed:
 
 
 class _CopiedStatistics(AbstractContextManager[None]):
-    """In it norms move copies of their statistics. It is entered in every backward pass through the block."""
+    """A context in which norms move copies of their statistics; it is entered when a block runs again."""
 
     def __init__(self, norms: Sequence[nn.Module]) -> None:
         self._own = [(norm, dict(norm.named_buffers(recurse=False))) for norm in norms]

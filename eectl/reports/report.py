@@ -11,7 +11,7 @@ from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs, replacing
 from eectl.evaluation.curve import PLOT_FORMATS
 from eectl.evaluation.results import read_evaluation
-from eectl.models.checkpoint import read_metadata
+from eectl.models.checkpoint import read_checkpoint_metadata
 from eectl.reports.compare import Run, compare
 from eectl.reports.comparison import Comparison
 from eectl.reports.curves import plot_comparison
@@ -145,7 +145,7 @@ def _read(found: _Found) -> Run:
     """Read a run's evaluation; raise EectlError where it was made for another checkpoint than the one beside it."""
     evaluation = read_evaluation(found.file)
     if found.checkpoint is not None:
-        digest = read_metadata(found.checkpoint)["weights"]
+        digest = read_checkpoint_metadata(found.checkpoint)["weights"]
         if evaluation.checkpoint != digest:
             raise EectlError(
                 f"{found.file} was made for another checkpoint ({evaluation.checkpoint[:12]}…, {found.checkpoint} is "

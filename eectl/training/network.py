@@ -9,10 +9,10 @@ from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
 from eectl.data import DataInfo
 from eectl.models.backbone import Backbone
-from eectl.models.build import attach_ensembles, attach_exits, build_backbone, check_kind, model_spec
+from eectl.models.build import attach_ensembles, attach_exits, build_backbone, check_inputs_fit, model_spec
 from eectl.models.checkpoint import load_checkpoint
 from eectl.models.heads import head_class
-from eectl.models.multi_exit import MultiExitModel, place
+from eectl.models.multi_exit import MultiExitModel, blocks_of
 from eectl.recipe.recipe import ExitsSection, ModelSpec, Recipe
 from eectl.recipe.regimes import Phase, phase_numbered, regime_phases
 from eectl.recipe.weighting import exit_weights
@@ -43,7 +43,7 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
         return Network(model, model_spec(model, recipe.backbone, input_shape=info.input_shape, num_outputs=outputs))
     loaded = load_checkpoint(recipe.init)
     spec = loaded.about.spec
-    check_kind(spec.backbone.name, info.input_shape)
+    check_inputs_fit(spec.backbone.name, info.input_shape)
     if (spec.num_outputs, loaded.about.task) != (outputs, info.task):
         made, has = (_amount(*each) for each in ((loaded.about.task, spec.num_outputs), (info.task, outputs)))
         raise EectlError(f"{recipe.init}: a network for {made}, but {info.name} has {has}")
@@ -79,7 +79,7 @@ def resolve_exits(exits: ExitsSection, network: Network) -> ExitsSection:
     if network.spec.after:
         return ExitsSection(after=network.spec.after, head=network.spec.heads[0])
     backbone = network.model.backbone
-    after = place(exits.placement or "", backbone.depth) if exits.after is None else exits.after
+    after = blocks_of(exits.placement or "", backbone.depth) if exits.after is None else exits.after
     return ExitsSection(after=tuple(sorted(after)), head=backbone.default_head if exits.head == "auto" else exits.head)
 
 

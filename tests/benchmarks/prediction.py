@@ -47,7 +47,9 @@ def measure(name: str, chosen, device: torch.device, wait: Callable[[], object])
     model = model.to(device).eval()
     costs = measure_costs(model, data.info.input_shape)
     spec = model_spec(model, recipe.backbone, input_shape=data.info.input_shape, num_outputs=len(data.info.classes))
-    about = About(spec, recipe.model_dump(mode="json"), {"name": "made up", "classes": data.info.classes}, {}, [])
+    about = About(
+        spec, recipe.model_dump(mode="json"), {"name": "made up", "task": "classification", "classes": data.info.classes}, {}, []
+    )
     session = Session(Checkpoint(Path("none"), model, about, "made up"), data, costs, World(0, 1, device), ())
     twin = network(recipe, data.info)[0].backbone.net.to(device).eval()
     pixels = images(data.info, rows).to(device)

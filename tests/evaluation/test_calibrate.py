@@ -5,7 +5,7 @@ import json
 import pytest
 import running
 
-from eectl.models.checkpoint import read_metadata
+from eectl.models.checkpoint import read_checkpoint_metadata
 from eectl.training.train import train
 
 
@@ -38,7 +38,13 @@ def write_bench(path, network, **changes):
         {"batch_size": 1, "plain_seconds": 1e-3, "prefix_seconds": [5e-4, 8e-4, 1.1e-3]},
         {"batch_size": 32, "plain_seconds": 1e-4, "prefix_seconds": [6e-5, 5e-5, 1.2e-4]},
     ]
-    file = {"kind": "bench", "schema": 1, "checkpoint": read_metadata(network)["weights"], "device": "toy", "threads": 2}
+    file = {
+        "kind": "bench",
+        "schema": 1,
+        "checkpoint": read_checkpoint_metadata(network)["weights"],
+        "device": "toy",
+        "threads": 2,
+    }
     path.write_text(json.dumps(file | {"measured": times} | changes))
 
 

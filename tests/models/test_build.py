@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from eectl.core.errors import EectlError
 from eectl.models.backbone import Backbone
-from eectl.models.build import attach_exits, build_backbone, known_backbones, model_spec
-from eectl.models.multi_exit import place
+from eectl.models.build import BACKBONES, attach_exits, build_backbone, model_spec
+from eectl.models.multi_exit import blocks_of
 from eectl.recipe.recipe import BackboneSection
 
 TINY_VIT = {"patch_size": 4, "dim": 8, "mlp_dim": 8, "depth": 2, "heads": 2}
@@ -25,9 +25,7 @@ def build(name: str, shape: tuple[int, int, int] = (3, 8, 8), num_outputs: int =
 
 @pytest.mark.process
 def test_naming_backbones_imports_no_torch() -> None:
-    program = (
-        "import sys; from eectl.models.build import known_backbones; print('vit' in known_backbones(), 'torch' in sys.modules)"
-    )
+    program = "import sys; from eectl.models.build import BACKBONES; print('vit' in BACKBONES, 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "True False\n"
 
 
@@ -43,7 +41,7 @@ print("timm" in sys.modules, "torchvision" in sys.modules)
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False False\n"
 
 
-@pytest.mark.parametrize("name", [name for name in known_backbones() if name != "vit_h_14"])  # 14 does not divide 64
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "vit_h_14"])  # 14 does not divide 64
 def test_every_known_backbone_builds(name: str) -> None:
     with torch.device("meta"):
         backbone = build(name, (3, 64, 64))
@@ -139,13 +137,13 @@ def test_positions_are_checked_and_sorted() -> None:
 
 
 def test_placements() -> None:
-    assert place("every-2", 9) == (2, 4, 6)
-    assert place("dense-sparse", 16) == (1, 2, 3, 4, 5, 6, 7, 11)
-    assert place("every-1", 4) == (1, 2)
+    assert blocks_of("every-2", 9) == (2, 4, 6)
+    assert blocks_of("dense-sparse", 16) == (1, 2, 3, 4, 5, 6, 7, 11)
+    assert blocks_of("every-1", 4) == (1, 2)
     with pytest.raises(EectlError, match="no exit on a network of 9 blocks"):
-        place("every-8", 9)
+        blocks_of("every-8", 9)
     with pytest.raises(EectlError, match="unknown placement 'every-x'"):
-        place("every-x", 9)
+        blocks_of("every-x", 9)
 
 
 FROM_FILE = [("resnet20", {}), ("resnet18", {}), ("vit", TINY_VIT), ("timm/deit_tiny_distilled_patch16_224", TINY_TIMM)]

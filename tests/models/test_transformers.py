@@ -168,7 +168,7 @@ def test_a_checkpoint_rebuilds_without_folder_and_network(family: str, tmp_path:
     spec = model_spec(model, section, input_shape=(3, 8), num_outputs=3)
     assert spec.backbone.name == f"hf/{family}" and not spec.backbone.pretrained and str(folder) not in spec.model_dump_json()
     recipe = {"data": {}, "eval_batch_size": 8}
-    save_checkpoint(tmp_path / "net.safetensors", model, About(spec, recipe, {}, {}, []))
+    save_checkpoint(tmp_path / "net.safetensors", model, About(spec, recipe, {"task": "classification"}, {}, []))
     for file in folder.iterdir():
         file.unlink()
     again = load_checkpoint(tmp_path / "net.safetensors").model

@@ -105,7 +105,7 @@ def test_refused_in_one_line(folder, report, arguments, words):
 def test_an_evaluation_belongs_to_the_checkpoint_beside_it(folder):
     run = made((0.5, 0.6, 0.7), regime="mixed", seed=7)
     spec = ModelSpec.model_validate({"backbone": {"name": "resnet20"}, "input_shape": (1, 8, 8), "num_outputs": 10})
-    about = About(spec, run.origin.recipe, {"name": "digits", "classes": []}, {}, [])
+    about = About(spec, run.origin.recipe, {"name": "digits", "task": "classification", "classes": []}, {}, [])
     digest = save_checkpoint(Path("run/model.safetensors"), build_model(spec), about)
     write_evaluation(Path("run/evaluation.json"), replace(run.evaluation, checkpoint=digest))
     for source in ("run", "run/model.safetensors", "run/evaluation.json"):

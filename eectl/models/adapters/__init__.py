@@ -1,1 +1,4 @@
-"""One adapter per library, and the networks that no library has. A library is imported where a name needs it."""
+"""Adapters: networks of torchvision, timm and transformers as Backbones, and the networks that no library has.
+
+Each has a function `build`; `models.build` imports it, and with it the library, when a name needs it.
+"""

@@ -1,4 +1,4 @@
-"""What building any library's network shares: reading `backbone.args` and loading weights under the library's names."""
+"""Check a recipe's `backbone.args`, and load weights under a library's names: what all adapters have in common."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,16 @@ Option = int | float | tuple[str, ...]
 
 
 def read_args(name: str, args: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """`backbone.args` of the network `name`, with defaults filled in.
+    """Return the `backbone.args` of the network `name` with defaults filled in.
 
-    An option is described by its default: a whole number (a count from 1), a fraction (a probability below 1) or a tuple of
-    words (the choices, the default first). Raises EectlError for an unknown option or a value outside these.
+    Args:
+        name: of the network, for messages.
+        args: what the recipe says.
+        options: each option by its default, which also says what is allowed: a whole number (a count from 1), a fraction (a
+            probability below 1), or a tuple of words (the choices, the default first).
+
+    Raises:
+        EectlError: for an unknown option, or a value that is not allowed.
     """
     check_names(name, args, options)
     return {
@@ -51,10 +57,18 @@ def _read(place: str, value: Any, option: Option) -> Any:
 
 
 def load_weights(backbone: Backbone, weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Load the library's weights (its parameter names, or an eectl checkpoint's) into `backbone.net`.
+    """Load weights into `backbone.net`.
 
-    A classifier for another number of outputs, or none at all, is left freshly initialised and listed in `backbone.fresh`.
-    Raises EectlError that names the first few tensors that are missing, unexpected or of another shape.
+    Where they have no classifier, or one for another number of outputs, the network's own stays as it was drawn, and
+    `backbone.fresh` lists its parameters.
+
+    Args:
+        backbone: the network.
+        weights: by the library's parameter names, or by those of an eectl checkpoint.
+        where: what they are, for messages.
+
+    Raises:
+        EectlError: that names the first few tensors that are missing, unexpected or of another shape.
     """
     given = {key.removeprefix(PREFIX): tensor for key, tensor in weights.items() if key.startswith(PREFIX)} or weights
     given = backbone.own_names(given)
@@ -83,7 +97,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _advice(given: Tensor, own: Tensor) -> str:
-    """A next step for the two usual reasons: other colour channels, or another image size."""
+    """Return what to do about the two usual reasons of another shape: other colour channels, or another image size."""
     if given.ndim == own.ndim == 4 and given.shape[1] != own.shape[1] and given.shape[2:] == own.shape[2:]:
         return f"; these weights take images of {given.shape[1]} channels (data.channels)"
     if given.ndim == own.ndim == 3 and given.shape[1] != own.shape[1]:

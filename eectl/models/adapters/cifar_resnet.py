@@ -1,4 +1,4 @@
-"""Networks that no library has, and their adapters: the CIFAR ResNets of He et al. (2016)."""
+"""The ResNets for CIFAR of He et al. (2016), which no library has, and their adapter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ class CifarBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[row, inputs, height, width] → [row, outputs, height / stride, width / stride]."""
+        """Return [row, outputs, height / stride, width / stride] of a map [row, inputs, height, width]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         y: Tensor = self.relu(self.bn2(self.conv2(x)) + shortcut)
@@ -34,9 +34,9 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet-20/32/44/56 for small images: 3×3 stem of 16 channels, three stages of (depth − 2) / 6 blocks, 16/32/64 wide.
+    """ResNet-20, -32, -44 or -56 for small images: a 3×3 stem, then three stages, 16, 32 and 64 channels wide.
 
-    He et al. (2016), §4.2, with projection shortcuts; their kaiming initialisation.
+    Each stage has (depth − 2) / 6 blocks. He et al. (2016), §4.2, with projection shortcuts and their initialisation.
     """
 
     def __init__(self, depth: int, *, channels: int, num_classes: int) -> None:
@@ -54,7 +54,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [row, class] of images [row, channel, height, width]."""
+        """Return logits [row, class] of images [row, channel, height, width]."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
@@ -67,7 +67,7 @@ def _stage(inputs: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequent
 
 
 class CifarResNetBackbone(StagedBackbone):
-    """A CifarResNet; one block = one residual block (ResNet-20 has 9)."""
+    """The adapter of CifarResNet: one block is one residual block (ResNet-20 has 9)."""
 
     net: CifarResNet
 
@@ -85,7 +85,7 @@ class CifarResNetBackbone(StagedBackbone):
 def build(
     name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool
 ) -> CifarResNetBackbone:
-    """`resnet20`, `resnet32`, `resnet44` or `resnet56`; raises EectlError for options or published weights, they have none."""
+    """Build `resnet20`, `resnet32`, `resnet44` or `resnet56`; raises EectlError for options and for published weights."""
     read_args(name, args, {})
     if pretrained:
         raise EectlError(f"backbone.pretrained: {name} has no published weights; name a file in backbone.weights")

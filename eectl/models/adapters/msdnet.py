@@ -1,7 +1,7 @@
-"""Multi-Scale DenseNet (Huang et al., 2018), by parameters; the default is the paper's network for CIFAR, anytime prediction.
+"""Multi-Scale DenseNets (Huang et al., 2018) of any size, and their adapter; by default the paper's anytime network for CIFAR.
 
-A flat list of layers on a tuple of feature maps, one per scale, finest first, and the classifier of the last one. The classifiers
-in between are exits like any other network's: this module builds none.
+The network is a flat list of layers on a tuple of feature maps, one for each scale, finest first, and the classifier after the
+last layer. The classifiers in between are exits like those of any other network, and are not built here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,15 +22,23 @@ Scales = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes of an MSDNet. In brackets, the reference implementation's name (kalviny/MSDNet-PyTorch) where it differs.
+    """The sizes of an MSDNet. In brackets: the reference implementation's name (kalviny/MSDNet-PyTorch), where it differs.
 
-    `blocks` [nBlocks]: how many groups of layers, which only count them: the first has `base` layers, each other `step` (`even`)
-    or, the i-th after the first, `step`·i + 1 (`lin_grow`). `channels` [nChannels] and `growth` [growthRate] are multiplied by
-    `growth_factors` [grFactor] at each scale, finest first; a 1×1 convolution before each 3×3 one leaves at most
-    `bottleneck_factors` [bnFactor] times its outputs. With `prune` `max` a scale is dropped, finest first, after each
-    1/scales of the layers, and then all channels shrink to the share `reduction` (0: they stay); with `min` each of the last
-    layers drops one, and the channels shrink after one and two thirds. The stem `small` [CIFAR] keeps the resolution, `standard`
-    [ImageNet] quarters it.
+    Attributes:
+        blocks: [nBlocks] the number of groups of layers; groups only say how many layers there are.
+        base: the number of layers in the first group.
+        step: the number of layers in each other group (stepmode `even`); in the i-th after the first it is `step`·i + 1
+            (`lin_grow`).
+        stepmode: `even` or `lin_grow`.
+        channels: [nChannels] the channels that layers start with, times the scale's growth factor.
+        growth: [growthRate] the channels that each layer adds, times the scale's growth factor.
+        growth_factors: [grFactor] one for each scale, finest first.
+        bottleneck: whether a 1×1 convolution comes before each 3×3 one.
+        bottleneck_factors: [bnFactor] one for each scale: the 1×1 convolution leaves at most so many times the outputs.
+        reduction: the share of channels that a transition leaves; 0: there are no transitions.
+        prune: `max`: after each 1/scales of the layers the finest scale is dropped and a transition follows; `min`: each of the
+            last layers drops one, and transitions follow a third and two thirds of the layers.
+        stem: `small` [CIFAR] keeps the resolution of images, `standard` [ImageNet] quarters it.
     """
 
     blocks: int = 7
@@ -59,7 +67,7 @@ class Config:
         return self.base + sum(self.step * i + 1 for i in range(1, self.blocks))
 
     def scales_after(self, layer: int) -> int:
-        """How many scales, the coarsest ones, are left after dense layer `layer` (from 1; 0 is the start)."""
+        """Return how many scales, the coarsest ones, are left after dense layer `layer` (from 1; 0 is the start)."""
         if layer == 0:
             return self.scales
         if self.prune == "min":
@@ -67,7 +75,7 @@ class Config:
         return self.scales - (layer - 1) // ceil(self.dense_layers / self.scales)
 
     def shrinks_after(self, layer: int) -> bool:
-        """Whether a transition follows dense layer `layer`."""
+        """Return whether a transition follows dense layer `layer`."""
         if self.reduction == 0:
             return False
         if self.prune == "min":
@@ -76,7 +84,7 @@ class Config:
 
 
 def convolution(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution → BatchNorm → ReLU; `stride` 2 halves the map, rounded up."""
+    """Return convolution → BatchNorm → ReLU; `stride` 2 halves the map, rounded up."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -85,7 +93,7 @@ def convolution(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) 
 
 
 class FirstLayer(nn.Module):
-    """An image → all scales: the stem gives the finest, a strided convolution each of the others from the one before."""
+    """Makes all scales of an image: the stem the finest, a strided convolution each of the others from the one before."""
 
     def __init__(self, inputs: int, config: Config) -> None:
         super().__init__()
@@ -96,7 +104,7 @@ class FirstLayer(nn.Module):
         self.coarser = nn.ModuleList(convolution(*pair, stride=2) for pair in pairwise(widths))
 
     def forward(self, images: Tensor) -> Scales:
-        """[row, channel, height, width] → one map per scale, each half of the one before."""
+        """Return one map for each scale, each half the size of the one before, of images [row, channel, height, width]."""
         scales = [self.stem(images)]
         for coarser in self.coarser:
             scales.append(coarser(scales[-1]))
@@ -104,7 +112,7 @@ class FirstLayer(nn.Module):
 
 
 class Growth(nn.Module):
-    """One scale's new features, appended to its old ones; half of them come from the next finer scale where there is one."""
+    """Adds new features to those of one scale; half of them come from the next finer scale where there is one."""
 
     def __init__(self, channels: int, scale: int, config: Config, *, has_finer: bool) -> None:
         super().__init__()
@@ -114,13 +122,13 @@ class Growth(nn.Module):
         self.same = _dense(channels, scale, new - from_finer, config, stride=1)
 
     def forward(self, x: Tensor, finer: Tensor | None) -> Tensor:
-        """[row, channel, height, width], and the map of twice the size → the map with more channels."""
+        """Return `x` [row, channel, height, width] with more channels; `finer` is the next finer scale's map."""
         grown = [self.same(x)] if self.finer is None else [self.finer(finer), self.same(x)]
         return torch.cat([x, *grown], dim=1)
 
 
 def _dense(channels: int, scale: int, outputs: int, config: Config, *, stride: int) -> nn.Sequential:
-    """The path from the features of `scale` to `outputs` new ones; the bottleneck's factor is that of the scale it reads."""
+    """Return what computes `outputs` new features from those of `scale`, whose bottleneck factor it has."""
     inputs = channels * config.growth_factors[scale]
     if not config.bottleneck:
         return convolution(inputs, outputs, stride=stride)
@@ -129,7 +137,7 @@ def _dense(channels: int, scale: int, outputs: int, config: Config, *, stride: i
 
 
 class DenseLayer(nn.Module):
-    """Grows the features of each scale that it keeps, the coarsest `kept` of those that come in; at most one is dropped."""
+    """Adds features to each of the coarsest `kept` of its `incoming` scales; it drops at most one scale."""
 
     def __init__(self, channels: int, config: Config, *, incoming: int, kept: int) -> None:
         super().__init__()
@@ -139,7 +147,7 @@ class DenseLayer(nn.Module):
         )
 
     def forward(self, scales: Scales) -> Scales:
-        """`incoming` maps → `kept` maps."""
+        """Return the maps of the scales that are kept, from those of all incoming ones."""
         dropped = len(scales) - len(self.scales)
         return tuple(
             grow(scales[i], scales[i - 1] if i else None)  # the finest of all has none
@@ -148,22 +156,22 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """A 1×1 convolution at each scale that leaves fewer channels."""
+    """Leaves fewer channels at each scale, by a 1×1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, factors: Sequence[int]) -> None:
         super().__init__()
         self.scales = nn.ModuleList(convolution(inputs * factor, outputs * factor, kernel=1) for factor in factors)
 
     def forward(self, scales: Scales) -> Scales:
-        """Maps → maps of the same sizes."""
+        """Return maps of the same sizes with fewer channels."""
         return tuple(shrink(x) for shrink, x in zip(self.scales, scales, strict=True))
 
 
 class MSDNet(nn.Module):
-    """An MSDNet without its intermediate classifiers; the last one reads the coarsest scale.
+    """An MSDNet without the classifiers in between.
 
-    Two strided convolutions (128 channels wide, or with the `standard` stem as wide as their input), the mean, a linear layer.
-    He et al.'s normal initialisation, as in the authors' Torch code.
+    The last classifier reads the coarsest scale: two strided convolutions (128 channels wide; with the `standard` stem as wide as
+    their input), the mean, a linear layer. Weights start in He et al.'s normal distribution, as in the authors' Torch code.
     """
 
     def __init__(self, config: Config, *, channels: int, num_classes: int) -> None:
@@ -194,7 +202,7 @@ class MSDNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [row, class] of images [row, channel, height, width]."""
+        """Return logits [row, class] of images [row, channel, height, width]."""
         first, *others = self.layers
         scales: Scales = first(x)
         for layer in others:
@@ -204,9 +212,9 @@ class MSDNet(nn.Module):
 
 
 class MSDNetBackbone(Backbone):
-    """An MSDNet; one block = one entry of its flat list: the first layer, each dense layer, each transition (19 by default).
+    """The adapter of MSDNet: a block is the first layer, a dense layer or a transition (19 by default), and the stem is empty.
 
-    The stem is empty. Exits read the coarsest scale; what a block computes at the finer ones reaches only later exits.
+    Exits read the coarsest scale; what a block computes at finer scales reaches only later exits.
     """
 
     net: MSDNet
@@ -235,7 +243,7 @@ class MSDNetBackbone(Backbone):
 def build(
     name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool
 ) -> MSDNetBackbone:
-    """`msdnet`; `args` are the fields of Config. Raises EectlError for options that fit no network and for published weights."""
+    """Build an MSDNet; `args` are the fields of Config. Raises EectlError for sizes that cannot be and for published weights."""
     config = _read_config(name, args)
     if pretrained:
         raise EectlError(f"backbone.pretrained: {name} has no published weights; name a file in backbone.weights")

@@ -1,4 +1,4 @@
-"""The door to timm's networks: names, options, images, and what is said where they do not fit. The adapters are in timm_parts."""
+"""Build timm's networks by their names, and refuse names, options and images that do not work. The adapters are in timm_parts."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,18 @@ from eectl.models.backbone import Backbone, dry_run
 
 
 def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> Backbone:
-    """The timm network `name` (without `timm/`; a pretrained tag is allowed); `args` are timm's own constructor arguments.
+    """Build a network of timm's.
 
-    Raises EectlError for an unknown name, a family without an adapter, options or images that the network does not take,
-    and for a failed download.
+    Args:
+        name: timm's, without `timm/`; a tag that names pretrained weights (resnet50.a1_in1k) is allowed.
+        args: arguments of timm's constructor, less those that the data decide.
+        input_shape: (channels, height, width).
+        num_outputs: the number of logits.
+        pretrained: whether timm's weights are loaded, from its cache or by a download.
+
+    Raises:
+        EectlError: for an unknown name, a family without an adapter, options or images that the network does not take, and for a
+            download that fails.
     """
     if not timm.is_model(name):
         near = ", ".join(get_close_matches(name, timm.list_models(), n=3))
@@ -63,7 +71,7 @@ def _create(
 
 
 def _check_images(backbone: Backbone, input_shape: Sequence[int]) -> None:
-    """Raise EectlError where images are smaller than a patch, or than the padding of a blurring layer takes."""
+    """Raise EectlError where images are smaller than one patch, or so small that a layer does not run on them."""
     size = "×".join(map(str, input_shape[1:]))
     if isinstance(backbone, TimmViT):
         if 0 in backbone.grid:
@@ -76,7 +84,10 @@ def _check_images(backbone: Backbone, input_shape: Sequence[int]) -> None:
 
 
 def _check_args(name: str, args: Mapping[str, Any], library_class: type) -> None:
-    """The options are the constructor's, less what the data decide, classes, and patch dropping, which leaves exits no grid."""
+    """Raise EectlError for an option that timm's constructor does not take.
+
+    Nor is one allowed that the data decide, that is a class, or that drops patches, which leaves exits no grid of them.
+    """
     ours = ["self", "img_size", "in_chans", "num_classes", "device", "dtype", "patch_drop_rate", "cfg", "kwargs"]
     ours += ["embed_layer", "block_fn", "mlp_layer", "attn_layer", "block", "aa_layer", "block_args", "weight_init"]
     ours += ["block_layer", "conv_layer", "se_layer", "round_chs_fn"]
@@ -86,6 +97,6 @@ def _check_args(name: str, args: Mapping[str, Any], library_class: type) -> None
 def _no_adapter(name: str, family: str) -> EectlError:
     return EectlError(
         f"timm/{name} is of the family {family}; eectl takes timm's {', '.join(ADAPTERS)}. "
-        "Another needs an adapter in eectl/models/timm_parts.py that gives its stem, blocks, head and feature; a row of names is "
-        "enough for one that runs its modules one after another"
+        "Another needs an adapter in eectl/models/adapters/timm_parts.py that gives its stem, blocks, head and feature; a row of "
+        "names is enough for one that runs its modules one after another"
     )

@@ -1,4 +1,7 @@
-"""timm's networks as Backbones: a ViT adapter, and one for all that run their parts in a row, with a table of those parts."""
+"""The adapters of timm's networks: one for ViTs, and one for all networks that run their modules one after another.
+
+A table says for each of timm's modules (families) which adapter takes it, and names its parts.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +28,16 @@ from eectl.models.backbone import Backbone, Feature, Hidden, MapFeature, TokenFe
 
 @dataclass(frozen=True)
 class Parts:
-    """The names of a network's modules in the order in which its forward pass runs them; `a.*` stands for the children of `a`.
+    """The names of a network's modules, in the order in which its forward pass runs them; `a.*` means each child of `a`.
 
-    The blocks are the children of each stage; where a stage has `blocks`, they are those, and what it runs before them
-    (`downsample`) belongs to its first. `classifier` is the head's linear layer; `drops` says that the network's own function
-    drops features before it, at the rate `net.drop_rate`, where others have a module for that.
+    Attributes:
+        stem: the modules before the first block.
+        stages: the modules that hold the blocks. The blocks are the children of a stage, or of its child `blocks` if it has one;
+            its child `downsample`, which runs before them, then belongs to the first of them.
+        head: the modules after the last block.
+        classifier: the head's linear layer.
+        drops: whether the network drops features before the classifier in its own code, at the rate `net.drop_rate`, and not in
+            a module.
     """
 
     stem: tuple[str, ...]
@@ -39,7 +47,7 @@ class Parts:
     drops: bool = field(default=False, kw_only=True)
 
     def blocks(self, net: nn.Module) -> Iterator[tuple[str, ...]]:
-        """Each block's modules."""
+        """Yield the names of each block's modules."""
         for pattern in self.stages:
             for name in _children(net, pattern.removesuffix(".*")) if pattern.endswith(".*") else [pattern]:
                 if not hasattr(net.get_submodule(name), "blocks"):
@@ -56,7 +64,7 @@ def _children(net: nn.Module, name: str) -> list[str]:
 
 
 class TimmMaps(Backbone):
-    """A timm CNN that runs its parts in a row; one block = one entry of its innermost lists, a residual block as a rule."""
+    """The adapter of CNNs that run their modules one after another; a block is a residual block in most of them."""
 
     default_head = "sdn"
     prefers_channels_last = True
@@ -78,7 +86,7 @@ class TimmMaps(Backbone):
         return Hidden(self._run(self.block_names[index], hidden.x))
 
     def head(self, hidden: Hidden) -> Tensor:
-        """As `forward_head`, but dropout follows the classifier's mode: the net's own flag belongs to the stem."""
+        """Run timm's `forward_head`, but with dropout where the classifier trains: the network's own flag is the stem's."""
         *before, last = self.parts.head
         x = self._run(before, hidden.x)
         if self.parts.drops and self.net.drop_rate:
@@ -92,7 +100,7 @@ class TimmMaps(Backbone):
 
 
 class TimmWindows(TimmMaps):
-    """A timm Swin Transformer (1 or 2), whose maps are [row, height, width, channel]."""
+    """The adapter of Swin Transformers (1 and 2), whose maps are [row, height, width, channel]."""
 
     default_head = "linear"
     prefers_channels_last = False
@@ -103,13 +111,13 @@ class TimmWindows(TimmMaps):
 
 
 class TimmMixer(TimmMaps):
-    """A timm MLP-Mixer, ResMLP or gMLP: patches [row, patch, channel] without a class token."""
+    """The adapter of MLP-Mixer, ResMLP and gMLP, whose features are patches [row, patch, channel] with no class token."""
 
     default_head = "linear"
     prefers_channels_last = False
 
     def head(self, hidden: Hidden) -> Tensor:
-        """The last norm, the mean over patches, the classifier."""
+        """Run the last norm, take the mean over patches, and classify."""
         logits: Tensor = self.net.forward_head(self.net.norm(hidden.x))
         return logits
 
@@ -119,7 +127,7 @@ class TimmMixer(TimmMaps):
 
 
 class TimmViT(Backbone):
-    """A timm VisionTransformer (ViT, DeiT, hybrids; with or without class, distillation and register tokens)."""
+    """The adapter of timm's VisionTransformer: ViT, DeiT and hybrids, with whatever class, distillation and register tokens."""
 
     net: VisionTransformer
 

@@ -1,4 +1,7 @@
-"""torchvision's ResNets and Vision Transformers as Backbones, with a small stem, any ViT size and grey images on top."""
+"""Build torchvision's ResNets and Vision Transformers, and their adapters.
+
+Beyond what torchvision offers: a small stem for small images, ViTs of any size, and images of any number of channels.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +20,7 @@ RESNET_OPTIONS: dict[str, Option] = {"stem": ("standard", "small")}
 
 
 class TorchvisionResNet(StagedBackbone):
-    """A torchvision ResNet; one block = one residual block (ResNet-18 has 8, ResNet-34 and -50 have 16)."""
+    """The adapter of torchvision's ResNet: one block is one residual block (ResNet-18 has 8, ResNet-34 and -50 have 16)."""
 
     net: ResNet
 
@@ -34,7 +37,7 @@ class TorchvisionResNet(StagedBackbone):
 
 
 class TorchvisionViT(Backbone):
-    """A torchvision VisionTransformer; one block = one encoder layer, the head = the last LayerNorm and the classifier."""
+    """The adapter of torchvision's ViT: one block is one encoder layer, the head is the last LayerNorm and the classifier."""
 
     net: VisionTransformer
 
@@ -64,9 +67,17 @@ class TorchvisionViT(Backbone):
 def build(
     name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool
 ) -> TorchvisionResNet | TorchvisionViT:
-    """One of torchvision's networks by its name, or `vit` of any size; `input_shape` is (channels, height, width).
+    """Build one of torchvision's networks by its name, or `vit`, whose size the options give.
 
-    Raises EectlError for options or images that the network does not take, and for a failed download.
+    Args:
+        name: such as resnet18 or vit_b_16.
+        args: the recipe's `backbone.args`.
+        input_shape: (channels, height, width).
+        num_outputs: the number of logits.
+        pretrained: whether torchvision's default weights are loaded, from its cache or by a download.
+
+    Raises:
+        EectlError: for options or images that the network does not take, and for weights that there are not or that fail to load.
     """
     backbone: TorchvisionResNet | TorchvisionViT
     if name in VITS:
@@ -125,7 +136,7 @@ def _vit(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_out
 
 
 def _published(name: str, input_shape: Sequence[int]) -> dict[str, Tensor]:
-    """torchvision's default weights, downloaded or from its cache; raises EectlError where there are none for these images."""
+    """Return torchvision's default weights, from its cache or by a download; raises EectlError where none fit these images."""
     if name == "vit":
         raise EectlError(
             "backbone.pretrained: vit of any size has no published weights; name a file in backbone.weights, or take vit_b_16"

@@ -1,7 +1,7 @@
-"""The door to transformers' networks: names, folders, options and weights, and what is said where they do not fit.
+"""Build transformers' text classifiers, and refuse names, options and weights that do not work.
 
 A name is a model type, a local folder or an id on the Hugging Face hub. Nothing is downloaded unless pretrained weights are asked
-for, and no pickle is read. The adapters are in transformers_parts; tokenizers are the data's business.
+for, and no pickle is read. The adapters are in transformers_parts; tokenizers are read in the room data.
 """
 
 import contextlib
@@ -21,11 +21,20 @@ from eectl.models.adapters.transformers_parts import ADAPTERS, BertBackbone
 
 
 def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> BertBackbone:
-    """The sequence classifier `name` (without `hf/`) for texts of `input_shape` (3, max_length); `args` change its configuration.
+    """Build a sequence classifier of transformers'.
 
-    `rebuilds_as` is its model type and all options, so that a checkpoint needs neither folder nor network. Raises EectlError for
-    an unknown name, a model type without an adapter, options it does not take, weights that are missing, not safetensors or
-    another network's, and a max_length beyond its positions.
+    `rebuilds_as` of the result is its model type with all options, so that a checkpoint needs neither a folder nor the hub.
+
+    Args:
+        name: a model type, a folder or an id on the hub, without `hf/`.
+        args: changes of its configuration.
+        input_shape: (3, tokens at most).
+        num_outputs: the number of logits.
+        pretrained: whether the weights in the folder, or on the hub, are loaded.
+
+    Raises:
+        EectlError: for an unknown name, a model type without an adapter, options it does not take, weights that are missing, not
+            safetensors or another network's, and texts that are longer than its positions.
     """
     if name in CONFIG_MAPPING and pretrained:
         raise EectlError(
@@ -56,7 +65,7 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
 
 
 def _options(name: str, found: Any, adapter: type[BertBackbone], args: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that was found, less what does not shape the network, changed by `args`."""
+    """Return the configuration that was found, changed by `args`: only what shapes the network."""
     aliases: Mapping[str, str] = found.attribute_map
     check_names(f"hf/{name}", args, dict.fromkeys((*adapter.options, *aliases)))
     given = found.to_dict()
@@ -68,7 +77,7 @@ def _options(name: str, found: Any, adapter: type[BertBackbone], args: Mapping[s
 
 
 def _read_config(name: str, *, download: bool) -> Any:
-    """The configuration in a folder or on the hub (with `download`, else from the local cache)."""
+    """Return the configuration in a folder or of a network on the hub: from the local cache, unless `download` is allowed."""
     folder = Path(name)
     if not folder.is_dir() and name.startswith((".", "/", "~")):
         raise EectlError(f"backbone.name: no folder {name}; hf/./FOLDER is a folder with a config.json")
@@ -89,7 +98,7 @@ def _read_config(name: str, *, download: bool) -> Any:
 
 
 def _load(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
-    """The network with its published weights in float32, and the parameters that these leave fresh."""
+    """Return the network with its published weights in float32, and the parameters that these leave freshly drawn."""
     folder = Path(name)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         pickled = "pytorch_model.bin alone, a pickle, which eectl does not read" if any(folder.glob("*.bin")) else "no weights"
@@ -114,7 +123,7 @@ def _load(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def _check_fresh(backbone: BertBackbone) -> None:
-    """Raise EectlError where weights left more of the network fresh than its head."""
+    """Raise EectlError where weights left more of the network freshly drawn than its head."""
     odd = [key for key in backbone.fresh if backbone.locate(key) != backbone.depth]
     if odd:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
@@ -123,7 +132,7 @@ def _check_fresh(backbone: BertBackbone) -> None:
 
 @contextlib.contextmanager
 def _explained(name: str, args: Mapping[str, Any]) -> Iterator[None]:
-    """What transformers says of options that do not go together, as an EectlError."""
+    """Turn what transformers raises for options that do not go together into an EectlError."""
     try:
         yield
     except (StrictDataclassError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -133,7 +142,7 @@ def _explained(name: str, args: Mapping[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings and no bars from transformers: what weights leave fresh is in `backbone.fresh`."""
+    """Silence transformers' warnings and progress bars; what weights leave freshly drawn is in `backbone.fresh`."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -153,6 +162,6 @@ def _reason(error: Exception) -> str:
 def _no_adapter(name: str, model_type: str) -> EectlError:
     return EectlError(
         f"hf/{name} is of the type {model_type}; eectl takes transformers' {', '.join(ADAPTERS)}. "
-        "Another needs an adapter in eectl/models/transformers_parts.py that gives its stem, blocks (the halves of its layers), "
-        "head and feature"
+        "Another needs an adapter in eectl/models/adapters/transformers_parts.py that gives its stem, blocks (the halves of its "
+        "layers), head and feature"
     )

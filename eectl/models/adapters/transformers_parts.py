@@ -1,7 +1,8 @@
-"""transformers' sequence classifiers as Backbones: an adapter per layout, and a table of the model types that have one.
+"""The adapters of transformers' text classifiers, one for each layout, and the table of model types that have one.
 
-Blocks are half-layers, as the paper counts them (methods §4.5): 2k is the attention of layer k and 2k + 1 its feed-forward part,
-so odd numbers are whole layers. It runs the library's own modules; building networks and reading files is from_transformers'.
+Blocks are half-layers, as the paper counts them (methods §4.5): block 2k is the attention of layer k, block 2k + 1 its
+feed-forward part, so an exit after an odd block follows a whole layer. Adapters run the library's modules; `transformers` builds
+the networks.
 """
 
 import inspect
@@ -21,13 +22,13 @@ SIZES = """vocab_size hidden_size num_hidden_layers num_attention_heads intermed
 
 @dataclass(frozen=True)
 class TextFeature(Feature):
-    """Tokens [row, token, channel], the class token first; `mask` [row, token] is True for real tokens."""
+    """Tokens `x` [row, token, channel] of texts, the class token first; `mask` [row, token] is True for real tokens."""
 
     x: Tensor
     mask: Tensor
 
     def pooled(self) -> Tensor:
-        """[row, channel]: the mean over real tokens."""
+        """Return [row, channel]: the mean over real tokens."""
         weight = self.mask.to(self.x.dtype)[:, :, None]
         return (self.x * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
@@ -39,25 +40,28 @@ class TextFeature(Feature):
 
 
 class BertBackbone(Backbone):
-    """BERT and the layouts that follow it: embeddings → half-layers → pooler, dropout and classifier.
+    """The adapter of BERT: embeddings → half-layers → pooler, dropout and classifier. Those of similar layouts derive from it.
 
-    Inputs are [row, 3, token] in int64: token ids, attention mask (1 = real), token types. The mask travels as `Hidden.mask`
-    [row, token], True = real, and every attention block gets it: the library leaves it out where no row of the batch is padded,
-    which takes a look at the device and makes a row's last bits depend on its neighbours. On a CPU PyTorch's attention gives
-    the same bits with a mask of all True as with none; on CUDA it may pick another kernel for it.
+    Every attention block gets the mask. The library leaves it out where no row of the batch is padded: that waits for the device,
+    and a row's last bits then depend on the rows beside it. On a CPU PyTorch's attention gives the same bits with a mask of all
+    True as with none; on CUDA it may pick another kernel.
 
-    The attention is what the library picks by itself: PyTorch's fused one, which does not store the [token, token] scores, or
-    where it has not taken that up (DeBERTa; ELECTRA in transformers 4) its own.
+    The attention is the one that the library chooses: PyTorch's fused one, which does not store the [token, token] scores, or the
+    library's own where it has no other (DeBERTa; ELECTRA in transformers 4).
 
-    `options` are what `backbone.args` takes. A part that several blocks use is owned by the first of them: it trains, and is
-    frozen, with that block alone.
+    A module that several blocks use belongs to the first of them: it trains, and is frozen, with that block.
+
+    Attributes:
+        options: the keys that `backbone.args` takes.
+        layers: the name of the list of layers in the encoder.
+        halves: the names of a layer's modules that its attention block and its feed-forward block use.
+        ends: the names of the modules that run after the last layer; `{base}` stands for the library's name of the encoder.
     """
 
     options: ClassVar[tuple[str, ...]] = (*SIZES.split(), "classifier_dropout")
     layers: ClassVar[str] = "encoder.layer"
     halves: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("attention",), ("intermediate", "output"))
     ends: ClassVar[tuple[str, ...]] = ("{base}.pooler", "dropout", "classifier")
-    """What the library runs after the last layer; `{base}` is its name for the encoder."""
 
     net: Any
 
@@ -77,17 +81,17 @@ class BertBackbone(Backbone):
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest row that there are positions for; None where positions are relative alone."""
+        """The length of the longest row that it has positions for; None where positions are only relative."""
         return int(self.net.config.max_position_embeddings)
 
     def example(self, input_shape: Sequence[int]) -> Tensor:
-        """[1, 3, token]: as many real tokens as fit, ids and types 0."""
+        """Return one row [1, 3, token] that is full of real tokens, with ids and types 0."""
         row = torch.zeros(1, *input_shape, dtype=torch.int64, device=next(self.parameters()).device)
         row[:, 1] = 1
         return row
 
     def own_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """An encoder's weights get the library's prefix; the pooler and heads of other tasks, which this network lacks, go."""
+        """Put the library's prefix before an encoder's names, and drop the pooler and the heads of other tasks."""
         prefix, own = f"{self.net.base_model_prefix}.", self.net.state_dict()
         bare = not any(name.startswith(prefix) for name in weights)
         named = {name if name in own or not bare else prefix + name: tensor for name, tensor in weights.items()}
@@ -117,7 +121,7 @@ class BertBackbone(Backbone):
         return TextFeature(hidden.x, hidden.mask)
 
     def _used(self, net: Any) -> list[tuple[str, ...]]:
-        """The modules of the encoder that each block uses, in the order of the blocks."""
+        """Return the modules of the encoder that each block uses."""
         count = len(net.base_model.get_submodule(self.layers))
         return [tuple(f"{self.layers}.{k}.{name}" for name in half) for k in range(count) for half in self.halves]
 
@@ -131,7 +135,7 @@ class BertBackbone(Backbone):
         return layer.attention(x, self._for_scores(x, mask))[0]
 
     def _for_scores(self, x: Any, mask: Tensor) -> Tensor:
-        """The mask [row, 1, 1, token] as the library's attention takes it: True = real, or what is added to the scores."""
+        """Return the mask [row, 1, 1, token] as the library's attention takes it: True = real, or numbers to add to scores."""
         real = mask[:, None, None, :]
         if self.net.config._attn_implementation == "sdpa":
             return real
@@ -142,7 +146,7 @@ class BertBackbone(Backbone):
 
 
 class RobertaBackbone(BertBackbone):
-    """RoBERTa, XLM-R and CamemBERT, whose classifier takes the tokens; positions are counted from the padding id on."""
+    """The adapter of RoBERTa, XLM-R and CamemBERT: their classifier takes all tokens, positions start after the padding id."""
 
     ends = ("classifier",)
 
@@ -156,7 +160,7 @@ class RobertaBackbone(BertBackbone):
 
 
 class ElectraBackbone(BertBackbone):
-    """ELECTRA's discriminator: its embeddings may be narrower than its layers; its classifier takes the tokens."""
+    """The adapter of ELECTRA's discriminator: its embeddings may be narrower than its layers, its classifier takes all tokens."""
 
     options = (*BertBackbone.options, "embedding_size")
     ends = ("classifier",)
@@ -171,7 +175,7 @@ class ElectraBackbone(BertBackbone):
 
 
 class DistilBertBackbone(BertBackbone):
-    """DistilBERT: no token types, no pooler."""
+    """The adapter of DistilBERT, which has no token types and no pooler."""
 
     options = (
         *("vocab_size", "max_position_embeddings", "sinusoidal_pos_embds", "n_layers", "n_heads", "dim", "hidden_dim", "dropout"),
@@ -200,11 +204,11 @@ class DistilBertBackbone(BertBackbone):
 
 
 class AlbertBackbone(BertBackbone):
-    """ALBERT, whose layers share weights: a group of layers runs many times (with `num_hidden_groups` 1, in every layer).
+    """The adapter of ALBERT, whose layers share weights: one group of weights serves many layers, by default all.
 
-    The first two blocks that run a layer own it; the others own nothing and change with it. With one group, segments after the
-    first have nothing to train: a regime that trains segment by segment trains the encoder in its first stage and heads in the
-    others.
+    The first two blocks that use a group own it; later ones own nothing and change with it. With one group, segments after the
+    first have nothing to train: a regime that trains segment by segment trains the encoder in its first stage, and only heads in
+    later ones.
     """
 
     options = (*SIZES.split(), "embedding_size", "num_hidden_groups", "inner_group_num", "classifier_dropout_prob")
@@ -233,10 +237,10 @@ class AlbertBackbone(BertBackbone):
 
 
 class DebertaBackbone(BertBackbone):
-    """DeBERTa, and DeBERTa-v2 and v3, which have their own attention and mask.
+    """The adapter of DeBERTa, DeBERTa-v2 and v3, which have their own attention and mask.
 
-    Every layer reads the same relative positions; block 0 owns them. A convolution after layer 0, as v2's largest networks have
-    it, reads the embeddings once more, and is refused.
+    All layers read the same relative positions, which belong to block 0. Networks with a convolution after layer 0, as the
+    largest of v2 have, are refused: it reads the embeddings once more.
     """
 
     options = tuple(
@@ -282,14 +286,14 @@ class DebertaBackbone(BertBackbone):
 
 
 def _albert_places(config: Any) -> list[tuple[int, int]]:
-    """The group, and the layer in it, that each layer of an ALBERT runs."""
+    """Return, for each layer of an ALBERT, the group of weights and the layer in it that it runs."""
     per_group = config.num_hidden_layers / config.num_hidden_groups
     groups = [int(number / per_group) for number in range(config.num_hidden_layers)]
     return [(group, inner) for group in groups for inner in range(config.inner_group_num)]
 
 
 def _owned_once(used: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Each name at its first use alone."""
+    """Return the names that each block uses, less those that an earlier block uses."""
     seen: set[str] = set()
     owned = []
     for names in used:
