@@ -14,7 +14,7 @@ from eectl.exits.policy import COSTS
 from eectl.exits.thresholds import SEARCHES
 from eectl.models.heads import HEADS
 from eectl.models.losses import TASKS
-from eectl.models.multi_exit import place
+from eectl.models.multi_exit import blocks_of
 from eectl.recipe import choices
 from eectl.recipe.choices import completions, described, in_order, listed
 from eectl.recipe.recipe import SCORE_NAMES
@@ -51,7 +51,7 @@ def test_what_has_no_table_of_its_own_takes_the_names():
     assert {*SCALED, "auto", "sdn-ramp", "equilibrium", "l2w"} == set(WEIGHTINGS)
     assert {"text", *TEXT_SETS} == set(choices.TEXT_CHOICES)
     for scheme in completions(choices.PLACEMENT_CHOICES):
-        assert place(scheme, 16)
+        assert blocks_of(scheme, 16)
     assert set(choices.DEFAULT_CRITERION.values()) <= set(CRITERIA)
 
 
