@@ -1,7 +1,7 @@
 """The table of names: what lies behind each is there, and help texts and completions are made from it."""
 
 import pytest
-from running import succeeded
+from running import eectl
 
 from eectl.analyses.analyze import ANALYSES
 from eectl.analyses.landscape.plane import PARTS
@@ -76,7 +76,6 @@ def test_a_table_without_a_name_is_a_mistake_of_ours():
         ("analyze loss-landscape --help", [*choices.MOVED_CHOICES, *choices.SPLIT_CHOICES]),
     ],
 )
-def test_help_names_every_choice(line, names, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
-    words = set(succeeded(*line.split(), monkeypatch=monkeypatch, capsys=capsys)[0].replace(",", " ").replace(":", " ").split())
+def test_help_names_every_choice(line, names):
+    words = set(eectl(*line.split())[0].replace(",", " ").replace(":", " ").split())
     assert {name.rstrip(";") for name in names} <= {word.rstrip(";") for word in words}
