@@ -54,13 +54,13 @@ def calibrate_thresholds(
     Example: eectl calibrate-thresholds model.safetensors --budgets 25,50,75,100 -o policy.json
     """
     from eectl.core.console import show_json
-    from eectl.evaluation.calibrate import calibrate_checkpoint
+    from eectl.evaluation.calibrate import calibrate
     from eectl.evaluation.tables import show_calibration
 
     path = out or checkpoint.with_name("policy.json")
-    policies = calibrate_checkpoint(
-        checkpoint, budgets=budgets, criterion=criterion, search=thresholds, cost=cost, bench=bench, out=path,
-        predictions=predictions, save_to=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
+    policies = calibrate(
+        checkpoint, budgets=budgets, criterion=criterion, thresholds=thresholds, cost=cost, bench=bench, out=path,
+        predictions=predictions, save_predictions=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
         overwrite=overwrite, say=say,
     )  # fmt: skip
     if policies is None:
@@ -100,12 +100,12 @@ def evaluate(
     Example: eectl evaluate model.safetensors --budgets 25,50,75,100 --plot curve.png
     """
     from eectl.core.console import show_json
-    from eectl.evaluation.evaluate import evaluate_checkpoint
+    from eectl.evaluation.evaluate import evaluate as evaluate_checkpoint
     from eectl.evaluation.tables import show_evaluation
 
     result = evaluate_checkpoint(
         checkpoint, budgets=budgets, policy=policy, criterion=criterion, protocol=protocol, out=out, plot=plot,
-        predictions=predictions, save_to=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
+        predictions=predictions, save_predictions=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
         overwrite=overwrite, say=say,
     )  # fmt: skip
     if result is None:
@@ -183,11 +183,11 @@ def bench(
     Example: eectl bench model.safetensors --policy policy.json --batch-size 1,32,256 -o bench.json
     """
     from eectl.core.console import show_json
-    from eectl.evaluation.bench import bench_checkpoint
+    from eectl.evaluation.bench import bench as bench_checkpoint
     from eectl.evaluation.bench_tables import show_bench
 
     result = bench_checkpoint(
-        checkpoint, budgets=budgets, batch_sizes=batch_size, policy=policy, criterion=criterion, rows=rows, seconds=seconds,
+        checkpoint, budgets=budgets, batch_size=batch_size, policy=policy, criterion=criterion, rows=rows, seconds=seconds,
         seed=seed, out=out, device=device, data_root=data_root, overwrite=overwrite, say=say,
     )  # fmt: skip
     if json:
@@ -195,7 +195,8 @@ def bench(
     else:
         show_bench(result)
     if out is not None:
-        say(f"next: eectl calibrate-thresholds {checkpoint} --cost latency --bench {out}")
+        cost = "latency" if len(result.measured) == 1 else f"latency:{result.measured[0].batch_size}"
+        say(f"next: eectl calibrate-thresholds {checkpoint} --cost {cost} --bench {out}")
 
 
 def flops(

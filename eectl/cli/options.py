@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from eectl.recipe.budgets import DEFAULT_BUDGETS
+
 CRITERIA = ("max-softmax", "entropy", "margin", "patience", "difference", "difference-2")  # exiting.CRITERIA, which needs torch
 
 
@@ -58,7 +60,7 @@ HEADS = ("linear", "mlp-1024", "mlp-2048", "sdn", "ztw", "ztw-arithmetic", "gpf"
 PLACEMENTS = ("every-1", "every-2", "every-3", "dense-sparse", "sparse-dense")
 
 
-BUDGETS = "25,50,75,100"
+BUDGETS = DEFAULT_BUDGETS
 
 
 def complete_regimes(incomplete: str) -> list[str]:

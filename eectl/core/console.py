@@ -43,3 +43,7 @@ def score_text(value: float, error: float | None, task: str) -> str:
     """Accuracies as percentages with two decimals, errors of a regression as they are."""
     scale, form, error_form = (100, ".2f", ".2f") if task == "classification" else (1, ".4g", ".2g")
     return f"{scale * value:{form}}" + ("" if error is None else f" ± {scale * error:{error_form}}")
+
+
+def silent(text: str) -> None:
+    """Print nothing."""

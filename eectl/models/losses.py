@@ -17,19 +17,22 @@ from eectl.recipe.recipe import SCORE_NAMES
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of problem.
+    """A kind of problem: what is minimised, what is reported, and what a network's outputs are.
 
-    `loss(outputs [row, …], targets, label_smoothing)` → the mean over rows. `points(outputs, targets)` → [row], whose mean is
-    the score. `higher_is_better` is the score's direction; `score_name` its name in tables. `losses` is `loss` before the mean:
-    [row]. `distil(student, teachers, temperature)` → how far a student's outputs are from its teachers', mean over rows.
+    `name` is its key in TASKS. `loss(outputs [row, …], targets, label_smoothing)` → the mean over rows; `losses` is the same for
+    each row: [row]. `points(outputs, targets)` → [row], whose mean is the score. `higher_is_better` is the score's direction;
+    `score_name` its name in tables. `distil(student, teachers, temperature)` → how far a student's outputs are from its
+    teachers', mean over rows. `predicts_number` says that a row's outputs are one number [1]; else they are logits [class].
     """
 
+    name: str
     loss: Callable[[Tensor, Tensor, float], Tensor]
     points: Callable[[Tensor, Tensor], Tensor]
     higher_is_better: bool
     score_name: str
     losses: Callable[[Tensor, Tensor, float], Tensor]
     distil: Callable[[Tensor, Sequence[Tensor], float], Tensor]
+    predicts_number: bool
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
@@ -118,8 +121,12 @@ AUXILIARY: dict[str, tuple[Callable[[Sequence[ExitOutput | None]], Tensor | None
     "imitation-halved": (imitation, 0.5),
 }
 TASKS: dict[str, Task] = {
-    "classification": Task(_cross_entropy, _correct, True, SCORE_NAMES["classification"], _cross_entropies, _divergence),
-    "regression": Task(_mean_squared_error, _squared_error, False, SCORE_NAMES["regression"], _squared_errors, _distance),
+    "classification": Task(
+        "classification", _cross_entropy, _correct, True, SCORE_NAMES["classification"], _cross_entropies, _divergence, False
+    ),
+    "regression": Task(
+        "regression", _mean_squared_error, _squared_error, False, SCORE_NAMES["regression"], _squared_errors, _distance, True
+    ),
 }
 TEACHERS: dict[str, Callable[[Sequence[Tensor]], Sequence[Tensor]]] = {
     "last": lambda later: later[-1:],

@@ -8,8 +8,8 @@ from pathlib import Path
 from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs, replacing
 from eectl.evaluation.curve import PLOT_FORMATS
-from eectl.evaluation.results import Evaluation, read_evaluation
-from eectl.models.checkpoint import Origin, read_about, read_metadata
+from eectl.evaluation.results import read_evaluation
+from eectl.models.checkpoint import read_metadata
 from eectl.reports.compare import Comparison, Run, compare
 from eectl.reports.curves import plot_comparison
 from eectl.reports.published import find_published
@@ -110,21 +110,7 @@ def _read(found: _Found) -> Run:
                 f"{found.file} was made for another checkpoint ({evaluation.checkpoint[:12]}…, {found.checkpoint} is "
                 f"{digest[:12]}…); run eectl evaluate {found.checkpoint} -o {found.file} --overwrite"
             )
-    if evaluation.origin is not None:
-        return Run(found.name, evaluation, evaluation.origin)
-    if found.checkpoint is None:
-        raise EectlError(
-            f"{found.file} does not say which run it came from (an older evaluation), and there is no {CHECKPOINT} beside it; "
-            "write it again with eectl evaluate CKPT -o"
-        )
-    return _from_checkpoint(found.name, evaluation, found.checkpoint)
-
-
-def _from_checkpoint(name: str, evaluation: Evaluation, checkpoint: Path) -> Run:
-    about = read_about(checkpoint)
-    recorded = about.splits.get(evaluation.split, {}).get("fingerprint")
-    origin: Origin = about.origin
-    return Run(name, replace(evaluation, fingerprint=evaluation.fingerprint or recorded), origin)
+    return Run(found.name, evaluation, evaluation.origin)
 
 
 def _pattern(text: str) -> tuple[str, str]:
