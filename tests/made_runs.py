@@ -34,6 +34,7 @@ def made(
     facts = {
         "checkpoint": f"{regime} {seed}", "task": task, "criterion": "max-softmax", "protocol": "calibrated", "split": "test",
         "num_rows": 10, "plain_cost": PLAIN, "exits": (ExitResult(1, 0.5, 0.1, 200),), "budgets": tuple(entries), "dead": (),
+        "search": "shared", "cost": "macs", "measured": None,
         "curve": curve_of(curve or [(0.2, 0.5), (1.1, 0.9)]), "grid": grid and curve_of(grid), "fingerprint": "f" * 64,
     }  # fmt: skip
     evaluation = Evaluation(**(facts | fields), origin=Origin(full, tuple(after), tuple(heads)))

@@ -4,12 +4,17 @@ import torch
 from torch import nn
 
 from eectl.exits.criteria import find_criterion
-from eectl.exits.scores import Source, reduce_rows, scored_from
+from eectl.exits.policy import CostTable
+from eectl.exits.scores import Provenance, reduce_rows, scored_from
 from eectl.models.backbone import Backbone, Feature, Hidden
+from eectl.models.checkpoint import Origin
 from eectl.models.heads import ExitHead, ExitOutput
+from eectl.models.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
 
 WIDTH = 6
+TOY_COSTS = CostTable((20, 45, 110), 100)
+TOY_ORIGIN = Origin({}, (0, 1), ("linear", "linear"))
 
 
 class Rows(Feature):
@@ -91,9 +96,9 @@ def toy_outputs(*, num_exits=3, num_rows=200, num_classes=4, seed=0, task="class
 
 def score(logits, labels, *, criterion=None, split="test", fingerprint="f", task="classification"):
     """What a criterion sees in outputs [exit, row, class]."""
-    rule = find_criterion(criterion, task=task, num_exits=len(logits))
-    table = reduce_rows(logits, labels, criterion=rule, task=task)
-    return scored_from(table, labels, Source(split, fingerprint, "digest", task), criterion=criterion)
+    rule = find_criterion(criterion, task=TASKS[task], num_exits=len(logits))
+    table = reduce_rows(logits, labels, criterion=rule)
+    return scored_from(table, labels, Provenance(split, fingerprint, "digest", TASKS[task]), criterion=rule)
 
 
 def toy_scored(*, criterion=None, seed=0, split="test", task="classification", **sizes):

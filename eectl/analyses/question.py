@@ -12,6 +12,7 @@ from eectl.analyses.tables import Listing, Scalar
 from eectl.core.errors import lookup
 from eectl.core.seeds import derive_seed
 from eectl.data import Batch, Split
+from eectl.data.batches import longest_first
 from eectl.evaluation.opened import Session
 
 
@@ -67,9 +68,7 @@ def sample_rows(split: Split, count: int, seed: int) -> Tensor:
 
 def sample_batches(split: Split, rows: Tensor, batch_size: int) -> Iterator[Batch]:
     """Those rows in batches of `batch_size`; texts come by length, longest first (`Batch.rows` says which they are)."""
-    if split.lengths is not None:
-        rows = rows[split.lengths[rows].argsort(descending=True, stable=True)]
-    yield from split.batches(torch.split(rows, batch_size))
+    yield from split.batches(torch.split(longest_first(rows, split.lengths), batch_size))
 
 
 def check_split(session: Session, name: str) -> Split:

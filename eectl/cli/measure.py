@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from eectl.cli.options import (
-    BUDGETS,
     BatchSize,
     Budgets,
     Checkpoint,
@@ -24,12 +23,13 @@ from eectl.cli.options import (
     say,
 )
 from eectl.core.errors import EectlError
+from eectl.recipe.budgets import DEFAULT_BUDGETS
 from eectl.recipe.choices import COST_CHOICES, LOOKUP_CHOICES, PROTOCOL_CHOICES, SEARCH_CHOICES, described
 
 
 def calibrate_thresholds(
     checkpoint: Checkpoint,
-    budgets: Budgets = BUDGETS,
+    budgets: Budgets = DEFAULT_BUDGETS,
     criterion: Criterion = None,
     thresholds: Annotated[str, typer.Option(help=described(SEARCH_CHOICES),
                                             autocompletion=among(*SEARCH_CHOICES))] = "shared",
@@ -54,13 +54,13 @@ def calibrate_thresholds(
     Example: eectl calibrate-thresholds model.safetensors --budgets 25,50,75,100 -o policy.json
     """
     from eectl.core.console import show_json
-    from eectl.evaluation.calibrate import calibrate_checkpoint
+    from eectl.evaluation.calibrate import calibrate
     from eectl.evaluation.tables import show_calibration
 
     path = out or checkpoint.with_name("policy.json")
-    policies = calibrate_checkpoint(
-        checkpoint, budgets=budgets, criterion=criterion, search=thresholds, cost=cost, bench=bench, out=path,
-        predictions=predictions, save_to=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
+    policies = calibrate(
+        checkpoint, budgets=budgets, criterion=criterion, thresholds=thresholds, cost=cost, bench=bench, out=path,
+        predictions=predictions, save_predictions=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
         overwrite=overwrite, say=say,
     )  # fmt: skip
     if policies is None:
@@ -74,7 +74,8 @@ def calibrate_thresholds(
 
 def evaluate(
     checkpoint: Checkpoint,
-    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; default: the policy's, or {BUDGETS}",
+    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; default: the policy's, "
+                                                f"or {DEFAULT_BUDGETS}",
                                                 show_default=False)] = None,
     policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; default: calibrate first",
                                                 show_default=False)] = None,
@@ -100,12 +101,12 @@ def evaluate(
     Example: eectl evaluate model.safetensors --budgets 25,50,75,100 --plot curve.png
     """
     from eectl.core.console import show_json
-    from eectl.evaluation.evaluate import evaluate_checkpoint
+    from eectl.evaluation.evaluate import evaluate as evaluate_checkpoint
     from eectl.evaluation.tables import show_evaluation
 
     result = evaluate_checkpoint(
         checkpoint, budgets=budgets, policy=policy, criterion=criterion, protocol=protocol, out=out, plot=plot,
-        predictions=predictions, save_to=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
+        predictions=predictions, save_predictions=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
         overwrite=overwrite, say=say,
     )  # fmt: skip
     if result is None:
@@ -162,7 +163,8 @@ def report(
 
 def bench(
     checkpoint: Checkpoint,
-    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; default: the policy's, or {BUDGETS}",
+    budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; default: the policy's, "
+                                                f"or {DEFAULT_BUDGETS}",
                                                 show_default=False)] = None,
     batch_size: Annotated[str, typer.Option(help="rows at once, one size or several")] = "1,32,256",
     policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; default: calibrate first",
@@ -184,11 +186,11 @@ def bench(
     Example: eectl bench model.safetensors --policy policy.json --batch-size 1,32,256 -o bench.json
     """
     from eectl.core.console import show_json
-    from eectl.evaluation.bench import bench_checkpoint
+    from eectl.evaluation.bench import bench as bench_checkpoint
     from eectl.evaluation.bench_tables import show_bench
 
     result = bench_checkpoint(
-        checkpoint, budgets=budgets, batch_sizes=batch_size, policy=policy, criterion=criterion, rows=rows, seconds=seconds,
+        checkpoint, budgets=budgets, batch_size=batch_size, policy=policy, criterion=criterion, rows=rows, seconds=seconds,
         seed=seed, out=out, device=device, data_root=data_root, overwrite=overwrite, say=say,
     )  # fmt: skip
     if json:
@@ -196,7 +198,8 @@ def bench(
     else:
         show_bench(result)
     if out is not None:
-        say(f"next: eectl calibrate-thresholds {checkpoint} --cost latency --bench {out}")
+        cost = "latency" if len(result.measured) == 1 else f"latency:{result.measured[0].batch_size}"
+        say(f"next: eectl calibrate-thresholds {checkpoint} --cost {cost} --bench {out}")
 
 
 def flops(

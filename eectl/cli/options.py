@@ -9,8 +9,6 @@ import typer
 
 from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_CRITERION, DEVICE_CHOICES, completions, listed
 
-BUDGETS = "25,50,75,100"
-
 
 def starting_with(names: Iterable[str], incomplete: str) -> list[str]:
     """Return the names that begin with what was typed so far."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eectl.cli.options import (
-    BUDGETS,
     Checkpoint,
     DataRoot,
     Device,
@@ -17,6 +16,7 @@ from eectl.cli.options import (
     complete_recipes_and_files,
     say,
 )
+from eectl.recipe.budgets import DEFAULT_BUDGETS
 from eectl.recipe.choices import (
     AUTO_HEAD,
     FILE_CHOICES,
@@ -148,7 +148,7 @@ def _find_recipe(recipe: str | None, start: Path | None, changes: list[str]) -> 
 
 def _next_after_training(path: Path, *, has_exits: bool) -> str:
     if has_exits:
-        return f"eectl calibrate-thresholds {path} --budgets {BUDGETS} -o {path.with_name('policy.json')}"
+        return f"eectl calibrate-thresholds {path} --budgets {DEFAULT_BUDGETS} -o {path.with_name('policy.json')}"
     return f"eectl attach-heads {path} --placement every-2 -o {path.with_name('heads.safetensors')}"
 
 

@@ -32,6 +32,11 @@ class Interrupted(BaseException):  # an Exception would be swallowed by the libr
         self.hint = hint
 
 
+def out_of_memory(device: object, *, option: str, size: int) -> EectlError:
+    """Return the error for a device whose memory was too small for `size` rows at once; `option` is what sets that number."""
+    return EectlError(f"out of memory on {device}; try {option} {max(size // 2, 1)} (it is {size})")
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` with the nearest of `known`, or an empty string where none is near."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.6)

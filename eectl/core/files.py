@@ -220,6 +220,11 @@ def digest(tensors: "Mapping[str, Tensor]") -> str:
 _Form = TypeVar("_Form")
 
 
+def as_path(path: str | Path | None) -> Path | None:
+    """Return a path that a caller gave as text or as a Path, None where none was given."""
+    return None if path is None else Path(path)
+
+
 def read_as(form: type[_Form], path: Path, *, kind: str, schema: int, again: str) -> _Form:
     """Read a dataclass from a JSON file.
 

@@ -50,10 +50,14 @@ def _by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: torch
     return torch.cat([batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()])
 
 
+def longest_first(rows: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return the same rows, texts by their `lengths` [N] with the longest first; images, which have none, as they are."""
+    return rows if lengths is None else rows[lengths[rows].argsort(descending=True, stable=True)]
+
+
 def eval_order(split: Split, *, rank: int = 0, world: int = 1) -> Tensor:
     """This process's rows (`rank::world`) in the order in which `eval_batches` gives them: texts by length, longest first."""
-    rows = torch.arange(rank, len(split), world)
-    return rows if split.lengths is None else rows[split.lengths[rows].argsort(descending=True, stable=True)]
+    return longest_first(torch.arange(rank, len(split), world), split.lengths)
 
 
 def eval_batches(split: Split, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:

@@ -14,7 +14,6 @@ from eectl.core.errors import EectlError
 from eectl.data.splits import DataInfo
 from eectl.deploy.answers import Answer, AnswerList
 from eectl.deploy.inputs import ImageInputs, Inputs, text_inputs
-from eectl.evaluation.opened import lies_channels_last
 from eectl.exits.costs import measure_costs
 from eectl.exits.policy import Policies, Policy, policies_for, read_policies
 from eectl.exits.router import Router
@@ -140,12 +139,11 @@ class Model(nn.Module):
         if self.is_text:
             vocabulary = self.network.backbone.vocabulary
             return text_inputs(spec, vocabulary=vocabulary, tokenizer=tokenizer, where=checkpoint.path)
-        channels_last = lies_channels_last(checkpoint)
-        if channels_last:
+        if checkpoint.channels_last:
             self.network.to(memory_format=torch.channels_last)
         data = checkpoint.about.data
         info = DataInfo(data["name"], self.classes, self.input_shape, tuple(data["mean"]), tuple(data["std"]), self.task)
-        return ImageInputs(info, spec, channels_last)
+        return ImageInputs(info, spec, checkpoint.channels_last)
 
     @property
     def device(self) -> torch.device:
@@ -174,7 +172,7 @@ class Model(nn.Module):
         Raises:
             EectlError: For raw pixels, and inputs of another shape than the network was made for.
         """
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if not tracing and not torch.compiler.is_compiling():
             self._check(inputs)
         logits = [output.logits for output in self.network(inputs)]

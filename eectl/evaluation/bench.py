@@ -1,103 +1,123 @@
-"""`eectl bench`: what early exit is worth in wall-clock time on this device, on rows of the test split."""
+"""`eectl bench`: early exit against the plain backbone in wall-clock time on this device, on rows of the test split."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from eectl import __version__
+from eectl.core.console import silent
 from eectl.core.distributed import join, leave
-from eectl.core.errors import EectlError
-from eectl.core.files import check_outputs, write_json
+from eectl.core.errors import EectlError, out_of_memory
+from eectl.core.files import as_path, check_outputs, write_json
 from eectl.core.stopwatch import device_name
-from eectl.evaluation.opened import Session, lies_channels_last, open_session, preparing, score_split
+from eectl.data.batches import longest_first
+from eectl.evaluation.opened import Session, open_session, preparing, read_header, score_split
 from eectl.evaluation.timing import measure_speed
-from eectl.exits.bench_file import Bench
-from eectl.exits.policy import Policies, Policy, parse_budgets, policies_for
-from eectl.exits.thresholds import calibrate, check_request
+from eectl.exits.policy import Policies, policies_for
+from eectl.exits.thresholds import check_has_exits, choose_thresholds, notes_on_rows
+from eectl.exits.times import Bench
+from eectl.recipe.budgets import DEFAULT_BUDGETS, parse_budgets
 
-BUDGETS = "25,50,75,100"
+BATCH_SIZES = "1,32,256"
 FEWEST_ROWS = 256
 MOST_ROWS = 100_000  # a batch
 
 
-def bench_checkpoint(
-    path: Path,
+def bench(
+    checkpoint: str | Path,
     *,
-    budgets: str | None,
-    batch_sizes: str,
-    policy: Path | None = None,
+    budgets: str | float | Iterable[float] | None = None,
+    batch_size: str | int | Iterable[int] = BATCH_SIZES,
+    policy: str | Path | None = None,
     criterion: str | None = None,
     rows: int | None = None,
     seconds: float = 2.0,
     seed: int = 0,
-    out: Path | None = None,
+    out: str | Path | None = None,
     device: str = "auto",
-    data_root: Path | None = None,
+    data_root: str | Path | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = silent,
 ) -> Bench:
-    """Measure a checkpoint's speed at budgets and batch sizes (as the user wrote them), under a policy file's thresholds or under
-    some that are calibrated first; write it to `out`.
+    """Time a checkpoint's early exit against its plain backbone on this device.
 
-    `rows` are drawn from the test split by `seed`; `seconds` is about how long the plain backbone runs at each batch size.
-    Raises EectlError, before anything is measured, for requests that cannot be met.
+    Args:
+        checkpoint: The network.
+        budgets: % of the plain backbone's cost, as `25,50` or numbers; default: the policy's, or 25,50,75,100.
+        batch_size: Rows at once, one size or several, as `1,32` or numbers.
+        policy: A policy file from `calibrate`; default: thresholds are chosen on the calibration split first.
+        criterion: When a row leaves; default: max-softmax, for regression difference.
+        rows: How many test rows to time; default: twice the largest batch, 256 at least.
+        seconds: About how long the plain backbone runs at each batch size.
+        seed: Which rows are drawn.
+        out: Where to write the measurements, for `calibrate`.
+        device: auto, cpu, cuda, cuda:N or mps.
+        data_root: Where the data lies; default: where the recipe says.
+        overwrite: Replace an output that exists.
+        say: Takes each line that the command shows on stderr.
+
+    Raises:
+        EectlError: a request cannot be met; before anything is measured.
     """
-    if policy is not None and criterion is not None:
-        raise EectlError(f"--policy {policy} brings its own criterion and thresholds; leave out --criterion")
-    wanted = parse_budgets(BUDGETS if budgets is None else budgets)
-    sizes = parse_batch_sizes(batch_sizes)
-    check_outputs([out], inputs=[path, policy], overwrite=overwrite)
-    given = None if policy is None else policies_for(policy, None if budgets is None else wanted)
+    path, policy_file, out = Path(checkpoint), as_path(policy), as_path(out)
+    if policy_file and criterion is not None:
+        raise EectlError(f"--policy {policy_file} brings its own criterion and thresholds; leave out --criterion")
+    wanted = parse_budgets(DEFAULT_BUDGETS if budgets is None else budgets)
+    sizes = parse_batch_sizes(batch_size)
+    check_outputs([out], inputs=[path, policy_file], overwrite=overwrite)
+    given = policies_for(policy_file, None if budgets is None else wanted) if policy_file else None
+    header = read_header(path)
+    check_has_exits(header.num_exits)
+    rule = header.criterion(criterion, given, path=policy_file)
     world = join(device)
     try:
         if world.size > 1:
             raise EectlError(f"bench measures one device, and torchrun started {world.size} processes; start it without torchrun")
-        session = open_session(path, world=world, data_root=data_root, needs=("test",))
-        about = session.checkpoint.about
-        check_request(
-            criterion if given is None else given.criterion, task=about.task, num_exits=session.checkpoint.model.num_exits
-        )
-        if given is not None and policy is not None:
-            given.check(session.checkpoint.digest, path=policy)
+        session = open_session(path, world=world, data_root=as_path(data_root), needs=("test",))
         chosen = _choose_rows(session, sizes, rows, seed)
-        for note in session.notes:
-            say(f"note: {note}")
+        notes = list(session.notes)
         if given is None:
-            found = score_split(session, "calibration", criterion=criterion)
-            given = calibrate(found, exit_costs=session.costs.exits, plain_cost=session.costs.plain, budgets=wanted)
+            found = score_split(session, "calibration", criterion=rule)
+            notes += notes_on_rows(found)
+            given = choose_thresholds(found, session.macs, budgets=wanted)
+        for note in notes:
+            say(f"note: {note}")
         result = _measure(session, given, sizes, chosen, seconds=seconds, seed=seed, say=say)
-        if out is not None:
+        if out:
             write_json(out, result.to_json())
         return result
     finally:
         leave()
 
 
-def parse_batch_sizes(text: str) -> tuple[int, ...]:
-    """`1,32,256` as rising numbers of rows; raises EectlError for anything else."""
-    sizes = []
+def parse_batch_sizes(sizes: str | int | Iterable[int]) -> tuple[int, ...]:
+    """Return `1,32,256`, one number or several as rising numbers of rows; raises EectlError for anything else."""
+    text = sizes if isinstance(sizes, str) else ",".join(map(str, [sizes] if isinstance(sizes, int) else sizes))
+    found: list[int] = []
     for part in (part.strip() for part in text.split(",")):
         size = int(part) if part.isascii() and part.isdecimal() else 0
         if not 0 < size <= MOST_ROWS:
-            raise EectlError(f"--batch-size {text}: '{part}' is not a batch size; give whole numbers from 1, such as 1,32,256")
-        if size in sizes:
+            raise EectlError(
+                f"--batch-size {text}: '{part}' is not a batch size; give whole numbers from 1, such as {BATCH_SIZES}"
+            )
+        if size in found:
             raise EectlError(f"--batch-size {text}: {size} stands twice; give each size once")
-        sizes.append(size)
-    return tuple(sorted(sizes))
+        found.append(size)
+    return tuple(sorted(found))
 
 
 def _choose_rows(session: Session, sizes: Sequence[int], rows: int | None, seed: int) -> Tensor:
-    """The test rows to measure on; texts by length, as they are predicted. Raises EectlError where they fill no batch."""
+    """Return the test rows to time; texts by length, as they are predicted. Raises EectlError where they fill no batch."""
     split = session.data.splits["test"]
     number = min(len(split), max(FEWEST_ROWS, 2 * sizes[-1]) if rows is None else rows)
     if number < sizes[-1]:
         whose = f"the test split has {len(split)}" if number == len(split) else f"--rows gives {number}"
         raise EectlError(f"--batch-size {sizes[-1]}: a batch needs as many rows, and {whose}; give smaller sizes or more rows")
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:number]
-    return chosen if split.lengths is None else chosen[split.lengths[chosen].argsort(descending=True, stable=True)]
+    return longest_first(chosen, split.lengths)
 
 
 def _measure(
@@ -111,9 +131,7 @@ def _measure(
     say: Callable[[str], None],
 ) -> Bench:
     model, about = session.checkpoint.model, session.checkpoint.about
-    by_budget = {
-        entry.budget: Policy(policies.criterion, entry.thresholds) for entry in policies.budgets if entry.thresholds is not None
-    }
+    by_budget = policies.reached()
     if not by_budget:
         least = min(session.costs.shares)
         raise EectlError(
@@ -127,15 +145,14 @@ def _measure(
             shares = session.costs.shares
             measured.append(measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds))
         except torch.OutOfMemoryError as error:
-            device = session.world.device
-            raise EectlError(f"out of memory on {device} at batch size {size}; give smaller ones in --batch-size") from error
+            raise out_of_memory(session.world.device, option="--batch-size", size=size) from error
     return Bench(
         checkpoint=session.checkpoint.digest,
         device=device_name(session.world.device),
         threads=torch.get_num_threads(),
-        channels_last=lies_channels_last(session.checkpoint),
+        channels_last=session.channels_last,
         task=about.task,
-        criterion=policies.criterion,
+        criterion=policies.criterion.name,
         split="test",
         num_rows=len(rows),
         seed=seed,
@@ -146,6 +163,6 @@ def _measure(
 
 
 def _on_device(session: Session, rows: Tensor, size: int) -> list[Tensor]:
-    """Full batches of `rows` as the network takes them; what fills no batch is left out."""
+    """Return full batches of `rows` as the network takes them; rows that fill no batch are left out."""
     pieces, prepare = torch.split(rows[: len(rows) // size * size], size), preparing(session)
     return [prepare(batch.inputs) for batch in session.data.splits["test"].batches(pieces)]

@@ -1,10 +1,10 @@
-"""What a bench looks like: tables of times and a sentence wherever early exit does not pay. Measures nothing."""
+"""The tables that `eectl bench` prints, and a sentence wherever early exit does not pay. Measures nothing."""
 
 from rich.table import Table
 
 from eectl.core.console import make_console, make_table, print_table
 from eectl.evaluation.tables import budget_name
-from eectl.exits.bench_file import Bench, EarlyExit, Run, Speed
+from eectl.exits.times import Bench, EarlyExit, Speed, TimedRun
 
 _LEGEND = (
     "x plain: speed against the plain backbone. MAC-ideal: the speed-up if time went as MACs; reachable: with the same mix of "
@@ -14,7 +14,7 @@ _LEGEND = (
 
 
 def show_bench(bench: Bench) -> None:
-    """Times, yardsticks and where rows leave, by batch size, and where early exit does not pay."""
+    """Print times, yardsticks and where rows leave, by batch size, and where early exit does not pay."""
     console = make_console()
     layout = ", channels_last" if bench.channels_last else ""
     threads = f"{bench.threads} thread{'s' * (bench.threads > 1)}"
@@ -35,7 +35,7 @@ def show_bench(bench: Bench) -> None:
 
 
 def bench_notes(bench: Bench) -> list[str]:
-    """Where early exit is slower than the plain backbone, and whether refilling mends it; budgets that are out of reach."""
+    """Return sentences on where early exit is slower than the plain backbone, and on budgets that are out of reach."""
     notes = []
     for speed in bench.measured:
         for entry in speed.early_exit:
@@ -56,7 +56,7 @@ def bench_notes(bench: Bench) -> list[str]:
 def _speed_table(speed: Speed) -> Table:
     table = make_table("", "rows/s", "x plain", "p50 ms", "p95 ms", "p99 ms")
     table.columns[0].justify = "left"
-    runs: list[tuple[str, Run]] = [("plain backbone", speed.plain), ("all exits, then decide", speed.full)]
+    runs: list[tuple[str, TimedRun]] = [("plain backbone", speed.plain), ("all exits, then decide", speed.full)]
     runs += [(f"early exit {_name(entry)}", entry) for entry in speed.early_exit]
     for name, run in runs:
         latency = run.latency_ms
@@ -97,5 +97,5 @@ def _name(entry: EarlyExit) -> str:
 
 
 def _short(number: float) -> str:
-    """Three digits, whole from 1,000 on."""
+    """Return a number with three digits, whole from 100 on."""
     return f"{number:,.0f}" if number >= 99.95 else f"{number:#.3g}"

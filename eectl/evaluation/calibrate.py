@@ -1,70 +1,86 @@
 """`eectl calibrate-thresholds`: one pass over the calibration split, then the best thresholds for each budget, to a file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from eectl.core.console import silent
 from eectl.core.distributed import join, leave
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import check_outputs
-from eectl.evaluation.opened import open_session, score_split
-from eectl.exits.policy import Policies, parse_budgets, write_policies
-from eectl.exits.thresholds import SEARCHES, calibrate, check_request
-from eectl.exits.times import BENCH, CostTable, parse_cost, read_times
+from eectl.core.files import as_path, check_outputs
+from eectl.evaluation.opened import open_session, read_header, score_split
+from eectl.exits.policy import Policies, write_policies
+from eectl.exits.thresholds import SEARCHES, check_has_exits, choose_thresholds, notes_on_rows
+from eectl.exits.times import BENCH, parse_cost, read_times
+from eectl.recipe.budgets import DEFAULT_BUDGETS, parse_budgets
 
 
-def calibrate_checkpoint(
-    path: Path,
+def calibrate(
+    checkpoint: str | Path,
     *,
-    budgets: str,
-    criterion: str | None,
-    search: str = "shared",
+    budgets: str | float | Iterable[float] = DEFAULT_BUDGETS,
+    criterion: str | None = None,
+    thresholds: str = "shared",
     cost: str = "macs",
-    bench: Path | None = None,
-    out: Path,
-    predictions: Path | None = None,
-    save_to: Path | None = None,
+    bench: str | Path | None = None,
+    out: str | Path | None = None,
+    predictions: str | Path | None = None,
+    save_predictions: str | Path | None = None,
     device: str = "auto",
-    data_root: Path | None = None,
+    data_root: str | Path | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = silent,
 ) -> Policies | None:
-    """Choose thresholds for `budgets` (as the user wrote them) and write the policy file; None in all processes but the first.
+    """Choose exit thresholds for cost budgets on the calibration split and write the policy file.
 
-    `search` names an entry of SEARCHES; `cost` is what the user wrote, and `bench` the file with the times that a cost of
-    `latency` needs (none: bench.json beside the checkpoint).
+    Args:
+        checkpoint: The network.
+        budgets: % of the plain backbone's cost, as `25,50` or numbers.
+        criterion: When a row leaves; default: max-softmax, for regression difference.
+        thresholds: `shared`, one for all exits, or `per-exit`.
+        cost: `macs`, or `latency` for the times that `bench` measured; `latency:32` picks those at batch size 32.
+        bench: The file with those times; default: bench.json beside the checkpoint.
+        out: The policy file; default: policy.json beside the checkpoint.
+        predictions: Predictions of the calibration split, in place of a pass over it.
+        save_predictions: Where to keep what the pass gives.
+        device: auto, cpu, cuda, cuda:N or mps.
+        data_root: Where the data lies; default: where the recipe says.
+        batch_size: Rows at once; default: the recipe's. It picks among times at several batch sizes too.
+        overwrite: Replace outputs that exist.
+        say: Takes each line that the command shows on stderr.
 
-    Raises EectlError, before the pass, for budgets, criterion, costs or outputs that will not do.
+    Returns:
+        The policies; None in all processes but the first.
+
+    Raises:
+        EectlError: budgets, criterion, costs or outputs will not do; before any data is loaded.
     """
+    path = Path(checkpoint)
+    out = path.with_name("policy.json") if out is None else Path(out)
+    file, save_to, bench = as_path(predictions), as_path(save_predictions), as_path(bench)
     percentages, wanted = parse_budgets(budgets), parse_cost(cost)
-    lookup(SEARCHES, search, what="kind of thresholds")
-    if bench is not None and wanted.name == "macs":
+    lookup(SEARCHES, thresholds, what="kind of thresholds")
+    if bench and wanted.name == "macs":
         raise EectlError(f"--bench {bench} has times, and --cost {cost} counts MACs; add --cost latency, or leave it out")
     times = None if wanted.name == "macs" else bench or path.with_name(BENCH)
-    check_outputs([out, save_to], inputs=[path, predictions, times], overwrite=overwrite)
+    check_outputs([out, save_to], inputs=[path, file, times], overwrite=overwrite)
+    header = read_header(path)
+    check_has_exits(header.num_exits)
+    rule = header.criterion(criterion)
+    costs, notes = None, list[str]()
+    if times is not None:
+        costs, notes = read_times(
+            times, wanted, batch_size=batch_size, checkpoint=header.digest, num_exits=header.num_exits, name=path
+        )
     world = join(device)
     try:
-        session = open_session(path, world=world, data_root=data_root, needs=("calibration",))
-        network = session.checkpoint
-        check_request(criterion, task=network.about.task, num_exits=network.model.num_exits)
-        costs = CostTable(session.costs.exits, session.costs.plain)
-        if times is not None:
-            size, num_exits = wanted.batch_size, network.model.num_exits
-            costs = read_times(times, batch_size=size, checkpoint=network.digest, num_exits=num_exits, name=path)
-        found = score_split(session, "calibration", criterion=criterion, file=predictions, save_to=save_to, batch_size=batch_size)
+        session = open_session(path, world=world, data_root=as_path(data_root), needs=("calibration",))
+        found = score_split(session, "calibration", criterion=rule, file=file, save_to=save_to, batch_size=batch_size)
         if not world.is_main:
             return None
-        for note in (*session.notes, *costs.notes):
+        for note in (*session.notes, *notes, *notes_on_rows(found)):
             say(f"note: {note}")
-        policies = calibrate(
-            found,
-            exit_costs=costs.exits,
-            plain_cost=costs.plain,
-            budgets=percentages,
-            search=search,
-            cost=wanted.name,
-            measured=costs.measured,
-        )
+        policies = choose_thresholds(found, costs or session.macs, budgets=percentages, search=thresholds)
         write_policies(out, policies)
         return policies
     finally:

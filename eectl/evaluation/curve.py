@@ -1,7 +1,4 @@
-"""Pictures of an evaluation and of a comparison of runs: accuracy against mean cost.
-
-Draws what was computed, chooses nothing, needs no display.
-"""
+"""The picture of an evaluation: accuracy against mean cost. Draws what was computed and needs no display."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +8,6 @@ from eectl.core.errors import EectlError
 from eectl.core.files import replacing
 from eectl.evaluation.results import Evaluation
 from eectl.exits.policy import COSTS
-from eectl.exits.sweep import OperatingPoints
 from eectl.models.losses import TASKS
 
 if TYPE_CHECKING:
@@ -28,11 +24,11 @@ def check_plot_path(path: Path) -> None:
         raise EectlError(f"--plot {path}: allowed are files that end in .{', .'.join(PLOT_FORMATS)}")
 
 
-def plot_curve(path: Path, result: Evaluation, points: OperatingPoints | None = None) -> None:
+def plot_curve(path: Path, result: Evaluation) -> None:
     """Draw accuracy (or MSE) against the mean cost in % of the plain backbone, as PNG, PDF or SVG by the suffix.
 
-    `points` is the whole sweep on the same split, drawn as a line: a diagnostic, since nobody may choose on it. Budgets are
-    vertical lines, dots the exits on their own, diamonds the policies. Raises EectlError for another suffix.
+    The line is the whole sweep on the same split: a diagnostic, since nobody may choose on it. Budgets are vertical lines, dots
+    the exits on their own, diamonds the policies. Raises EectlError for another suffix.
     """
     check_plot_path(path)
     import matplotlib
@@ -42,22 +38,15 @@ def plot_curve(path: Path, result: Evaluation, points: OperatingPoints | None = 
     with matplotlib.rc_context({"font.size": 10, "axes.spines.right": False, "svg.fonttype": "none"}):
         figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
         axes = figure.add_subplot()
-        if points is not None:
-            shares, values = _thinned(points, result.plain_cost, scale)
-            axes.plot(shares, values, color=_BLUE, lw=1.2, alpha=0.55, label=f"any threshold ({result.split} split)", zorder=2)
+        shares = [100 * cost / result.plain_cost for cost in result.curve.mean_costs]
+        values = [scale * value for value in result.curve.values]
+        axes.plot(shares, values, color=_BLUE, lw=1.2, alpha=0.55, label=f"any threshold ({result.split} split)", zorder=2)
         _draw_exits(axes, result, scale)
         _draw_policies(axes, result, scale)
         _dress(axes, result, scale)
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
         with replacing(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:].lower())
-
-
-def _thinned(points: OperatingPoints, plain_cost: int, scale: float) -> tuple[list[float], list[float]]:
-    """At most about 2,000 of the points: more cannot be seen, and make an SVG of megabytes."""
-    step = max(1, len(points) // 2000)
-    kept = sorted({*range(0, len(points), step), len(points) - 1})
-    return (100 * points.mean_costs[kept] / plain_cost).tolist(), (scale * points.values[kept]).tolist()
 
 
 def _draw_exits(axes: "Axes", result: Evaluation, scale: float) -> None:
@@ -72,7 +61,7 @@ def _draw_exits(axes: "Axes", result: Evaluation, scale: float) -> None:
 
 
 def readable(places: Sequence[float], gap: float) -> list[int]:
-    """The indexes whose labels keep `gap` between each other; the last one is always among them."""
+    """Return the indexes whose labels keep `gap` between each other; the last one is always among them."""
     kept: list[int] = []
     for index in reversed(range(len(places))):
         if all(abs(places[index] - places[other]) >= gap for other in kept):

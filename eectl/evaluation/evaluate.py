@@ -1,98 +1,110 @@
 """`eectl evaluate`: one pass over the test split under a policy file, or under thresholds calibrated on the way."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from eectl.core.console import silent
 from eectl.core.distributed import join, leave
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import check_outputs
+from eectl.core.files import as_path, check_outputs
 from eectl.evaluation.curve import check_plot_path, plot_curve
-from eectl.evaluation.opened import Session, open_session, score_split
+from eectl.evaluation.opened import Session, open_session, read_header, score_split
 from eectl.evaluation.results import Evaluation, write_evaluation
-from eectl.evaluation.scoring import evaluate, evaluate_as_paper, every_point
-from eectl.exits.policy import Policies, parse_budgets, policies_for
-from eectl.exits.scores import Scored
+from eectl.evaluation.scoring import score_as_paper, score_policies
+from eectl.exits.policy import Policies, policies_for
+from eectl.exits.scores import ScoredRows
 from eectl.exits.sweep import check_paper
-from eectl.exits.thresholds import calibrate, check_request
+from eectl.exits.thresholds import choose_thresholds, notes_on_rows
+from eectl.recipe.budgets import DEFAULT_BUDGETS, parse_budgets
 
-BUDGETS = "25,50,75,100"
 PROTOCOLS = {"calibrated": "thresholds from the calibration split", "paper": "the authors' rule, on the test split itself"}
 
 
-def evaluate_checkpoint(
-    path: Path,
+def evaluate(
+    checkpoint: str | Path,
     *,
-    budgets: str | None,
-    policy: Path | None = None,
+    budgets: str | float | Iterable[float] | None = None,
+    policy: str | Path | None = None,
     criterion: str | None = None,
     protocol: str = "calibrated",
-    out: Path | None = None,
-    plot: Path | None = None,
-    predictions: Path | None = None,
-    save_to: Path | None = None,
+    out: str | Path | None = None,
+    plot: str | Path | None = None,
+    predictions: str | Path | None = None,
+    save_predictions: str | Path | None = None,
     device: str = "auto",
-    data_root: Path | None = None,
+    data_root: str | Path | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = silent,
 ) -> Evaluation | None:
-    """Score a checkpoint on the test split; None in all processes but the first. `say` takes what belongs on stderr.
+    """Score a checkpoint on the test split at cost budgets.
 
-    `out` is the evaluation's file, for `eectl report`.
+    Args:
+        checkpoint: The network.
+        budgets: % of the plain backbone's cost, as `25,50` or numbers; default: the policy's, or 25,50,75,100.
+        policy: A policy file from `calibrate`; default: thresholds are chosen on the calibration split first.
+        criterion: When a row leaves; default: max-softmax, for regression difference.
+        protocol: `calibrated`, or `paper` for the authors' rule on the test split itself.
+        out: Where to write the evaluation, for `report`.
+        plot: Where to draw the curve, a .png, .pdf or .svg.
+        predictions: Predictions of the test split, in place of a pass over it.
+        save_predictions: Where to keep what the pass gives.
+        device: auto, cpu, cuda, cuda:N or mps.
+        data_root: Where the data lies; default: where the recipe says.
+        batch_size: Rows at once; default: the recipe's.
+        overwrite: Replace outputs that exist.
+        say: Takes each line that the command shows on stderr.
 
-    Raises EectlError, before the pass, for requests that contradict each other and outputs that exist.
+    Returns:
+        What each exit and each budget gives; None in all processes but the first.
+
+    Raises:
+        EectlError: requests contradict each other or do not fit the network, or outputs exist; before any data is loaded.
     """
+    path, policy_file, out, plot = Path(checkpoint), as_path(policy), as_path(out), as_path(plot)
+    file, save_to = as_path(predictions), as_path(save_predictions)
     lookup(PROTOCOLS, protocol, what="protocol")
-    if policy is not None and (criterion is not None or protocol == "paper"):
-        raise EectlError(f"--policy {policy} brings its own criterion and thresholds; leave out --criterion and --protocol paper")
-    wanted = parse_budgets(BUDGETS if budgets is None else budgets)
-    if plot is not None:
+    if policy_file and (criterion is not None or protocol == "paper"):
+        raise EectlError(
+            f"--policy {policy_file} brings its own criterion and thresholds; leave out --criterion and --protocol paper"
+        )
+    wanted = parse_budgets(DEFAULT_BUDGETS if budgets is None else budgets)
+    if plot:
         check_plot_path(plot)
-    check_outputs([out, plot, save_to], inputs=[path, policy, predictions], overwrite=overwrite)
-    given = None if policy is None else policies_for(policy, None if budgets is None else wanted)
+    check_outputs([out, plot, save_to], inputs=[path, policy_file, file], overwrite=overwrite)
+    given = policies_for(policy_file, None if budgets is None else wanted) if policy_file else None
+    rule = read_header(path).criterion(criterion, given, path=policy_file)
+    if protocol == "paper":
+        check_paper(rule)
     world = join(device)
     try:
-        session = open_session(path, world=world, data_root=data_root, needs=("test",))
-        num_exits, task = session.checkpoint.model.num_exits, session.checkpoint.about.task
+        session = open_session(path, world=world, data_root=as_path(data_root), needs=("test",))
+        found = score_split(session, "test", criterion=rule, file=file, save_to=save_to, batch_size=batch_size)
+        notes = list(session.notes)
         if protocol == "paper":
-            check_paper(task)
-        criterion = criterion if given is None else given.criterion
-        if num_exits > 1:
-            check_request(criterion, task=task, num_exits=num_exits)
-        if given is not None and policy is not None:
-            given.check(session.checkpoint.digest, path=policy)
-        found = score_split(session, "test", criterion=criterion, file=predictions, save_to=save_to, batch_size=batch_size)
-        result = _score(session, found, given, wanted, protocol, batch_size)
-        result = replace(result, origin=session.checkpoint.about.origin)
+            result = score_as_paper(found, session.macs, budgets=wanted, origin=session.checkpoint.about.origin)
+        else:
+            policies = given or _calibrated(session, found, wanted, batch_size, notes)
+            costs = session.macs if policies.cost == "macs" else policies.costs  # measured: only the policies know them
+            result = score_policies(found, policies, costs, origin=session.checkpoint.about.origin)
         if not world.is_main:
             return None
-        for note in session.notes:
+        for note in notes:
             say(f"note: {note}")
-        if plot is not None:
-            plot_curve(plot, result, every_point(found, exit_costs=[entry.cost for entry in result.exits]))
+        if plot:
+            plot_curve(plot, result)
             say(f"{plot}: written")
-        if out is not None:
+        if out:
             write_evaluation(out, result)
         return result
     finally:
         leave()
 
 
-def _score(
-    session: Session,
-    found: Scored,
-    given: Policies | None,
-    budgets: tuple[float, ...],
-    protocol: str,
-    batch_size: int | None,
-) -> Evaluation:
-    exits, plain = session.costs.exits, session.costs.plain
-    if protocol == "paper":
-        return evaluate_as_paper(found, exit_costs=exits, plain_cost=plain, budgets=budgets)
-    if given is None:
-        chosen_on = score_split(session, "calibration", criterion=found.criterion, batch_size=batch_size)
-        given = calibrate(chosen_on, exit_costs=exits, plain_cost=plain, budgets=budgets)
-    if given.cost != "macs":  # measured, so only the policy knows it
-        exits, plain = given.exit_costs, given.plain_cost
-    return evaluate(found, given, exit_costs=exits, plain_cost=plain)
+def _calibrated(
+    session: Session, found: ScoredRows, budgets: tuple[float, ...], batch_size: int | None, notes: list[str]
+) -> Policies:
+    """Return thresholds that are chosen on the calibration split with the criterion of what was `found` on another."""
+    chosen_on = score_split(session, "calibration", criterion=found.criterion, batch_size=batch_size)
+    notes += notes_on_rows(chosen_on) if found.num_exits > 1 else ()
+    return choose_thresholds(chosen_on, session.macs, budgets=budgets)

@@ -1,4 +1,4 @@
-"""A checkpoint together with the data it was trained on: what every verb that measures a network starts from."""
+"""A checkpoint and the data it was trained on, opened together: where every verb that measures a network starts."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -9,18 +9,46 @@ import torch
 from torch import Tensor
 
 from eectl.core.distributed import World, gather_rows
-from eectl.core.errors import EectlError
+from eectl.core.errors import EectlError, out_of_memory
 from eectl.data import Augmenter, Dataset, Split, check_disjoint, eval_batches, eval_order, load_data
-from eectl.evaluation.predictions import Keeper, check_belongs, keeping, predict_rows, read_scored, read_source
+from eectl.evaluation.predictions import Keeper, check_belongs, keeping, predict_rows, read_provenance, read_scored
 from eectl.exits.costs import Costs, measure_costs
-from eectl.exits.criteria import find_criterion
-from eectl.exits.scores import Scored, Source, scored_from
-from eectl.models.checkpoint import Checkpoint, load_checkpoint
+from eectl.exits.criteria import Criterion, find_criterion
+from eectl.exits.policy import CostTable, Policies
+from eectl.exits.scores import Provenance, ScoredRows, scored_from
+from eectl.models.checkpoint import Checkpoint, load_checkpoint, read_about, read_checkpoint_metadata
+from eectl.models.losses import TASKS, Task
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint's file says before its weights are read: their digest, the task, and how many exits there are."""
+
+    digest: str
+    task: Task
+    num_exits: int
+
+    def criterion(self, name: str | None, policies: Policies | None = None, *, path: Path | None = None) -> Criterion:
+        """Return the criterion to measure with: that of `policies` read from `path`, else the one called `name`.
+
+        Raises:
+            EectlError: the criterion does not fit the network, or the policies are another's.
+        """
+        if policies is not None and path is not None:
+            policies.check(self.digest, path=path)
+            name = policies.criterion.name
+        return find_criterion(name, task=self.task, num_exits=self.num_exits)
+
+
+def read_header(path: Path) -> Header:
+    """Return what a checkpoint's file says, so that requests can be checked before anything is loaded."""
+    about = read_about(path)
+    return Header(read_checkpoint_metadata(path)["weights"], TASKS[about.task], len(about.spec.after) + 1)
 
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded network, its data and what each exit costs; `notes` say what the user should know about the data."""
+    """A loaded network, its data and what each exit costs in MACs; `notes` say what the user should know about the data."""
 
     checkpoint: Checkpoint
     data: Dataset
@@ -28,17 +56,39 @@ class Session:
     world: World
     notes: tuple[str, ...]
 
+    @property
+    def task(self) -> Task:
+        """What the network does."""
+        return TASKS[self.checkpoint.about.task]
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the network and its inputs lie in memory channels last, as they did in training."""
+        return self.checkpoint.channels_last
+
+    @property
+    def macs(self) -> CostTable:
+        """What a row costs in MACs."""
+        return CostTable(self.costs.exits, self.costs.plain)
+
 
 def open_session(
     path: Path, *, world: World, data_root: Path | None = None, needs: Sequence[str] = (), like: "Sequence[Session]" = ()
 ) -> Session:
-    """Load a checkpoint and its data, elsewhere than recorded where `data_root` says so.
+    """Load a checkpoint and its data.
 
-    Data that a session in `like` has read by the same recipe is taken from there.
+    A test split that differs from the recorded one is allowed and noted.
 
-    Raises EectlError where the classes or the calibration and training rows are not those the checkpoint was made with, or
-    where calibration and test rows overlap, or a split that the caller `needs` is not there. A test split that differs from
-    the recorded one is allowed and noted.
+    Args:
+        path: The checkpoint.
+        world: This process and its device.
+        data_root: Where the data lies; default: where the recipe says.
+        needs: Splits that must be there.
+        like: Sessions from which data read by the same recipe is taken.
+
+    Raises:
+        EectlError: the classes or the calibration and training rows are not those the checkpoint was made with, calibration and
+            test rows overlap, or a split is missing.
     """
     checkpoint = load_checkpoint(path)
     spec = checkpoint.about.data_spec
@@ -95,15 +145,23 @@ def score_split(
     session: Session,
     name: str,
     *,
-    criterion: str | None,
+    criterion: Criterion,
     file: Path | None = None,
     save_to: Path | None = None,
     batch_size: int | None = None,
-) -> Scored:
-    """What `criterion` (none: the task's default) sees in every exit's outputs on a split, on every process.
+) -> ScoredRows:
+    """Return what a criterion sees in every exit's outputs on a split, on every process.
 
-    From `file` where one is given, else by one pass over the split, on all processes, which writes the outputs to `save_to`.
-    Raises EectlError for a file made by another checkpoint or from other rows, and for outputs that are not finite.
+    Args:
+        session: The network and its data.
+        name: The split.
+        criterion: How ready an exit is.
+        file: Predictions to take it from; default: one pass over the split, on all processes.
+        save_to: Where the pass writes the outputs.
+        batch_size: Rows at once; default: the recipe's.
+
+    Raises:
+        EectlError: the file was made by another checkpoint or from other rows, or outputs are not finite.
     """
     split, checkpoint, world = session.data.splits[name], session.checkpoint, session.world
     if file is not None:
@@ -111,25 +169,25 @@ def score_split(
             raise EectlError(
                 f"--save-predictions {save_to} keeps what a pass gives, and --predictions stands in for the pass; leave one out"
             )
-        read = read_source(file)
+        read = read_provenance(file)
         check_belongs(read, checkpoint.digest, path=file)
         if read.fingerprint != split.fingerprint:
             raise EectlError(f"{file}: holds the {read.split} split, or other rows, where {name} is needed; make it again")
         return read_scored(file, criterion=criterion)
     if len(split) < world.size:
         raise EectlError(f"{name} has {len(split)} rows for {world.size} processes; start at most one process per row")
-    source = Source(name, split.fingerprint, checkpoint.digest, checkpoint.about.task)
+    made = Provenance(name, split.fingerprint, checkpoint.digest, session.task)
     num_exits, num_outputs = checkpoint.model.num_exits, checkpoint.about.spec.num_outputs
     shape = {"num_exits": num_exits, "num_outputs": num_outputs}
-    with keeping(save_to, source, **shape, labels=split.labels, world=world) if save_to else nullcontext() as keeper:
+    with keeping(save_to, made, **shape, labels=split.labels, world=world) if save_to else nullcontext() as keeper:
         table = _pass(session, split, criterion, keeper, batch_size)
         if world.size > 1:
             table = gather_rows(table.permute(2, 0, 1).contiguous(), num_rows=len(split)).permute(1, 2, 0).contiguous()
-        return scored_from(table, split.labels, source, criterion=criterion)
+        return scored_from(table, split.labels, made, criterion=criterion)
 
 
-def _pass(session: Session, split: Split, criterion: str | None, keeper: Keeper | None, batch_size: int | None) -> Tensor:
-    """The table [plane, exit, row] of this process's rows of a split, in the split's order."""
+def _pass(session: Session, split: Split, criterion: Criterion, keeper: Keeper | None, batch_size: int | None) -> Tensor:
+    """Return the table [plane, exit, row] of this process's rows of a split, in the split's order."""
     checkpoint, world = session.checkpoint, session.world
     order = eval_order(split, rank=world.rank, world=world.size)
     size = batch_size or checkpoint.about.eval_batch_size
@@ -138,27 +196,23 @@ def _pass(session: Session, split: Split, criterion: str | None, keeper: Keeper 
             checkpoint.model,
             eval_batches(split, batch_size=size, rank=world.rank, world=world.size),
             num_rows=len(order),
-            criterion=find_criterion(criterion, task=checkpoint.about.task, num_exits=checkpoint.model.num_exits),
-            task=checkpoint.about.task,
+            criterion=criterion,
             prepare=preparing(session),
             keeper=keeper,
         )
     except torch.OutOfMemoryError as error:
-        raise EectlError(f"out of memory on {world.device}; try --batch-size {max(size // 2, 1)} (it is {size})") from error
+        raise out_of_memory(world.device, option="--batch-size", size=size) from error
     return table if split.lengths is None else table[:, :, order.argsort()]  # texts come by length
 
 
-def lies_channels_last(checkpoint: Checkpoint) -> bool:
-    """Whether a network and its inputs lie in memory channels last, as they did in training."""
-    wish = checkpoint.about.recipe.get("channels_last", "auto")
-    return bool(checkpoint.model.backbone.prefers_channels_last if wish == "auto" else wish)
-
-
 def preparing(session: Session) -> Callable[[Tensor], Tensor]:
-    """What brings a batch's inputs into the form the network takes in evaluation; the network's weights come to lie like them."""
+    """Return a function that brings a batch's inputs into the form that the network takes in evaluation.
+
+    The network's weights come to lie in memory as the inputs do.
+    """
     checkpoint, info = session.checkpoint, session.data.info
     augmenter = Augmenter(info, checkpoint.about.data_spec.augment, len(info.classes))
-    if not lies_channels_last(checkpoint):
+    if not session.channels_last:
         return augmenter.eval
     checkpoint.model.to(memory_format=torch.channels_last)
     return lambda images: augmenter.eval(images).contiguous(memory_format=torch.channels_last)

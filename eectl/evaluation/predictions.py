@@ -1,14 +1,12 @@
-"""The one expensive pass: every exit's outputs on every row of a split, reduced as they come, and the file that keeps them all.
+"""The one expensive pass over a split: every exit's outputs, reduced as they come, and the file that keeps them all.
 
 Neither the pass nor reading the file holds more than some rows' logits in memory. Chooses nothing and scores no policy.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,29 +15,15 @@ from eectl.core.distributed import World, path_of_main
 from eectl.core.errors import EectlError
 from eectl.core.files import read_metadata
 from eectl.core.tensor_parts import TensorParts, join_parts, new_parts, open_parts
-from eectl.exits.criteria import Criterion, find_criterion
-from eectl.exits.scores import Scored, Source, reduce_rows, scored_from
+from eectl.data import Batch
+from eectl.exits.criteria import Criterion
+from eectl.exits.scores import Provenance, ScoredRows, reduce_rows, scored_from
+from eectl.models.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
 
 KIND, SCHEMA = "predictions", 1
 BYTES_AT_ONCE = 24_000_000  # of logits that are read and reduced at a time: malloc gives fresh pages from 32 MiB on, every time
 _DTYPES = {"F32": torch.float32, "I64": torch.int64}
-
-
-class Batch(Protocol):
-    """Some rows of a split."""
-
-    @property
-    def inputs(self) -> Tensor:
-        """[row, …]"""
-
-    @property
-    def targets(self) -> Tensor:
-        """[row]"""
-
-    @property
-    def rows(self) -> Tensor:
-        """Which rows of the split they are: int64 [row], on the CPU."""
 
 
 class Keeper:
@@ -92,11 +76,10 @@ def predict_rows(
     *,
     num_rows: int,
     criterion: Criterion,
-    task: str,
     prepare: Callable[[Tensor], Tensor] = _as_it_is,
     keeper: Keeper | None = None,
 ) -> Tensor:
-    """The table [plane, exit, row] of `num_rows` rows (see `reduce_rows`), on the CPU, in the order in which they come.
+    """Return the table [plane, exit, row] of `num_rows` rows (see `reduce_rows`), on the CPU, in the order in which they come.
 
     `prepare` brings a batch's inputs to the network's device and normalises them. The network must be in eval mode. No batch
     waits for the device; with a `keeper` each waits for the one before it.
@@ -106,7 +89,7 @@ def predict_rows(
     start = 0
     for batch in batches:
         logits = torch.stack([output.logits.float() for output in model(prepare(batch.inputs))])
-        part = reduce_rows(logits, batch.targets, criterion=criterion, task=task)
+        part = reduce_rows(logits, batch.targets, criterion=criterion)
         if not start:
             table = part.new_empty(*part.shape[:2], num_rows)
         stop = start + len(batch.targets)
@@ -122,8 +105,8 @@ def predict_rows(
 
 
 @contextmanager
-def keeping(path: Path, source: Source, *, num_exits: int, num_outputs: int, labels: Tensor, world: World) -> Iterator[Keeper]:
-    """A predictions file that all processes fill while the pass goes on; it is there when the block ends well in process 0.
+def keeping(path: Path, made: Provenance, *, num_exits: int, num_outputs: int, labels: Tensor, world: World) -> Iterator[Keeper]:
+    """Open a predictions file that all processes fill while the pass goes on; it is there when the block ends well in process 0.
 
     Process 0 makes it at its full size under another name and the others write their rows into it, so it must lie in a folder
     that all processes see. The block may end in process 0 only when all rows are written: let it gather something after them.
@@ -135,29 +118,28 @@ def keeping(path: Path, source: Source, *, num_exits: int, num_outputs: int, lab
         return
     kinds = {dtype: name for name, dtype in _DTYPES.items()}
     layout = {"logits": ("F32", (num_exits, len(labels), num_outputs)), "labels": (kinds[labels.dtype], (len(labels),))}
-    with new_parts(path, layout, {"kind": KIND, "schema": SCHEMA, **asdict(source)}) as (file, temporary):
+    with new_parts(path, layout, {"kind": KIND, "schema": SCHEMA, **made.to_json()}) as (file, temporary):
         path_of_main(temporary)
         file.write("labels", labels)
         yield Keeper(file)
 
 
-def read_source(path: Path) -> Source:
-    """Whose outputs a predictions file holds; raises EectlError for a file that is something else, or cut."""
+def read_provenance(path: Path) -> Provenance:
+    """Return whose outputs a predictions file holds; raises EectlError for a file that is something else, or cut."""
     about = read_metadata(path, kind=KIND, schema=SCHEMA)
-    return Source(about["split"], about["fingerprint"], about["checkpoint"], about["task"])
+    return Provenance(about["split"], about["fingerprint"], about["checkpoint"], TASKS[about["task"]])
 
 
-def read_scored(path: Path, *, criterion: str | None) -> Scored:
-    """What `criterion` (none: the task's default) sees in a predictions file, read and reduced some rows at a time.
+def read_scored(path: Path, *, criterion: Criterion) -> ScoredRows:
+    """Return what a criterion sees in a predictions file, read and reduced some rows at a time.
 
-    Raises EectlError for a file that is something else, or cut, for outputs that are not finite and a criterion that does not
-    fit.
+    Raises:
+        EectlError: the file is something else, or cut, or has outputs that are not finite.
     """
-    source = read_source(path)
+    made = read_provenance(path)
     with open_parts(path) as file:
         kind, (num_rows,) = file.layout["labels"]
         num_exits, _, num_outputs = file.layout["logits"][1]
-        rule = find_criterion(criterion, task=source.task, num_exits=num_exits)
         labels = torch.empty(num_rows, dtype=_DTYPES[kind])
         file.read("labels", labels)
         at_once = max(BYTES_AT_ONCE // (4 * num_exits * num_outputs), 1)
@@ -168,17 +150,17 @@ def read_scored(path: Path, *, criterion: str | None) -> Scored:
             logits = buffer[: num_exits * len(targets) * num_outputs].view(num_exits, len(targets), num_outputs)
             for index, exit_logits in enumerate(logits):
                 file.read("logits", exit_logits, at=(index, start))
-            part = reduce_rows(logits, targets, criterion=rule, task=source.task)
+            part = reduce_rows(logits, targets, criterion=criterion)
             if not start:  # one table from the start: parts that are kept would lie between the buffers and keep them from reuse
                 table = part.new_empty(*part.shape[:2], num_rows)
             table[:, :, start : start + len(targets)] = part
-    return scored_from(table, labels, source, criterion=criterion)
+    return scored_from(table, labels, made, criterion=criterion)
 
 
-def check_belongs(source: Source, checkpoint: str, *, path: Path) -> None:
+def check_belongs(made: Provenance, checkpoint: str, *, path: Path) -> None:
     """Raise EectlError unless the outputs in `path` are those of the weights whose digest is `checkpoint`."""
-    if source.checkpoint != checkpoint:
+    if made.checkpoint != checkpoint:
         raise EectlError(
-            f"{path} was made by another checkpoint ({source.checkpoint[:12]}…, this one is {checkpoint[:12]}…); "
+            f"{path} was made by another checkpoint ({made.checkpoint[:12]}…, this one is {checkpoint[:12]}…); "
             "make it again with --save-predictions"
         )

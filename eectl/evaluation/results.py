@@ -1,6 +1,7 @@
 """An evaluation as plain data, its JSON and its file. Computes and prints nothing.
 
-Costs are MACs of one row or its measured time in nanoseconds, as `cost` says; budgets are % of the plain backbone's."""
+Costs are MACs of one row or its measured time in nanoseconds, as `cost` says; budgets are % of the plain backbone's.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +10,9 @@ from typing import Any
 
 from eectl.core.errors import EectlError, lookup
 from eectl.core.files import read_as, write_json
+from eectl.exits.criteria import criterion_named
 from eectl.exits.policy import COSTS
+from eectl.exits.sweep import Curve
 from eectl.models.checkpoint import Origin
 from eectl.models.losses import TASKS
 
@@ -18,9 +21,10 @@ EVALUATION_KIND, EVALUATION_SCHEMA = "evaluation", 1
 
 @dataclass(frozen=True)
 class ExitResult:
-    """One exit on all rows; `number` counts from 1, `error` is the value's standard error, `cost` that of a row.
+    """What one exit gives on all rows; `number` counts from 1.
 
-    `pearson` and `spearman` are its correlations with the labels: None for classification, NaN where an exit gives one value.
+    `value` is the accuracy or MSE and `error` its standard error, `cost` that of a row. `pearson` and `spearman` are the
+    correlations with the labels: None for classification, NaN where an exit gives one value.
     """
 
     number: int
@@ -33,11 +37,11 @@ class ExitResult:
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """What a budget gave on the split; a budget of None is unlimited: every row takes the last exit.
+    """What the thresholds for a budget gave on the split; a budget of None is unlimited: every row takes the last exit.
 
     `left[k]` counts the rows that leave at exit k+1. `is_over` says that the mean cost exceeds the budget, which thresholds
-    chosen on another split can do. All but the budget is None (and `is_over` False) where the budget is out of reach. The
-    correlations are ExitResult's.
+    chosen on another split can do. All but the budget is None (and `is_over` False) where the budget is out of reach. The other
+    fields are ExitResult's.
     """
 
     budget: float | None
@@ -52,22 +56,13 @@ class BudgetResult:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Operating points on a split, cheapest first: a threshold shared by all attached exits, its mean cost, its value."""
-
-    thresholds: tuple[float, ...]
-    mean_costs: tuple[float, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """A network's exits and budgets on one split. `protocol` is calibrated or paper, `task` names an entry of TASKS.
+    """A network's exits and budgets on one split.
 
-    `dead` has the attached exits (numbers from 1) at which no row leaves under any budget. `curve` is the whole sweep on this
-    split, thinned; `grid` has the authors' thresholds, the same for every network, and is None where they have none. Both are
-    diagnostics: nobody may choose on them and call it calibrated. From `curve` to `origin` fields are None in files of older
-    versions; `search`, `cost` and `measured` are the policies'.
+    `task` and `criterion` are names, `protocol` is an entry of evaluate.PROTOCOLS, `fingerprint` names the rows and `origin` the
+    run. `dead` has the attached exits (numbers from 1) at which no row leaves under any budget. `curve` is the whole sweep on
+    this split, thinned; `grid` has the authors' thresholds, the same for every network, and is None where they have none. Both
+    are diagnostics: nobody may choose on them and call it calibrated. `search`, `cost` and `measured` are the policies'.
     """
 
     checkpoint: str
@@ -80,16 +75,24 @@ class Evaluation:
     exits: tuple[ExitResult, ...]
     budgets: tuple[BudgetResult, ...]
     dead: tuple[int, ...]
-    curve: Curve | None = None
-    grid: Curve | None = None
-    fingerprint: str | None = None
-    origin: Origin | None = None
-    search: str = "shared"
-    cost: str = "macs"
-    measured: str | None = None
+    curve: Curve
+    grid: Curve | None
+    fingerprint: str
+    origin: Origin
+    search: str
+    cost: str
+    measured: str | None
+
+    @property
+    def plain(self) -> ExitResult:
+        """What the plain backbone gives: its own head's answer, which no attached exit changes, and the last exit's.
+
+        Its cost is `plain_cost`; the last exit's counts the heads passed on the way too.
+        """
+        return self.exits[-1]
 
     def to_json(self) -> Mapping[str, Any]:
-        """The evaluation as JSON-able data with its kind and schema number."""
+        """Return the evaluation as JSON-able data with its kind and schema number."""
         return {"kind": EVALUATION_KIND, "schema": EVALUATION_SCHEMA, **asdict(self)}
 
 
@@ -99,11 +102,12 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read what `eectl evaluate` wrote, by this version or an older one; raises EectlError where it is something else."""
+    """Return what `eectl evaluate` wrote into a file; raises EectlError where it is something else."""
     evaluation = read_as(Evaluation, path, kind=EVALUATION_KIND, schema=EVALUATION_SCHEMA, again="eectl evaluate")
     try:
         lookup(TASKS, evaluation.task, what="task")
         lookup(COSTS, evaluation.cost, what="cost")
+        criterion_named(evaluation.criterion)
     except EectlError as error:
         raise EectlError(f"{path}: {error}") from error
     return evaluation

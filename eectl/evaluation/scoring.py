@@ -1,110 +1,118 @@
-"""What each exit and each budget's policy give on a split. Chooses nothing there by itself.
+"""The scores of exits and policies on a split. Chooses no thresholds there.
 
 The exception is the authors' protocol, which picks and scores its thresholds on the same split; its results say so.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError
-from eectl.evaluation.results import BudgetResult, Curve, Evaluation, ExitResult
-from eectl.exits.policy import NEVER, BudgetPolicy, Policies, choose
-from eectl.exits.scores import Scored
-from eectl.exits.sweep import OperatingPoints, Point, limit, paper_walk, pick_as_paper, sweep, thin
+from eectl.evaluation.results import BudgetResult, Evaluation, ExitResult
+from eectl.exits.policy import NEVER, BudgetPolicy, CostTable, Policies, choose
+from eectl.exits.scores import ScoredRows
+from eectl.exits.sweep import paper_walk, pick_as_paper, sweep, thin
+from eectl.models.checkpoint import Origin
 
 CURVE_POINTS = 500  # more cannot be told apart in a plot
 
 
-def evaluate(scored: Scored, policies: Policies, *, exit_costs: Sequence[int], plain_cost: int) -> Evaluation:
-    """Apply calibrated policies to the test split, scored by their criterion; costs are in the policies' unit.
+def score_policies(scored: ScoredRows, policies: Policies, costs: CostTable, *, origin: Origin) -> Evaluation:
+    """Return what calibrated policies give on a split that they were not chosen on.
 
-    Raises EectlError where the policies are for another task or number of exits, or were chosen on this very split.
+    Args:
+        scored: The split's outputs, as the policies' criterion sees them.
+        policies: The thresholds for each budget.
+        costs: What a row costs, in the policies' unit.
+        origin: The run that the network came from, for the record.
+
+    Raises:
+        EectlError: the policies are for another task or number of exits, or were chosen on this very split.
     """
-    if policies.fingerprint == scored.fingerprint:
+    made = scored.made
+    if policies.fingerprint == made.fingerprint:
         raise EectlError(
             f"the thresholds were chosen on the rows they would be tested on (the {policies.split} split, fingerprint "
             f"{policies.fingerprint[:12]}…); calibrate on another split, or use --protocol paper, which does that openly"
         )
-    if (policies.task, len(policies.exit_costs)) != (scored.task, scored.num_exits):
+    if (policies.task, len(policies.exit_costs)) != (made.task, scored.num_exits):
         raise EectlError(
-            f"the policies are for {policies.task} with {len(policies.exit_costs)} exits, the network does {scored.task} "
+            f"the policies are for {policies.task.name} with {len(policies.exit_costs)} exits, the network does {made.task.name} "
             f"with {scored.num_exits}; run eectl calibrate-thresholds on it"
         )
-    assert policies.criterion == scored.criterion
-    result = _evaluate(scored, policies.budgets, exit_costs, plain_cost, protocol="calibrated")
-    return replace(result, search=policies.search, cost=policies.cost, measured=policies.measured)
+    assert policies.criterion.name == scored.criterion.name
+    return _score(scored, policies.budgets, costs, protocol="calibrated", search=policies.search, origin=origin)
 
 
-def evaluate_as_paper(scored: Scored, *, exit_costs: Sequence[int], plain_cost: int, budgets: Sequence[float]) -> Evaluation:
-    """The authors' protocol: thresholds from a coarse grid, chosen and scored on the same split."""
-    num_exits = scored.num_exits
-    points = every_point(scored, exit_costs=exit_costs)
-    chosen = pick_as_paper(points, budgets, plain_cost, criterion=scored.criterion, num_exits=num_exits)
-    entries = [BudgetPolicy.shared(*each, num_exits=num_exits) for each in zip(budgets, chosen, strict=True)]
-    return _evaluate(scored, entries, exit_costs, plain_cost, protocol="paper")
+def score_as_paper(scored: ScoredRows, costs: CostTable, *, budgets: Sequence[float], origin: Origin) -> Evaluation:
+    """Return the authors' protocol: thresholds from a coarse grid, chosen and scored on the same split."""
+    points = sweep(scored.scores, scored.outcome, costs.exits)
+    chosen = pick_as_paper(points, budgets, costs, criterion=scored.criterion)
+    return _score(scored, chosen, costs, protocol="paper", search="shared", origin=origin)
 
 
-def every_point(scored: Scored, *, exit_costs: Sequence[int]) -> OperatingPoints:
-    """Every operating point on this split: what the curve of a plot shows, a diagnostic and not a choice."""
-    return sweep(scored.scores, scored.outcome, exit_costs, task=scored.task)
-
-
-def _evaluate(
-    scored: Scored, entries: Sequence[BudgetPolicy], exit_costs: Sequence[int], plain_cost: int, *, protocol: str
+def _score(
+    scored: ScoredRows, entries: Sequence[BudgetPolicy], costs: CostTable, *, protocol: str, search: str, origin: Origin
 ) -> Evaluation:
     num_exits = scored.num_exits
-    costs = torch.tensor(list(exit_costs))
     unlimited = BudgetPolicy(math.inf, (NEVER,) * (num_exits - 1), None, None)
-    budgets = [_budget(entry, scored, costs, plain_cost) for entry in (*entries, unlimited)]
+    budgets = [_score_budget(entry, scored, costs) for entry in (*entries, unlimited)]
     reached = [result.left for result in budgets[:-1] if result.left is not None]
     used = {index for left in reached for index, count in enumerate(left) if count}
-    points = every_point(scored, exit_costs=exit_costs)
-    has_grid = scored.task != "regression"  # the paper names no grid there
+    points = sweep(scored.scores, scored.outcome, costs.exits)
     return Evaluation(
-        checkpoint=scored.checkpoint,
-        task=scored.task,
-        criterion=scored.criterion,
+        checkpoint=scored.made.checkpoint,
+        task=scored.made.task.name,
+        criterion=scored.criterion.name,
         protocol=protocol,
-        split=scored.split,
+        split=scored.made.split,
         num_rows=scored.num_rows,
-        plain_cost=plain_cost,
+        plain_cost=costs.plain,
         exits=tuple(
-            ExitResult(k + 1, *_mean(scored.outcome[k]), int(costs[k]), *_correlations(scored, torch.full((scored.num_rows,), k)))
+            ExitResult(
+                k + 1, *_mean(scored.outcome[k]), costs.exits[k], *_correlations(scored, torch.full((scored.num_rows,), k))
+            )
             for k in range(num_exits)
         ),
         budgets=tuple(budgets),
         dead=tuple(index + 1 for index in range(num_exits - 1) if reached and index not in used),
-        curve=_curve(thin(points, CURVE_POINTS)),
-        grid=_curve(paper_walk(points, criterion=scored.criterion, num_exits=num_exits)) if has_grid else None,
-        fingerprint=scored.fingerprint,
+        curve=thin(points, CURVE_POINTS),
+        grid=paper_walk(points, criterion=scored.criterion),
+        fingerprint=scored.made.fingerprint,
+        origin=origin,
+        search=search,
+        cost=costs.kind,
+        measured=costs.measured,
     )
 
 
-def _curve(points: Sequence[Point]) -> Curve:
-    thresholds, costs, values = zip(*((point.threshold, point.mean_cost, point.value) for point in points), strict=True)
-    return Curve(thresholds, costs, values)
-
-
-def _budget(entry: BudgetPolicy, scored: Scored, costs: Tensor, plain_cost: int) -> BudgetResult:
+def _score_budget(entry: BudgetPolicy, scored: ScoredRows, costs: CostTable) -> BudgetResult:
     budget = None if math.isinf(entry.budget) else entry.budget
     if entry.thresholds is None:
         return BudgetResult(budget)
     exits = choose(scored.scores, entry.thresholds)
     value, error = _mean(scored.outcome.gather(0, exits[None])[0])
-    left = torch.bincount(exits, minlength=scored.num_exits)
-    mean_cost = int((left * costs).sum()) / len(exits)
-    is_over = mean_cost > limit(entry.budget, plain_cost)
-    correlations = _correlations(scored, exits)
-    return BudgetResult(budget, entry.thresholds, value, error, mean_cost, tuple(left.tolist()), is_over, *correlations)
+    left = torch.bincount(exits, minlength=scored.num_exits).tolist()
+    mean_cost = sum(count * cost for count, cost in zip(left, costs.exits, strict=True)) / len(exits)
+    pearson, spearman = _correlations(scored, exits)
+    return BudgetResult(
+        budget,
+        entry.thresholds,
+        value,
+        error,
+        mean_cost,
+        tuple(left),
+        is_over=mean_cost > costs.limit(entry.budget),
+        pearson=pearson,
+        spearman=spearman,
+    )
 
 
-def _correlations(scored: Scored, exits: Tensor) -> tuple[float | None, float | None]:
-    """Pearson's and Spearman's correlation with the labels where each row takes the exit in `exits`, from 0.
+def _correlations(scored: ScoredRows, exits: Tensor) -> tuple[float | None, float | None]:
+    """Return Pearson's and Spearman's correlation with the labels where each row takes the exit in `exits`, from 0.
 
     None for classification, NaN where the values or the labels do not differ.
     """
@@ -120,6 +128,6 @@ def _correlations(scored: Scored, exits: Tensor) -> tuple[float | None, float | 
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
-    """The mean of [row] and its standard error, which for hits and misses is the binomial one."""
+    """Return the mean of [row] and its standard error, which for hits and misses is the binomial one."""
     mean = values.mean()
     return float(mean), float((values - mean).square().mean().sqrt()) / math.sqrt(len(values))

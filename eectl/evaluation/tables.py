@@ -1,4 +1,4 @@
-"""What a result looks like: tables and JSON-able data. Computes only shares and units, and knows no verb."""
+"""The tables that `evaluate`, `calibrate-thresholds` and `flops` print. Computes only shares, differences and units."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,9 @@ from rich.table import Table
 
 from eectl.core.console import make_console, make_table, print_table, score_text
 from eectl.evaluation.results import BudgetResult, Evaluation, ExitResult
+from eectl.exits.criteria import Criterion, criterion_named
 from eectl.exits.policy import ALWAYS, COSTS, NEVER, BudgetPolicy, Policies
-from eectl.models.losses import TASKS
+from eectl.models.losses import TASKS, Task
 
 if TYPE_CHECKING:
     from eectl.exits.costs import Costs
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 _SAVES_NOTHING = 0.99  # an exit at this share of the plain backbone's cost is pointed out
 _OUT_OF_REACH = "- out of reach: even if every row leaves as early as it can, the mean cost is over the budget."
 _BUDGETS_ACROSS = 7  # columns of budgets that fit 80 characters
-_UNITS = {"macs": "MACs", "latency": "µs/row"}  # the columns' names, by what a cost is
+_MILLISECOND = 1_000_000  # in nanoseconds
 
 
 def show_evaluation(result: Evaluation) -> None:
-    """Budgets, exits and where rows leave, and a sentence for everything that should not be overlooked."""
-    console = make_console()
+    """Print budgets, exits and where rows leave, and a sentence for everything that should not be overlooked."""
+    console, criterion = make_console(), criterion_named(result.criterion)
     title = f"{result.split} split, {result.num_rows:,} rows, {result.criterion}, {result.protocol} thresholds"
     title += "" if result.search == "shared" else f", {result.search}"
-    print_table(console, title, _budget_table(result))
-    _show_thresholds(console, result.budgets)
+    print_table(console, title, _budget_table(result, criterion))
+    _show_thresholds(console, result.budgets, criterion)
     print_table(console, "every row at one exit", _exit_table(result))
     for start in range(0, len(result.budgets), _BUDGETS_ACROSS):
         part = result.budgets[start : start + _BUDGETS_ACROSS]
@@ -36,8 +37,9 @@ def show_evaluation(result: Evaluation) -> None:
 
 
 def evaluation_notes(result: Evaluation) -> list[str]:
-    """What a reader of the tables must know: the protocol, overshot budgets, exits that nobody uses."""
-    notes = []
+    """Return what a reader of the tables must know: the yardstick, the protocol, overshot budgets, exits that are of no use."""
+    unit = "" if TASKS[result.task].predicts_number else ", in points"
+    notes = [f"plain: the network's own head without the attached ones; drop: what is lost against it{unit} (- is gained)."]
     if result.measured is not None:
         notes.append(_time_note(result.measured))
     if result.protocol == "paper":
@@ -48,42 +50,69 @@ def evaluation_notes(result: Evaluation) -> list[str]:
         notes.append(f"! over budget on the {result.split} split (the thresholds were chosen on another): {costs}.")
     if any(entry.value is None for entry in result.budgets):
         notes.append(_OUT_OF_REACH)
+    notes += weak_exits(result)
     if result.dead:
-        exits = f"exit{'s' * (len(result.dead) > 1)} {', '.join(map(str, result.dead))}"
-        notes.append(f"Dead {exits}: no row leaves there under any of the budgets, and every row that passes pays for the head.")
+        dead = f"Dead {_exits(result.dead)}"
+        notes.append(f"{dead}: no row leaves there under any of the budgets, and every row that passes pays for the head.")
     return notes
 
 
-def _budget_table(result: Evaluation) -> Table:
-    correlates = result.task == "regression"  # two columns, for which the cost makes room: the share says it
-    more = ("Pearson", "Spearman") if correlates else (f"mean {_UNITS[result.cost]}",)
-    threshold = () if _differ(result.budgets) else ("threshold",)
-    columns = "budget", f"{TASKS[result.task].score_name} ± s.e.", *more, _share_of(result.cost), "", *threshold
-    table = make_table(*columns)
+def weak_exits(result: Evaluation) -> list[str]:
+    """Return a sentence for each exit that later ones, which cost more, do worse than."""
+    sign = 1 if TASKS[result.task].higher_is_better else -1
+    best, weak = result.exits[0], dict[int, list[int]]()
+    for entry in result.exits[1:]:
+        if sign * entry.value >= sign * best.value:
+            best = entry
+        elif entry.cost > best.cost:
+            weak.setdefault(best.number, []).append(entry.number)
+    return [
+        f"! {_exits(numbers)} {'is' if len(numbers) == 1 else 'are'} worse than exit {better}, which costs less."
+        for better, numbers in weak.items()
+    ]
+
+
+def _exits(numbers: Sequence[int]) -> str:
+    """Return `exit 3`, or `exits 3, 4`."""
+    return f"exit{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def _budget_table(result: Evaluation, criterion: Criterion) -> Table:
+    task = TASKS[result.task]
+    correlates = task.predicts_number  # two columns, which take the place of the cost: its share is there
+    more = ("Pearson", "Spearman") if correlates else (f"mean {_unit(result.cost, result.plain_cost)}",)
+    threshold = () if _differ(result.budgets) else (criterion.symbol,)
+    table = make_table("budget", f"{task.score_name} ± s.e.", "drop", *more, "% of plain", *threshold)
+    plain = result.plain
+    middle = _correlations(plain) if correlates else [cost_text(result.plain_cost, result.cost, result.plain_cost)]
+    value = score_text(plain.value, plain.error, result.task)
+    table.add_row("plain", value, "", *middle, f"{100:.1f}  ", *("" for _ in threshold))
     for entry in result.budgets:
         if entry.value is None or entry.error is None or entry.mean_cost is None:
-            table.add_row(budget_name(entry.budget), "-", *("-" for _ in more), "-", "", *("-" for _ in threshold))
+            table.add_row(budget_name(entry.budget), "-", "-", *("-" for _ in more), "-  ", *("-" for _ in threshold))
             continue
-        value, share = score_text(entry.value, entry.error, result.task), entry.mean_cost / result.plain_cost
-        mark = "!" if entry.is_over else ""
-        words = [shared_threshold(entry.thresholds or ()) for _ in threshold]
-        middle = _correlations(entry) if correlates else [cost_text(entry.mean_cost, result.cost)]
-        table.add_row(budget_name(entry.budget), value, *middle, f"{100 * share:.1f}", mark, *words)
+        value, drop = score_text(entry.value, entry.error, result.task), drop_text(entry.value, plain.value, task)
+        share = f"{100 * entry.mean_cost / result.plain_cost:.1f} {'!' if entry.is_over else ' '}"
+        words = [shared_threshold(entry.thresholds or (), criterion.sign) for _ in threshold]
+        middle = _correlations(entry) if correlates else [cost_text(entry.mean_cost, result.cost, result.plain_cost)]
+        table.add_row(budget_name(entry.budget), value, drop, *middle, share, *words)
     return table
 
 
 def _exit_table(result: Evaluation) -> Table:
-    more = ("Pearson", "Spearman") if result.task == "regression" else ()
-    table = make_table("exit", f"{TASKS[result.task].score_name} ± s.e.", *more, _UNITS[result.cost], _share_of(result.cost))
+    task = TASKS[result.task]
+    more = ("Pearson", "Spearman") if task.predicts_number else ()
+    table = make_table("exit", f"{task.score_name} ± s.e.", *more, _unit(result.cost, result.plain_cost), "% of plain")
     for entry in result.exits:
         share = f"{100 * entry.cost / result.plain_cost:.1f}"
         value = score_text(entry.value, entry.error, result.task)
-        table.add_row(str(entry.number), value, *_correlations(entry), cost_text(entry.cost, result.cost), share)
+        cost = cost_text(entry.cost, result.cost, result.plain_cost)
+        table.add_row(str(entry.number), value, *_correlations(entry), cost, share)
     return table
 
 
 def _correlations(entry: BudgetResult | ExitResult) -> list[str]:
-    """Pearson's and Spearman's coefficients where there are any, `-` where an exit gives one value for all rows."""
+    """Return Pearson's and Spearman's coefficients where there are any, `-` where an exit gives one value for all rows."""
     return [f"{each:.4f}" if each == each else "-" for each in (entry.pearson, entry.spearman) if each is not None]
 
 
@@ -96,23 +125,24 @@ def _leave_table(num_exits: int, budgets: Sequence[BudgetResult]) -> Table:
 
 
 def show_calibration(policies: Policies) -> None:
-    """The thresholds chosen for each budget, and what they give where they were chosen."""
-    console = make_console()
-    threshold = () if _differ(policies.budgets) else ("threshold",)
-    score_name = TASKS[policies.task].score_name
-    columns = "budget", *threshold, score_name, f"mean {_UNITS[policies.cost]}", _share_of(policies.cost)
+    """Print the thresholds chosen for each budget, and what they give where they were chosen."""
+    console, criterion = make_console(), policies.criterion
+    threshold = () if _differ(policies.budgets) else (criterion.symbol,)
+    unit = _unit(policies.cost, policies.plain_cost)
+    columns = "budget", *threshold, policies.task.score_name, f"mean {unit}", "% of plain"
     table = make_table(*columns)
     for entry in policies.budgets:
         if entry.thresholds is None or entry.value is None or entry.mean_cost is None:
             table.add_row(budget_name(entry.budget), *("-" for _ in columns[1:]))
             continue
         share = f"{100 * entry.mean_cost / policies.plain_cost:.1f}"
-        value = score_text(entry.value, None, policies.task)
-        words = [shared_threshold(entry.thresholds) for _ in threshold]
-        table.add_row(budget_name(entry.budget), *words, value, cost_text(entry.mean_cost, policies.cost), share)
-    title = f"{policies.search} thresholds of {policies.criterion}, chosen on {policies.num_rows:,} rows ({policies.split} split)"
+        value = score_text(entry.value, None, policies.task.name)
+        words = [shared_threshold(entry.thresholds, criterion.sign) for _ in threshold]
+        cost = cost_text(entry.mean_cost, policies.cost, policies.plain_cost)
+        table.add_row(budget_name(entry.budget), *words, value, cost, share)
+    title = f"{policies.search} thresholds of {criterion.name}, chosen on {policies.num_rows:,} rows ({policies.split} split)"
     print_table(console, title, table)
-    _show_thresholds(console, policies.budgets)
+    _show_thresholds(console, policies.budgets, criterion)
     if policies.measured is not None:
         console.print(_time_note(policies.measured), markup=False)
     if any(entry.thresholds is None for entry in policies.budgets):
@@ -120,27 +150,26 @@ def show_calibration(policies: Policies) -> None:
 
 
 def _differ(entries: Sequence[BudgetPolicy | BudgetResult]) -> bool:
-    """Whether some budget has thresholds that differ between exits, which takes a table of its own."""
+    """Return whether some budget has thresholds that differ between exits, which takes a table of its own."""
     return any(len(set(entry.thresholds or ())) > 1 for entry in entries)
 
 
-def _show_thresholds(console: Console, entries: Sequence[BudgetPolicy | BudgetResult]) -> None:
-    """Where exits have thresholds of their own, a row per exit and a column per budget; unlimited, without any, is left out."""
+def _show_thresholds(console: Console, entries: Sequence[BudgetPolicy | BudgetResult], criterion: Criterion) -> None:
+    """Print a row per exit and a column per budget where exits have thresholds of their own; unlimited has none."""
     entries = [entry for entry in entries if entry.budget is not None]
     if not _differ(entries):
         return
     num_attached = max(len(entry.thresholds or ()) for entry in entries)
+    what = "thresholds" if criterion.sign == 1 else criterion.symbol
     for start in range(0, len(entries), _BUDGETS_ACROSS):
         part = entries[start : start + _BUDGETS_ACROSS]
         table = make_table("exit", *(budget_name(entry.budget) for entry in part))
         for index in range(num_attached):
-            cells = ["-" if entry.thresholds is None else threshold_text(entry.thresholds[index]) for entry in part]
+            cells = [
+                "-" if entry.thresholds is None else threshold_text(entry.thresholds[index], criterion.sign) for entry in part
+            ]
             table.add_row(str(index + 1), *cells)
-        print_table(console, "thresholds of each exit, by budget", table)
-
-
-def _share_of(cost: str) -> str:
-    return "% of plain" if cost == "macs" else f"% of plain {COSTS[cost]}"
+        print_table(console, f"{what} of each exit, by budget", table)
 
 
 def _time_note(measured: str) -> str:
@@ -148,7 +177,7 @@ def _time_note(measured: str) -> str:
 
 
 def show_costs(costs: "Costs", *, after: Sequence[int]) -> None:
-    """MACs of a row that leaves at each exit, heads passed on the way included; exits follow the blocks `after`."""
+    """Print the MACs of a row that leaves at each exit, heads passed on the way included; exits follow the blocks `after`."""
     console = make_console()
     table = make_table("exit", "after block", "MACs", "% of plain", "% in heads", "head parameters")
     blocks, weights = [*map(str, after), "own head"], [*map(human, costs.head_parameters), "-"]
@@ -166,7 +195,7 @@ def show_costs(costs: "Costs", *, after: Sequence[int]) -> None:
 
 
 def costs_json(costs: "Costs", *, after: Sequence[int]) -> dict[str, Any]:
-    """The costs as JSON-able data; `unit` is the multiply-add."""
+    """Return the costs as JSON-able data; `unit` is the multiply-add."""
     return {
         "kind": "costs",
         "schema": 1,
@@ -188,7 +217,7 @@ def costs_json(costs: "Costs", *, after: Sequence[int]) -> dict[str, Any]:
 
 
 def human(count: float) -> str:
-    """A count with three digits and a unit: `41.2 M`; below 1,000 as it is."""
+    """Return a count with three digits and a unit: `41.2 M`; below 1,000 as it is."""
     if count < 999.5:
         return f"{count:.3g}"
     units = " kMGTP"
@@ -197,20 +226,34 @@ def human(count: float) -> str:
 
 
 def budget_name(budget: float | None) -> str:
-    """`25%`, or `unlimited`."""
+    """Return `25%`, or `unlimited`."""
     return "unlimited" if budget is None else f"{budget:g}%"
 
 
-def cost_text(cost: float, unit: str) -> str:
-    """MACs with three digits and a unit, or nanoseconds as microseconds."""
-    return human(cost) if unit == "macs" else f"{cost / 1000:#.4g}".rstrip(".")
+def drop_text(value: float, plain: float, task: Task) -> str:
+    """Return how much worse a score is than the plain backbone's: accuracies in points, errors of a regression as they are."""
+    drop = plain - value if task.higher_is_better else value - plain
+    return f"{drop:.3g}" if task.predicts_number else f"{round(100 * drop, 2) + 0.0:.2f}"  # + 0.0: no -0.00
 
 
-def threshold_text(threshold: float) -> str:
-    """A threshold; `always` and `never` for the two ends."""
-    return "always" if threshold == ALWAYS else "never" if threshold == NEVER else f"{threshold:.4g}"
+def _unit(kind: str, plain_cost: float) -> str:
+    """Return the name of the unit in which costs are shown: MACs, or ms; µs where the plain backbone takes less than 1 ms."""
+    return COSTS[kind] if kind == "macs" else "ms/row" if plain_cost >= _MILLISECOND else "µs/row"
 
 
-def shared_threshold(thresholds: Sequence[float]) -> str:
-    """The one threshold of all attached exits, if there are any."""
-    return threshold_text(thresholds[0]) if thresholds else "none"
+def cost_text(cost: float, kind: str, plain_cost: float) -> str:
+    """Return a cost with its digits in the unit that `_unit` names: MACs with K, M or G, nanoseconds as ms or µs."""
+    if kind == "macs":
+        return human(cost)
+    time = cost / (_MILLISECOND if plain_cost >= _MILLISECOND else 1000)
+    return f"{time:,.0f}" if time >= 999.95 else f"{time:#.4g}"
+
+
+def threshold_text(threshold: float, sign: int = 1) -> str:
+    """Return a threshold times `sign`, a criterion's; `always` and `never` for the two ends."""
+    return "always" if threshold == ALWAYS else "never" if threshold == NEVER else f"{sign * threshold + 0.0:.4g}"
+
+
+def shared_threshold(thresholds: Sequence[float], sign: int = 1) -> str:
+    """Return the one threshold of all attached exits, if there are any."""
+    return threshold_text(thresholds[0], sign) if thresholds else "none"

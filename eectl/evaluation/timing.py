@@ -1,4 +1,4 @@
-"""Wall-clock time of a network in full and with early exits, on batches that are on the device; and what it could be at best.
+"""Wall-clock time of a network in full and with early exits, on batches that are on the device, and the best it could be.
 
 Every variant runs on the same batches in turn, several rounds; what is given are medians over rounds. Reads no file, prints
 nothing, and chooses no threshold.
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from eectl.core.stopwatch import Stopwatch
-from eectl.exits.bench_file import EarlyExit, Latency, Run, Speed
-from eectl.exits.criteria import criterion_named
 from eectl.exits.policy import Policy, choose
 from eectl.exits.router import Answers, Router, in_order
 from eectl.exits.segment_times import learn_times
+from eectl.exits.times import EarlyExit, Latency, Speed, TimedRun
 from eectl.models.backbone import Hidden
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
@@ -90,9 +89,9 @@ def measure_speed(
 def _variants(
     model: MultiExitModel, policies: Mapping[float, Policy], *, batch_size: int, seconds: float, example: Tensor
 ) -> dict[tuple[str, float], Callable[[Sequence[Tensor]], _Pass]]:
-    """What is timed, by kind and budget."""
+    """Return the functions to time, by kind and budget."""
     some = next(iter(policies.values()))
-    criterion = criterion_named(some.criterion)
+    criterion = some.criterion
 
     def in_full(inputs: Tensor) -> Tensor:
         logits = [output.logits for output in model(inputs) if output is not None]
@@ -122,7 +121,7 @@ def _run_each(run: Callable[[Tensor], object], batches: Sequence[Tensor]) -> _Pa
 
 
 def _run_refilling(router: Router, batches: Sequence[Tensor]) -> _Pass:
-    """A batch's latency is the time from when it is taken to the last of its answers."""
+    """Time the stream; a batch's latency is the time from when it is taken to the last of its answers."""
     watch = Stopwatch(batches[0].device)
     events: list[int | Answers] = []
 
@@ -150,7 +149,10 @@ def _run_refilling(router: Router, batches: Sequence[Tensor]) -> _Pass:
 
 
 def _time_prefixes(model: MultiExitModel, batches: Sequence[Tensor]) -> list[float]:
-    """Seconds from a batch's start to the end of each exit with all segments and heads before it, summed over batches."""
+    """Return the seconds from a batch's start to the end of each exit, all segments and heads before it included.
+
+    They are summed over batches.
+    """
     total = [0.0] * model.num_exits
     for batch in batches:
         watch = Stopwatch(batch.device)
@@ -170,14 +172,14 @@ def _count(model: MultiExitModel, batches: Sequence[Tensor], policy: Policy) -> 
     return tuple(torch.bincount(exits, minlength=model.num_exits).tolist())
 
 
-def _summary(passes: Sequence[_Pass], rows: int) -> Run:
+def _summary(passes: Sequence[_Pass], rows: int) -> TimedRun:
     seconds = median(each.total for each in passes) / rows
     pooled = [1000 * batch for each in passes for batch in each.batches]
-    return Run(seconds, 1 / seconds, Latency(*(float(each) for each in np.percentile(pooled, [50, 95, 99]))))
+    return TimedRun(seconds, 1 / seconds, Latency(*(float(each) for each in np.percentile(pooled, [50, 95, 99]))))
 
 
 def _early_exit(
-    run: Run,
+    run: TimedRun,
     budget: float,
     *,
     refill: bool,
@@ -207,7 +209,7 @@ def _early_exit(
 
 
 def break_even(shares: Sequence[float], prefixes: Sequence[float], *, plain: float, overhead: float) -> float | None:
-    """The share e of rows that must leave early for early exit to take the plain backbone's time; None where none would do.
+    """Return the share e of rows that must leave early for early exit to take the plain backbone's time; None: none would do.
 
     Solves e · (mean prefix of the early leavers) + (1 − e) · (last prefix) + overhead = plain, all in seconds per row, for the
     mix of early leavers that `shares` has; 0 where even without them it is no slower. None too where no row leaves early.

@@ -1,44 +1,50 @@
-"""When a row leaves: criteria, thresholds, the offline choice and the same choice exit by exit. The only home of "when".
+"""When an exit is ready: the criteria, each a rule that turns logits into a score, higher = readier.
 
-A criterion turns an exit's logits into a score, higher = readier, from what is known at that exit and not later. Knows no
-budget and reads no file: which thresholds to use is the sweep's business, and running a network that stops is the router's.
+A score at an exit uses what is known there and at the exits before it, never a later one. Thresholds are not chosen here
+(see sweep, per_exit), and no network is run (see router).
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
+from eectl.models.losses import TASKS, Task
 from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_CRITERION, in_order
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """How ready an exit is, row by row.
+    """How ready an exit is, row by row, and what a reader of its thresholds should see.
 
-    `reads` is all that it takes from an exit's logits [row, class]: one number per row [row]. `rule(own, earlier)` makes the
-    score [row] in float32 of this exit's numbers and those of all exits before it, first exit first. `task` is the task it is
-    made for; `compares` says that it needs `earlier`; with fewer attached exits than `attached` no row could leave at one, or
-    all would at the first.
+    `name` is what the user calls it. `reads` is all that it takes from an exit's logits [row, class]: one number per row [row].
+    `rule(own, earlier)` makes the score [row] in float32 of this exit's numbers and those of all exits before it, first exit
+    first. `task` is the task that it is made for; `compares` says that it needs `earlier`. It takes at least `attached` attached
+    exits: with fewer, no row could leave at one, or all would at the first. `paper_grid(num_exits)` gives the thresholds of the
+    paper's protocol, None where the paper has none. `symbol` heads a column of thresholds, which are shown times `sign`.
     """
 
+    name: str
     reads: Callable[[Tensor], Tensor]
     rule: Callable[[Tensor, Sequence[Tensor]], Tensor]
-    task: str
+    task: Task
     compares: bool
     about: str
     attached: int = 1
+    paper_grid: Callable[[int], Tensor] | None = None
+    symbol: str = "threshold"
+    sign: int = 1
 
     def score(self, logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        """The scores [row] of an exit's logits [row, class], given those of all exits before it."""
+        """Return the scores [row] of an exit's logits [row, class], given those of all exits before it."""
         return self.rule(self.reads(logits), [self.reads(each) for each in earlier])
 
     def scores(self, logits: Tensor) -> Tensor:
-        """The scores [exit, row] of logits [exit, row, class], on their device."""
+        """Return the scores [exit, row] of logits [exit, row, class], on their device."""
         numbers = self.reads(logits.flatten(0, 1)).reshape(logits.shape[:2])
         return torch.stack([self.rule(own, list(numbers[:index])) for index, own in enumerate(numbers)])
 
@@ -81,39 +87,62 @@ def _patience(own: Tensor, earlier: Sequence[Tensor]) -> Tensor:
 
 
 def _difference(num_changes: int, own: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-    """Minus the largest of the last `num_changes` changes, −inf before there are so many: over −δ means that so many exits in
-    a row changed the value by less than δ, which is PABEE's counter (Zhou et al., 2020, §3.3)."""
+    """Return minus the largest of the last `num_changes` changes, −inf before there are so many.
+
+    A score over −δ means that so many exits in a row changed the value by less than δ: PABEE's counter (Zhou et al., 2020, §3.3).
+    """
     if len(earlier) < num_changes:
         return torch.full_like(own, -torch.inf)
     return -torch.stack([*earlier[len(earlier) - num_changes :], own]).diff(dim=0).abs().amax(dim=0)
 
 
+def _hundredths(num_exits: int) -> Tensor:  # noqa: ARG001
+    return torch.linspace(0, 1, 100)
+
+
+def _exits_in_a_row(num_exits: int) -> Tensor:
+    return torch.arange(float(num_exits))
+
+
+@cache
 def criterion_named(name: str) -> Criterion:
-    """The criterion called `name`: an entry of CRITERIA, or `difference-N` for any N; raises EectlError for another name."""
+    """Return the criterion called `name`: an entry of CRITERIA, or `difference-N` for any N. One name is always one object.
+
+    Raises:
+        EectlError: there is no such criterion.
+    """
     family, _, count = name.partition("-")
     if family == "difference" and count.isascii() and count.isdecimal() and int(count) > 0:
         about = CRITERION_FAMILIES["difference-N"].replace(" N ", f" {count} ")
-        return Criterion(_value, partial(_difference, int(count)), "regression", True, about, attached=int(count) + 1)
+        return _of_changes(name, int(count), about)
     return lookup(CRITERIA, name, what="criterion")
 
 
-def find_criterion(name: str | None, *, task: str, num_exits: int) -> Criterion:
-    """The criterion called `name`, fit for `task` and for a network of `num_exits` exits, its own head included.
+def find_criterion(name: str | None, *, task: Task, num_exits: int) -> Criterion:
+    """Return the criterion called `name`, checked against the network it is for.
 
-    Raises EectlError for an unknown name, another task's criterion, or one that compares exits where one is attached.
+    Args:
+        name: What the user wrote; default: the task's.
+        task: What the network does.
+        num_exits: How many exits it has, its own head included.
+
+    Raises:
+        EectlError: the name is unknown, the criterion is for another task, or it compares more exits than are attached.
     """
-    fitting = {known: each for known, each in CRITERIA.items() if each.task == task}
-    name = name or DEFAULT_CRITERION[task]
+    fitting = {known: each for known, each in CRITERIA.items() if each.task is task}
+    name = name or DEFAULT_CRITERION[task.name]
     if name.partition("-")[0] != "difference":
         lookup(CRITERIA if name in CRITERIA else fitting, name, what="criterion")
     criterion = criterion_named(name)
-    if criterion.task != task:
+    if criterion.task is not task:
         raise EectlError(
-            f"criterion {name} is for {criterion.task}, this network does {task}; for that there is: {', '.join(fitting)}"
+            f"criterion {name} is for {criterion.task.name}, this network does {task.name}; for that there is: "
+            f"{', '.join(fitting)}"
         )
     if 1 < num_exits <= criterion.attached:
         needed, there = ("one" if n == 1 else "two" if n == 2 else str(n) for n in (criterion.attached, num_exits - 1))
-        instead = ", or use max-softmax" if task == "classification" else ", or use difference" * (num_exits > 2)
+        default = DEFAULT_CRITERION[task.name]
+        instead = f", or use {default}" * (CRITERIA[default].attached < num_exits)
         raise EectlError(
             f"criterion {name} compares exits and needs {needed} attached ones, this network has {there}; "
             f"attach more with eectl attach-heads{instead}"
@@ -121,13 +150,28 @@ def find_criterion(name: str | None, *, task: str, num_exits: int) -> Criterion:
     return criterion
 
 
+def _of_probabilities(name: str, reads: Callable[[Tensor], Tensor]) -> Criterion:
+    """Return a criterion of an exit's own probabilities, from 0 to 1."""
+    about = CRITERION_CHOICES[name]
+    return Criterion(name, reads, _alone, TASKS["classification"], False, about, paper_grid=_hundredths)
+
+
+def _of_changes(name: str, num_changes: int, about: str) -> Criterion:
+    """Return the criterion that the last `num_changes` changes are below δ: the score is minus a change, the threshold −δ."""
+    rule = partial(_difference, num_changes)
+    return Criterion(name, _value, rule, TASKS["regression"], True, about, attached=num_changes + 1, symbol="δ", sign=-1)
+
+
 CRITERIA: dict[str, Criterion] = in_order(
     CRITERION_CHOICES,
     {
-        "max-softmax": Criterion(_max_softmax, _alone, "classification", False, CRITERION_CHOICES["max-softmax"]),
-        "entropy": Criterion(_entropy, _alone, "classification", False, CRITERION_CHOICES["entropy"]),
-        "margin": Criterion(_margin, _alone, "classification", False, CRITERION_CHOICES["margin"]),
-        "patience": Criterion(_prediction, _patience, "classification", True, CRITERION_CHOICES["patience"], 2),
-        "difference": Criterion(_value, partial(_difference, 1), "regression", True, CRITERION_CHOICES["difference"], 2),
+        "max-softmax": _of_probabilities("max-softmax", _max_softmax),
+        "entropy": _of_probabilities("entropy", _entropy),
+        "margin": _of_probabilities("margin", _margin),
+        "patience": Criterion(
+            "patience", _prediction, _patience, TASKS["classification"], True, CRITERION_CHOICES["patience"], attached=2,
+            paper_grid=_exits_in_a_row,
+        ),
+        "difference": _of_changes("difference", 1, CRITERION_CHOICES["difference"]),
     },
-)
+)  # fmt: skip

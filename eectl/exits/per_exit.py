@@ -1,4 +1,4 @@
-"""A threshold for each exit: those that do best within a cost budget, searched for on rows whose scores are known.
+"""The search for a threshold of each exit: those that do best within a cost budget on rows whose scores are known.
 
 Arithmetic on scores and outcomes, no files and no network. One shared threshold, `sweep`'s, is the floor. There are too many
 combinations to try them all, so what is found is good and not proven best. It works in numpy on one thread: the steps are small,
@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, choose
-from eectl.exits.sweep import limit, pick, sweep
-from eectl.models.losses import TASKS
+from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, CostTable, choose, out_of_reach
+from eectl.exits.sweep import pick, sweep
+from eectl.models.losses import Task
 
 Thresholds = tuple[float, ...]
 _Floats = NDArray[np.float64]
@@ -29,34 +29,41 @@ _QUANTILES = (0.25, 0.5, 0.75)  # where an exit is moved to by force
 
 
 def pick_per_exit(
-    scores: Tensor, outcome: Tensor, exit_costs: Sequence[int], budgets: Sequence[float], plain_cost: int, *, task: str
+    scores: Tensor, outcome: Tensor, costs: CostTable, budgets: Sequence[float], *, task: Task
 ) -> list[BudgetPolicy]:
-    """For each budget (% of `plain_cost`) the best thresholds found within it, the cheapest of equally good ones.
+    """Return for each budget the best thresholds found within it, the cheapest of equally good ones.
 
-    `scores` and `outcome` are [exit, row], `exit_costs` rise with the exit. On these rows it is never worse than `sweep.pick`'s
-    shared threshold, and a larger budget never does worse than a smaller one. Same rows, same thresholds: nothing is random.
+    On these rows they are never worse than `sweep.pick`'s shared threshold, and a larger budget never does worse than a smaller
+    one. Same rows, same thresholds: nothing is random.
+
+    Args:
+        scores: [exit, row].
+        outcome: [exit, row].
+        costs: What a row costs that leaves at each exit, rising with the exit.
+        budgets: % of the plain backbone's cost, in any order.
+        task: Says whether a larger outcome is better.
     """
     num_exits, num_rows = scores.shape
-    sign = 1 if TASKS[task].higher_is_better else -1
-    caps = [_cap(limit(budget, plain_cost), num_rows) for budget in budgets]
-    shared = pick(sweep(scores, outcome, exit_costs, task=task), budgets, plain_cost)
-    found = {(point.threshold,) * (num_exits - 1) for point in shared if point is not None}
+    sign = 1 if task.higher_is_better else -1
+    caps = [_cap(costs.limit(budget), num_rows) for budget in budgets]
+    shared = pick(sweep(scores, outcome, costs.exits), budgets, costs, task=task)
+    found = {entry.thresholds for entry in shared if entry.thresholds is not None}
     if found and num_exits > 1:
-        found |= _Search(scores, sign * outcome, exit_costs, caps).run(sorted(found))
-    states = [_measure(each, scores, sign * outcome, exit_costs) for each in sorted(found)]
+        found |= _Search(scores, sign * outcome, costs.exits, caps).run(sorted(found))
+    states = [_measure(each, scores, sign * outcome, costs.exits) for each in sorted(found)]
     chosen = []
     for budget, cap in zip(budgets, caps, strict=True):
         within = (state for state in states if state.cost <= cap)
         best = max(within, key=lambda state: (state.gain, -state.cost), default=None)
         if best is None:
-            chosen.append(BudgetPolicy(budget, None, None, None))
+            chosen.append(out_of_reach(budget))
         else:
             chosen.append(BudgetPolicy(budget, best.thresholds, sign * best.gain / num_rows, best.cost / num_rows))
     return chosen
 
 
 def _cap(most: float, num_rows: int) -> int:
-    """The largest sum of costs whose mean over the rows is, as a float, not over `most`."""
+    """Return the largest sum of costs whose mean over the rows is, as a float, not over `most`."""
     cap = int(most * num_rows) + 1
     while cap / num_rows > most:
         cap -= 1
@@ -73,7 +80,7 @@ class _State:
 
 
 def _measure(thresholds: Thresholds, scores: Tensor, gains: Tensor, exit_costs: Sequence[int]) -> _State:
-    """What thresholds really give, by the rule that counts."""
+    """Return what thresholds give, by the rule that stops rows in earnest."""
     exits = choose(scores, thresholds).long()
     left = torch.bincount(exits, minlength=len(scores)).tolist()
     cost = sum(count * int(each) for count, each in zip(left, exit_costs, strict=True))
@@ -95,7 +102,7 @@ class _Cuts:
     costs: _Ints
 
     def threshold(self, index: int) -> float:
-        """The lowest threshold that makes the cut: the best score of the rows that pass."""
+        """Return the lowest threshold that makes the cut: the best score of the rows that pass."""
         count = int(self.counts[index])
         return ALWAYS if count == 0 else NEVER if count == len(self.scores) else float(self.scores[count - 1])
 
@@ -104,12 +111,12 @@ _Aim = Callable[[_Cuts], int]
 
 
 def _at_price(price: float) -> _Aim:
-    """The cut with the largest gain − price · cost, the cheapest of equals."""
+    """Aim at the cut with the largest gain − price · cost, the cheapest of equals."""
     return lambda cuts: int((cuts.gains - price * cuts.costs).argmax())
 
 
 def _within(cap: int) -> _Aim:
-    """The best cut whose cost is at most `cap`, the cheapest of equals; where there is none, the cheapest of all."""
+    """Aim at the best cut whose cost is at most `cap`, the cheapest of equals; where there is none, at the cheapest of all."""
 
     def best(cuts: _Cuts) -> int:
         num_within = int(np.searchsorted(cuts.costs, cap, side="right"))  # costs rise: the more pass, the dearer
@@ -139,7 +146,7 @@ class _Search:
         self._best = [_State(()) for _ in caps]
 
     def run(self, starts: Sequence[Thresholds]) -> set[Thresholds]:
-        """The best thresholds for each of the caps that any reach."""
+        """Return the best thresholds for each of the caps that any reach."""
         for start in starts:
             for cap in self._caps:
                 self._ascend(start, _within(cap))
@@ -152,7 +159,7 @@ class _Search:
         return {state.thresholds for state in self._best if state.gain > -np.inf}
 
     def _climb(self, *, reverse: bool) -> _Ladder:
-        """Coordinate ascent at each price of the ladder, each from where the one before it ended.
+        """Ascend at each price of the ladder, from where the one before it ended.
 
         Dear prices make cheap settings, so rising prices start with no row leaving early, falling ones with all at the first
         exit. The two end in different places. The natural price is what choosing among the exits can gain per unit of cost.
@@ -226,7 +233,7 @@ class _Search:
         return state
 
     def _afterwards(self, fires: Sequence[_Flags]) -> tuple[list[tuple[_Floats, _Ints]], float, int]:
-        """For each attached exit what every row gains and costs if it passes there, [row] each; and the sums over all rows."""
+        """Return what every row gains and costs if it passes an attached exit, [row] each; and the sums over all rows."""
         gain, cost = self._gains[-1], np.full(self._gains.shape[1], self._costs[-1])
         later = []
         for index in reversed(range(self._num_attached)):
@@ -236,7 +243,7 @@ class _Search:
         return later[::-1], float(gain.sum()), int(cost.sum())
 
     def _scan(self, index: int, here: _Flags, later: tuple[_Floats, _Ints], state: _State) -> _Cuts:
-        """All cuts of exit `index` for the rows that are `here`: one cumulative sum over them in the order of their scores.
+        """Return all cuts of exit `index` for the rows that are `here`: one cumulative sum in the order of their scores.
 
         Rows of equal score move together. `state` is how things stand, `later` what each row gains and costs if it passes.
         """
@@ -260,6 +267,6 @@ class _Search:
 
 
 def _changed(thresholds: Thresholds, index: int, cuts: _Cuts, cut: int) -> _State:
-    """The thresholds with that of exit `index` at one of its cuts."""
+    """Return the thresholds with that of exit `index` at one of its cuts."""
     changed = (*thresholds[:index], cuts.threshold(cut), *thresholds[index + 1 :])
     return _State(changed, float(cuts.gains[cut]), int(cuts.costs[cut]))

@@ -1,55 +1,101 @@
-"""What calibrating and evaluating hand over, as plain data: budgets, the policy file, and an evaluation with its JSON.
+"""Policies: a criterion with a threshold for each attached exit, the choice that they make, and the file that keeps them.
 
-Nothing is computed and nothing is printed here. Costs are MACs of one row or its measured time in nanoseconds, as `cost` says (an
-entry of COSTS); budgets are % of the plain backbone's.
+`choose` is the only definition of when a row leaves: sweeps apply it to whole splits, and `Rule` is the same exit by exit. No
+thresholds are searched for here. Costs are MACs of one row or its time in nanoseconds (see COSTS); budgets are % of the plain
+backbone's.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import PlainValidator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
 from eectl.core.files import read_as, write_json
-from eectl.exits.criteria import criterion_named
-from eectl.models.losses import TASKS
+from eectl.exits.criteria import Criterion, criterion_named
+from eectl.models.losses import TASKS, Task
 
-if TYPE_CHECKING:
-    from eectl.exits.sweep import Point
-
+_T = TypeVar("_T")
 POLICY_KIND, POLICY_SCHEMA = "policy", 1
-MOST_BUDGET = 1000.0
 COSTS = {"macs": "MACs", "latency": "time"}  # what a cost may be, and what budgets are then percentages of
 
+ALWAYS = -torch.finfo(torch.float32).max  # a threshold below every finite score, and a number that JSON can hold
+NEVER = torch.finfo(torch.float32).max
 
-def parse_budgets(text: str) -> tuple[float, ...]:
-    """`25,50,75,100` as rising percentages of the plain backbone's cost; raises EectlError for anything else."""
-    budgets = []
-    for part in text.split(","):
-        try:
-            budget = float(part)
-        except ValueError:
-            budget = math.nan
-        if not 0 < budget <= MOST_BUDGET:
-            raise EectlError(
-                f"--budgets {text}: '{part.strip()}' is not a budget; give percentages of the plain backbone's cost, "
-                f"over 0 and up to {MOST_BUDGET:g}, such as 25,50,75,100"
-            )
-        if budget in budgets:
-            raise EectlError(f"--budgets {text}: {budget:g} stands twice; give each budget once")
-        budgets.append(budget)
-    return tuple(sorted(budgets))
+
+@dataclass(frozen=True)
+class Policy:
+    """A criterion and a threshold for each attached exit; the network's own head takes the rows that are left."""
+
+    criterion: Criterion
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(ALWAYS <= threshold <= NEVER for threshold in self.thresholds):
+            raise EectlError(f"thresholds must be finite float32 numbers, from {ALWAYS:g} (always) to {NEVER:g} (never)")
+
+
+def choose(scores: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Return the exit [row], from 0, at which each row leaves.
+
+    It is the first whose score [exit, row] is strictly over its threshold, else the last. A NaN score never is; the last exit's
+    scores are not read.
+    """
+    assert len(thresholds) == len(scores) - 1
+    fires = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    for index, threshold in enumerate(thresholds):
+        fires[index] = scores[index] > threshold
+    return fires.int().argmax(dim=0)  # the first of equal maxima
+
+
+class Rule:
+    """A policy that is asked at one exit after the other, and decides as `choose` does.
+
+    `remembers` says that it reads the logits of the exits before: only then must they be given.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.remembers = policy.criterion.compares
+        self._score = policy.criterion.score
+        self._thresholds = torch.tensor(policy.thresholds, dtype=torch.float32).tolist()  # a score in Python meets no other bits
+
+    def fires(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+        """Return which rows [row] leave at exit `number` (from 1), given its logits and, first exit first, those before it."""
+        fires: Tensor = self._score(logits, earlier) > self._thresholds[number - 1]
+        return fires
+
+    def fires_alone(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> bool:
+        """Return the same for a single row, as a bool: one operation on the device less."""
+        return bool(self._score(logits, earlier).item() > self._thresholds[number - 1])
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What a row costs: `exits[k-1]` where it leaves at exit k, `plain` in the backbone without exits.
+
+    `kind` is an entry of COSTS and says the unit: MACs, or nanoseconds that were `measured` on some device.
+    """
+
+    exits: tuple[int, ...]
+    plain: int
+    kind: str = "macs"
+    measured: str | None = None
+
+    def limit(self, budget: float) -> float:
+        """Return what a row may cost on average under a budget in % of the plain backbone."""
+        return budget * self.plain / 100
 
 
 @dataclass(frozen=True)
 class BudgetPolicy:
-    """What was chosen for one budget: K−1 thresholds, and the accuracy or MSE and the mean cost where they were chosen.
+    """The thresholds chosen for one budget, and the accuracy or MSE and the mean cost of a row where they were chosen.
 
-    All three are None where even leaving at the first exit is over the budget.
+    There are K−1 thresholds. All three fields are None where even leaving at the first exit is over the budget.
     """
 
     budget: float
@@ -57,45 +103,69 @@ class BudgetPolicy:
     value: float | None
     mean_cost: float | None
 
-    @classmethod
-    def shared(cls, budget: float, point: "Point | None", *, num_exits: int) -> "BudgetPolicy":
-        """One threshold for all attached exits of a network of `num_exits`; no point: the budget is out of reach."""
-        if point is None:
-            return cls(budget, None, None, None)
-        return cls(budget, (point.threshold,) * (num_exits - 1), point.value, point.mean_cost)
+
+def out_of_reach(budget: float) -> BudgetPolicy:
+    """Return the entry of a budget that no thresholds keep."""
+    return BudgetPolicy(budget, None, None, None)
+
+
+def _read_criterion(name: object) -> Criterion:
+    return _named(criterion_named, name)
+
+
+def _read_task(name: object) -> Task:
+    return _named(lambda text: lookup(TASKS, text, what="task"), name)
+
+
+def _named(find: Callable[[str], _T], name: object) -> _T:
+    """Return what `find` has under a name in a file; an unknown one is one of the file's errors."""
+    try:
+        return find(str(name))
+    except EectlError as error:
+        raise PydanticCustomError("unknown_name", "{message}", {"message": str(error)}) from error
 
 
 @dataclass(frozen=True)
 class Policies:
-    """The thresholds for a list of budgets, and what they were made for and from. `checkpoint` is a weights' digest.
+    """The thresholds for a list of budgets, and what they were made for and from.
 
-    `search` says how thresholds were chosen: one shared by all exits, or one per exit. `measured` says where a cost of latency
-    was measured, and is None for MACs. Files of older versions lack the last three.
+    `checkpoint` is the digest of the weights; `split`, `fingerprint` and `num_rows` name the rows that the thresholds were chosen
+    on; `search` is an entry of thresholds.SEARCHES. `exit_costs`, `plain_cost`, `cost` and `measured` are CostTable's fields.
     """
 
     checkpoint: str
-    task: str
-    criterion: str
+    task: Annotated[Task, PlainValidator(_read_task)]
+    criterion: Annotated[Criterion, PlainValidator(_read_criterion)]
     split: str
     fingerprint: str
     num_rows: int
     exit_costs: tuple[int, ...]
     plain_cost: int
     budgets: tuple[BudgetPolicy, ...]
-    search: str = "shared"
-    cost: str = "macs"
-    measured: str | None = None
+    search: str
+    cost: str
+    measured: str | None
+
+    @property
+    def costs(self) -> CostTable:
+        """What a row costs, in the unit in which the thresholds were chosen."""
+        return CostTable(self.exit_costs, self.plain_cost, self.cost, self.measured)
 
     def to_json(self) -> Mapping[str, Any]:
-        """The policy file's content: JSON-able data with its kind and schema number."""
-        return {"kind": POLICY_KIND, "schema": POLICY_SCHEMA, **asdict(self)}
+        """Return the policy file's content: JSON-able data with its kind and schema number."""
+        names = {"task": self.task.name, "criterion": self.criterion.name}
+        return {"kind": POLICY_KIND, "schema": POLICY_SCHEMA, **asdict(self), **names}
+
+    def reached(self) -> dict[float, Policy]:
+        """Return the policy of each budget that is within reach, by budget."""
+        return {entry.budget: Policy(self.criterion, entry.thresholds) for entry in self.budgets if entry.thresholds is not None}
 
     def only(self, budgets: Sequence[float]) -> "Policies":
-        """The same, for these budgets alone; all of them must be there."""
+        """Return the same for these budgets alone; all of them must be there."""
         return replace(self, budgets=tuple(entry for entry in self.budgets if entry.budget in budgets))
 
     def check(self, checkpoint: str, *, path: Path) -> None:
-        """Raise EectlError unless the policies are for the weights whose digest is `checkpoint`."""
+        """Raise EectlError unless the policies, read from `path`, are for the weights whose digest is `checkpoint`."""
         if self.checkpoint != checkpoint:
             raise EectlError(
                 f"{path} was made for another checkpoint ({self.checkpoint[:12]}…, this one is {checkpoint[:12]}…); "
@@ -104,20 +174,20 @@ class Policies:
 
 
 def write_policies(path: Path, policies: Policies) -> None:
-    """Write the policy file."""
+    """Write a policy file."""
     write_json(path, policies.to_json())
 
 
 def read_policies(path: Path) -> Policies:
-    """Read a policy file; raises EectlError where it is not one, or where an edit by hand broke it."""
+    """Read a policy file.
+
+    Raises:
+        EectlError: it is not one, or an edit by hand broke it.
+    """
     policies = read_as(Policies, path, kind=POLICY_KIND, schema=POLICY_SCHEMA, again="eectl calibrate-thresholds")
     try:
-        lookup(TASKS, policies.task, what="task")
         lookup(COSTS, policies.cost, what="cost")
-        criterion_named(policies.criterion)
-        for entry in policies.budgets:
-            if entry.thresholds is not None:
-                Policy(policies.criterion, entry.thresholds)
+        policies.reached()
     except EectlError as error:
         raise EectlError(f"{path}: {error}") from error
     num_attached = len(policies.exit_costs) - 1
@@ -130,7 +200,11 @@ def read_policies(path: Path) -> Policies:
 
 
 def policies_for(path: Path, wanted: tuple[float, ...] | None) -> Policies:
-    """The policies in a file, all of them or those for the budgets that are wanted; raises EectlError where one is missing."""
+    """Return the policies in a file for the budgets that are wanted; default: all of them.
+
+    Raises:
+        EectlError: the file is not a policy file, or has nothing for one of the budgets.
+    """
     policies = read_policies(path)
     there = {entry.budget: entry for entry in policies.budgets}
     missing = [budget for budget in wanted or () if budget not in there]
@@ -141,55 +215,3 @@ def policies_for(path: Path, wanted: tuple[float, ...] | None) -> Policies:
             f"{','.join(f'{budget:g}' for budget in wanted or ())}"
         )
     return policies if wanted is None else policies.only(wanted)
-
-
-ALWAYS = -torch.finfo(torch.float32).max  # a threshold below every finite score, and a number that JSON can hold
-
-
-NEVER = torch.finfo(torch.float32).max
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A criterion and a threshold for each attached exit (K−1 of them; the network's own head takes whoever is left)."""
-
-    criterion: str
-    thresholds: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not all(ALWAYS <= threshold <= NEVER for threshold in self.thresholds):
-            raise EectlError(f"thresholds must be finite float32 numbers, from {ALWAYS:g} (always) to {NEVER:g} (never)")
-
-
-def choose(scores: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """The exit [row], from 0, at which each row leaves: the first whose score [exit, row] is over its threshold, else the last.
-
-    Strictly over; a NaN score never is. The last exit's scores are not read.
-    """
-    assert len(thresholds) == len(scores) - 1
-    fires = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-    for index, threshold in enumerate(thresholds):
-        fires[index] = scores[index] > threshold
-    return fires.int().argmax(dim=0)  # the first of equal maxima
-
-
-class Rule:
-    """A policy that is asked at one exit after the other, and chooses as `choose` does.
-
-    `remembers` says that it reads the logits of the exits before: only then must they be given.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        criterion = criterion_named(policy.criterion)
-        self.remembers = criterion.compares
-        self._score = criterion.score
-        self._thresholds = torch.tensor(policy.thresholds, dtype=torch.float32).tolist()  # a score in Python meets no other bits
-
-    def fires(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        """Which rows [row] leave at exit `number` (from 1), given its logits and, first exit first, those before it."""
-        fires: Tensor = self._score(logits, earlier) > self._thresholds[number - 1]
-        return fires
-
-    def fires_alone(self, number: int, logits: Tensor, earlier: Sequence[Tensor]) -> bool:
-        """The same for a single row, in Python: one operation on the device less."""
-        return bool(self._score(logits, earlier).item() > self._thresholds[number - 1])

@@ -1,4 +1,4 @@
-"""The forward pass that really stops: rows that are ready leave, the others go on together. When a row leaves is exiting's.
+"""The forward pass that really stops: rows that are ready leave, the others go on together. When a row leaves, policy says.
 
 One batch at a time, survivors are regrouped at once, or where measured times say that it pays; over a stream of batches they
 can also wait in a queue until a whole batch of them is there.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eectl.exits.policy import Policy, Rule
-from eectl.exits.segment_times import StageTimes
+from eectl.exits.segment_times import SegmentTimes
 from eectl.models.backbone import Hidden
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
@@ -103,7 +103,7 @@ class Router:
     With `times`, rows that have left are dropped only where the batch without them is enough faster; without, at once.
     """
 
-    def __init__(self, model: MultiExitModel, policy: Policy, *, times: StageTimes | None = None) -> None:
+    def __init__(self, model: MultiExitModel, policy: Policy, *, times: SegmentTimes | None = None) -> None:
         assert not any(module.training for module in model.modules())
         assert len(policy.thresholds) == model.num_exits - 1
         self._model, self._times = model, times

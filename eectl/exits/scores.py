@@ -1,4 +1,4 @@
-"""What sweeps and policies read of a network's outputs: a score and an outcome per exit and row, a thousandth of all logits.
+"""What sweeps and policies need of a network's outputs: a score and an outcome per exit and row, a thousandth of all logits.
 
 Outputs are reduced here a few rows at a time, as they come. Runs no network and reads no file.
 """
@@ -10,32 +10,44 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError
 from eectl.exits.criteria import Criterion
-from eectl.models.losses import TASKS
-from eectl.recipe.choices import DEFAULT_CRITERION
+from eectl.models.losses import Task
 
 SCORE, OUTCOME, BROKEN, VALUE = range(4)  # the planes of a table
 
 
 @dataclass(frozen=True)
-class Source:
-    """Whose outputs, on which rows: `checkpoint` is the weights' digest, `split` and `fingerprint` name the rows, `task` is an
-    entry of TASKS."""
+class Provenance:
+    """Which network's outputs these are, and of which rows.
+
+    `checkpoint` is the digest of the weights, `split` and `fingerprint` name the rows.
+    """
 
     split: str
     fingerprint: str
     checkpoint: str
-    task: str
+    task: Task
+
+    def to_json(self) -> dict[str, str]:
+        """Return it as a file keeps it, the task by its name."""
+        return {
+            "split": self.split,
+            "fingerprint": self.fingerprint,
+            "checkpoint": self.checkpoint,
+            "task": self.task.name,
+        }
 
 
 @dataclass(frozen=True)
-class Scored(Source):
-    """A network's outputs on one split as `criterion` sees them, on the CPU, in the split's order.
+class ScoredRows:
+    """A network's outputs on one split as a criterion sees them, on the CPU, in the split's order.
 
-    `scores` [exit, row] are float32. `outcome` [exit, row] says how each exit did on each row: 1 a hit and 0 a miss, or the
-    squared error; float64, which counts exactly. `values` [exit, row] are a regression's outputs in float32, None else.
+    `made` says whose outputs they are. `scores` [exit, row] are float32. `outcome` [exit, row] says how each exit did on each
+    row: 1 a hit and 0 a miss, or the squared error; float64, which counts exactly. `values` [exit, row] are the numbers that were
+    predicted, in float32; None for a classification.
     """
 
-    criterion: str
+    made: Provenance
+    criterion: Criterion
     labels: Tensor
     scores: Tensor
     outcome: Tensor
@@ -52,30 +64,31 @@ class Scored(Source):
         return len(self.labels)
 
 
-def reduce_rows(logits: Tensor, targets: Tensor, *, criterion: Criterion, task: str) -> Tensor:
-    """A float32 table [plane, exit, row] of logits [exit, row, class] and targets [row], on their device, without waiting for it.
+def reduce_rows(logits: Tensor, targets: Tensor, *, criterion: Criterion) -> Tensor:
+    """Return a float32 table [plane, exit, row] of logits [exit, row, class] and targets [row], on their device.
 
-    The planes are SCORE, OUTCOME, BROKEN (1 where an output is not finite) and, of a regression, VALUE. Every row stands for
-    itself, so tables of some of a split's rows, side by side, are the whole split's.
+    The planes are SCORE, OUTCOME, BROKEN (1 where an output is not finite) and, where numbers are predicted, VALUE. Every row
+    stands for itself, so tables of some of a split's rows, side by side, are the whole split's. Nothing waits for the device.
     """
     rows = logits.flatten(0, 1)
-    points = TASKS[task].points(rows, targets.repeat(len(logits)))
+    points = criterion.task.points(rows, targets.repeat(len(logits)))
     finite = rows.amax(dim=1).isfinite() & rows.amin(dim=1).isfinite()  # NaN goes into both; ten times as fast as all elements
     planes = [criterion.scores(logits), *(plane.float().view(logits.shape[:2]) for plane in (points, ~finite))]
-    return torch.stack([*planes, logits[:, :, 0]] if task == "regression" else planes)
+    return torch.stack([*planes, logits[:, :, 0]] if criterion.task.predicts_number else planes)
 
 
-def scored_from(table: Tensor, labels: Tensor, source: Source, *, criterion: str | None) -> Scored:
-    """What was scored, from the table of a whole split's rows; raises EectlError that names exits with outputs not finite."""
+def scored_from(table: Tensor, labels: Tensor, made: Provenance, *, criterion: Criterion) -> ScoredRows:
+    """Return what was scored, from the table of a whole split's rows.
+
+    Raises:
+        EectlError: outputs are not finite; it names the exits.
+    """
     counts = table[BROKEN].count_nonzero(dim=1).tolist()
     broken = [f"{number} ({count} of {len(labels)} rows)" for number, count in enumerate(counts, 1) if count]
     if broken:
         raise EectlError(
-            f"{source.split} split: outputs are not finite at exit {', '.join(broken)}; training diverged: train again with a "
+            f"{made.split} split: outputs are not finite at exit {', '.join(broken)}; training diverged: train again with a "
             "smaller optimizer.lr, or with --set optimizer.clip_norm=1"
         )
-    values = table[VALUE] if source.task == "regression" else None
-    criterion = criterion or DEFAULT_CRITERION[source.task]
-    return Scored(
-        **vars(source), criterion=criterion, labels=labels, scores=table[SCORE], outcome=table[OUTCOME].double(), values=values
-    )
+    values = table[VALUE] if made.task.predicts_number else None
+    return ScoredRows(made, criterion, labels, table[SCORE], table[OUTCOME].double(), values)

@@ -1,4 +1,4 @@
-"""What the segments of a network cost in time on this device, by rows in the batch, learned from a short warm-up.
+"""How long the segments of a network take on this device, by rows in the batch, learned from a short warm-up.
 
 The router asks it whether dropping rows that have left saves more than it costs. What users see is measured elsewhere.
 """
@@ -21,8 +21,8 @@ _MOST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class StageTimes:
-    """Seconds by number of rows n, from 0.
+class SegmentTimes:
+    """How long parts of a network take, in seconds by number of rows n, from 0.
 
     `segments[k-1][n]` is segment k with its exit, `regroups[k-1][n]` moving n rows after it to where others left.
     """
@@ -31,28 +31,28 @@ class StageTimes:
     regroups: tuple[tuple[float, ...], ...]
 
     def saved(self, number: int, *, rows: int, staying: int) -> float:
-        """What segment `number` (from 1) takes less for `staying` rows than for `rows`."""
+        """Return how much less time segment `number` (from 1) takes for `staying` rows than for `rows`."""
         table = self.segments[number - 1]
         return _read(table, rows) - _read(table, staying)
 
     def crowd(self, number: int, *, rows: int, among: int) -> float:
-        """What segment `number` (from 1) takes less for `rows` rows that run in a batch of `among`, being their share of it."""
+        """Return how much less time segment `number` (from 1) takes for `rows` rows as their share of a batch of `among`."""
         table = self.segments[number - 1]
         return _read(table, rows) - _read(table, among) * rows / among
 
     def regroup(self, number: int, *, moved: int) -> float:
-        """What it takes to drop rows after exit `number` (from 1) where `moved` others take their places."""
+        """Return how long it takes to drop rows after exit `number` (from 1) where `moved` others take their places."""
         return _read(self.regroups[number - 1], moved)
 
 
 def _read(table: Sequence[float], rows: int) -> float:
-    """The entry for `rows`; more than were measured cost in proportion."""
+    """Return the entry for `rows`; more than were measured cost in proportion."""
     last = len(table) - 1
     return table[rows] if rows <= last else table[last] * rows / max(last, 1)
 
 
 @torch.inference_mode()
-def learn_times(model: MultiExitModel, inputs: Tensor, *, seconds: float = 2.0) -> StageTimes:
+def learn_times(model: MultiExitModel, inputs: Tensor, *, seconds: float = 2.0) -> SegmentTimes:
     """Run parts of a batch through all exits, twice at least and then until `seconds` are over, and keep the shortest times.
 
     `inputs` is a batch of the size that the router will see. The network must be in eval mode.
@@ -71,11 +71,11 @@ def learn_times(model: MultiExitModel, inputs: Tensor, *, seconds: float = 2.0) 
         return _fill({rows: lap for (kind, exit_number, rows), lap in shortest.items() if (kind, exit_number) == (what, number)})
 
     segments = [table("segment", number) for number in range(1, model.num_exits + 1)]
-    return StageTimes(tuple(segments), tuple(table("regroup", number) for number in range(1, model.num_exits)))
+    return SegmentTimes(tuple(segments), tuple(table("regroup", number) for number in range(1, model.num_exits)))
 
 
 def _one_pass(model: MultiExitModel, inputs: Tensor) -> dict[tuple[str, int, int], float]:
-    """Seconds of each segment with its exit, and of half of the rows taking the places of the others after it."""
+    """Return the seconds of each segment with its exit, and of half of the rows taking the places of the others after it."""
     hidden: Hidden | Tensor = inputs.clone()  # rows are moved in place
     earlier: list[ExitOutput | None] = []
     count, half = len(inputs), len(inputs) // 2
@@ -95,7 +95,7 @@ def _one_pass(model: MultiExitModel, inputs: Tensor) -> dict[tuple[str, int, int
 
 
 def _fill(points: Mapping[int, float]) -> tuple[float, ...]:
-    """Seconds for 0..the most rows, on straight lines between those measured; more rows never take less."""
+    """Return seconds for 0..the most rows, on straight lines between those measured; more rows never take less."""
     counts = sorted(points)
     rising = list(accumulate((points[count] for count in counts), max))
     return tuple(np.interp(np.arange(counts[-1] + 1), counts, rising).tolist())

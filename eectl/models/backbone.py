@@ -188,6 +188,10 @@ class Backbone(nn.Module, ABC):
         """The number of blocks."""
         return len(self.block_names)
 
+    def lies_channels_last(self, wish: bool | str) -> bool:
+        """Return whether weights and images lie in memory channels last, by the recipe's `channels_last`: true, false or auto."""
+        return self.prefers_channels_last if wish == "auto" else bool(wish)
+
     @abstractmethod
     def stem(self, inputs: Tensor) -> Hidden:
         """Run everything before block 0.

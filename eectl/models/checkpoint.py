@@ -99,6 +99,11 @@ class Checkpoint:
     about: About
     digest: str
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether the network and its inputs lie in memory channels last, as they did in training."""
+        return self.model.backbone.lies_channels_last(self.about.recipe.get("channels_last", "auto"))
+
 
 def save_checkpoint(path: Path, model: "MultiExitModel", about: About) -> str:
     """Write a network, in one step, and return the digest of its weights; raises EectlError where it cannot be written."""

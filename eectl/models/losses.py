@@ -21,20 +21,24 @@ class Task:
     """What is minimised and what is reported in one kind of problem; outputs are logits [row, class] or numbers [row, 1].
 
     Attributes:
+        name: its key in TASKS.
         loss: (outputs, targets, label_smoothing) → the mean over rows.
         points: (outputs, targets) → [row]; their mean is the score.
         higher_is_better: the direction of the score.
         score_name: what tables call the score.
         losses: (outputs, targets, label_smoothing) → [row], `loss` before the mean.
         distil: (student's outputs, teachers' outputs, temperature) → how far the student is from its teachers, mean over rows.
+        predicts_number: whether a row's outputs are one number [1]; else they are logits [class].
     """
 
+    name: str
     loss: Callable[[Tensor, Tensor, float], Tensor]
     points: Callable[[Tensor, Tensor], Tensor]
     higher_is_better: bool
     score_name: str
     losses: Callable[[Tensor, Tensor, float], Tensor]
     distil: Callable[[Tensor, Sequence[Tensor], float], Tensor]
+    predicts_number: bool
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
@@ -129,8 +133,12 @@ AUXILIARY: dict[str, tuple[Callable[[Sequence[ExitOutput | None]], Tensor | None
 TASKS: dict[str, Task] = in_order(
     TASK_CHOICES,
     {
-        "classification": Task(_cross_entropy, _correct, True, SCORE_NAMES["classification"], _cross_entropies, _divergence),
-        "regression": Task(_mean_squared_error, _squared_error, False, SCORE_NAMES["regression"], _squared_errors, _distance),
+        "classification": Task(
+            "classification", _cross_entropy, _correct, True, SCORE_NAMES["classification"], _cross_entropies, _divergence, False
+        ),
+        "regression": Task(
+            "regression", _mean_squared_error, _squared_error, False, SCORE_NAMES["regression"], _squared_errors, _distance, True
+        ),
     },
 )
 TEACHERS: dict[str, Callable[[Sequence[Tensor]], Sequence[Tensor]]] = {

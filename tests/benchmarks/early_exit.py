@@ -18,10 +18,10 @@ from measuring import begin, interleave, keep, options, ratio, report
 from torch import Tensor
 
 from eectl.evaluation.timing import measure_speed
-from eectl.exits.bench_file import Speed
 from eectl.exits.costs import measure_costs
 from eectl.exits.criteria import criterion_named
 from eectl.exits.policy import Policy
+from eectl.exits.times import Speed
 from eectl.models.build import attach_exits, build_backbone
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import BackboneSection
@@ -66,9 +66,9 @@ def spread(confidences: Sequence[Tensor]) -> tuple[float, ...]:
 @torch.inference_mode()
 def rig(model: MultiExitModel, inputs: Tensor) -> Policy:
     """The policy that spreads these rows evenly."""
-    score = criterion_named("max-softmax").score
+    criterion = criterion_named("max-softmax")
     passes = [[output.logits for output in model(part)] for part in inputs.split(32)]
-    return Policy("max-softmax", spread([score(torch.cat(each), []) for each in zip(*passes, strict=True)]))
+    return Policy(criterion, spread([criterion.score(torch.cat(each), []) for each in zip(*passes, strict=True)]))
 
 
 def build(name: str, networks: dict) -> tuple[MultiExitModel, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from eectl.core.distributed import World
 from eectl.data import load_data
 from eectl.evaluation.opened import Session, score_split
 from eectl.exits.costs import measure_costs
+from eectl.exits.criteria import CRITERIA
 from eectl.models.build import model_spec
 from eectl.models.checkpoint import About, Checkpoint, save_checkpoint
 from eectl.recipe.reading import read_recipe
@@ -29,7 +30,7 @@ BATCH_SIZES = (32, 128, 256)
 
 def whole_pass(session: Session, batch_size: int) -> None:
     """eectl's pass over the test split, as evaluate makes it."""
-    score_split(session, "test", criterion=None, batch_size=batch_size)
+    score_split(session, "test", criterion=CRITERIA["max-softmax"], batch_size=batch_size)
 
 
 def plain_pass(model: torch.nn.Module, pixels: torch.Tensor, batch_size: int) -> None:

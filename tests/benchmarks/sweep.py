@@ -16,11 +16,14 @@ from synthetic import map_predictions, write_predictions
 from torch import Tensor
 
 from eectl.evaluation.predictions import read_scored
+from eectl.exits.criteria import CRITERIA
 from eectl.exits.per_exit import pick_per_exit
+from eectl.exits.policy import CostTable
 from eectl.exits.sweep import pick, sweep
+from eectl.models.losses import TASKS
 
 BUDGETS = (25.0, 50.0, 75.0, 100.0)
-TASK = "classification"
+TASK = TASKS["classification"]
 
 
 def read_bytes(path: Path) -> None:
@@ -33,7 +36,7 @@ def read_bytes(path: Path) -> None:
 
 def read_and_reduce(path: Path) -> tuple[Tensor, Tensor]:
     """The predictions file as scores and outcomes [exit, row]: what every search starts from."""
-    scored = read_scored(path, criterion=None)
+    scored = read_scored(path, criterion=CRITERIA["max-softmax"])
     return scored.scores, scored.outcome
 
 
@@ -75,20 +78,20 @@ def main(arguments: list[str] | None = None) -> dict:
     begin(chosen)
     rows, exits, classes = (500, 4, 20) if chosen.quick else (chosen.rows, chosen.exits, chosen.classes)
     costs = [10_000 * (number + 1) for number in range(exits)]
-    plain = costs[-1]
+    table = CostTable(tuple(costs), costs[-1])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.safetensors"
         write_predictions(path, rows=rows, exits=exits, classes=classes)
         scores, outcome = read_and_reduce(path)
 
         def search() -> None:
-            pick(sweep(scores, outcome, costs, task=TASK), BUDGETS, plain)
+            pick(sweep(scores, outcome, costs), BUDGETS, table, task=TASK)
 
         functions = {
             "read the bytes": lambda: read_bytes(path),
             "read and reduce": lambda: read_and_reduce(path) and None,
             "sweep and all budgets": search,
-            "per-exit thresholds": lambda: pick_per_exit(scores, outcome, costs, BUDGETS, plain, task=TASK) and None,
+            "per-exit thresholds": lambda: pick_per_exit(scores, outcome, table, BUDGETS, task=TASK) and None,
         }
         logits, labels = map_predictions(path, exits, rows, classes)
         grids: dict[str, Callable[[int], object]] = {
@@ -104,7 +107,7 @@ def main(arguments: list[str] | None = None) -> dict:
             started = time.perf_counter()
             run(chosen.thresholds)
             samples[key] = [time.perf_counter() - started]
-        points = sweep(scores, outcome, costs, task=TASK)
+        points = sweep(scores, outcome, costs)
         shared = torch.linspace(0, 1, 100)[5::19].tolist()
         expected = grid([each.softmax(dim=1) for each in logits], labels, shared, costs)
         found = [(int(points.totals[index]), int(points.costs[index])) for index in map(points.at, shared)]

@@ -13,7 +13,7 @@ from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl.core.errors import EectlError
 from eectl.evaluation.bench import _choose_rows, parse_batch_sizes
-from eectl.evaluation.calibrate import calibrate_checkpoint
+from eectl.evaluation.calibrate import calibrate
 from eectl.models import build as models
 from eectl.models.checkpoint import load_checkpoint, save_checkpoint
 from eectl.recipe.reading import make_recipe
@@ -29,7 +29,7 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     train(small_recipe("epochs=1"), out=folder / "joint", device="cpu", quiet=True)
     path = folder / "joint" / "model.safetensors"
-    calibrate_checkpoint(path, budgets="50,100", criterion=None, out=folder / "policy.json", device="cpu", say=lambda _: None)
+    calibrate(path, budgets=[50, 100], out=folder / "policy.json", device="cpu")
     options = {"after": "2", "placement": None, "head": "auto", "seed": None, "overwrite": False}
     attach_heads(path, out=folder / "other.safetensors", **options)
     return folder
@@ -45,7 +45,7 @@ def bench():
     return partial(eectl, "bench")
 
 
-def test_the_file_is_what_calibrating_on_latency_reads(bench, work, tmp_path):
+def test_the_file_is_what_calibrating_on_latency_reads(bench, work, tmp_path, monkeypatch, capsys):
     path, file = work / "joint" / "model.safetensors", tmp_path / "b.json"
     out, err = bench(path, "--policy", work / "policy.json", *QUICK, "--json", "-o", file)
     found = json.loads(out)
@@ -58,7 +58,13 @@ def test_the_file_is_what_calibrating_on_latency_reads(bench, work, tmp_path):
         assert each["plain_seconds"] > 0 and len(each["prefix_seconds"]) == 3
         assert {entry["budget"] for entry in each["early_exit"]} == {50.0, 100.0}
         assert all(sum(entry["left"]) == each["num_rows"] for entry in each["early_exit"])
-    assert f"next: eectl calibrate-thresholds {path} --cost latency --bench {file}" in err
+    following = err.splitlines()[-1].removeprefix("next: eectl ")
+    assert following == f"calibrate-thresholds {path} --cost latency:1 --bench {file}"
+    eectl(*following.split(), "-o", tmp_path / "time.json", "--device", "cpu")
+    policy = json.loads((tmp_path / "time.json").read_text())
+    assert policy["cost"] == "latency" and policy["plain_cost"] == round(1e9 * found["measured"][0]["plain_seconds"])
+    _, err = bench(path, "--policy", work / "policy.json", "--batch-size", "16", *QUICK[2:], "-o", tmp_path / "one.json")
+    assert err.splitlines()[-1] == f"next: eectl calibrate-thresholds {path} --cost latency --bench {tmp_path / 'one.json'}"
     out, err = bench(path, "--budgets", "100", *QUICK)  # calibrates on the way
     assert "batch size 16: what early exit reached" in out and "plain backbone" in out
     assert "next:" not in err
@@ -151,4 +157,4 @@ def test_texts_of_any_length_and_a_test_split_that_is_missing(bench, refuse, tmp
 def test_batch_sizes(text):
     with pytest.raises(EectlError, match=r"^--batch-size .*: "):
         parse_batch_sizes(text)
-    assert parse_batch_sizes("256, 1,32") == (1, 32, 256)
+    assert parse_batch_sizes("256, 1,32") == (1, 32, 256) == parse_batch_sizes([32, 256, 1]) and parse_batch_sizes(8) == (8,)

@@ -19,7 +19,10 @@ from eectl.core.distributed import World
 from eectl.core.errors import EectlError
 from eectl.data.splits import Split
 from eectl.evaluation.opened import Session, score_split
+from eectl.exits.criteria import find_criterion
+from eectl.models.backbone import Backbone
 from eectl.models.heads import ExitOutput
+from eectl.models.losses import TASKS
 from eectl.recipe.data_section import AugmentSection
 
 NUM_ROWS = 35
@@ -32,7 +35,7 @@ class Lookup(nn.Module):
         super().__init__()
         self.logits = logits
         self.num_exits = len(logits)
-        self.backbone = SimpleNamespace(prefers_channels_last=False)
+        self.backbone = SimpleNamespace(lies_channels_last=lambda wish: False)  # noqa: ARG005
 
     def forward(self, inputs):
         return [ExitOutput(each[inputs]) for each in self.logits]
@@ -45,7 +48,9 @@ class Images(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.num_exits = 1
-        self.backbone = SimpleNamespace(prefers_channels_last=prefers)
+        self.backbone = SimpleNamespace(
+            prefers_channels_last=prefers, lies_channels_last=lambda wish: Backbone.lies_channels_last(self.backbone, wish)
+        )
         self.seen = set()
 
     def forward(self, inputs):
@@ -82,8 +87,15 @@ def made(task, by_length):
     return logits, labels, lengths
 
 
+def rule_of(task, criterion=None):
+    return find_criterion(criterion, task=TASKS[task], num_exits=4)
+
+
+MAX_SOFTMAX = rule_of("classification")
+
+
 def same(found, expected):
-    names = ("scores", "outcome", "labels") + (("values",) if expected.task == "regression" else ())
+    names = ("scores", "outcome", "labels") + (("values",) if expected.made.task.predicts_number else ())
     return all(torch.equal(getattr(found, name), getattr(expected, name)) for name in names)
 
 
@@ -92,34 +104,36 @@ def same(found, expected):
 def test_a_pass_and_its_file(tmp_path, task, criterion, by_length):
     logits, labels, lengths = made(task, by_length)
     session = session_of(logits, labels, task=task, lengths=lengths)
-    expected = score(logits, labels, criterion=criterion, task=task)
+    expected, rule = score(logits, labels, criterion=criterion, task=task), rule_of(task, criterion)
     for size in (1, 8, NUM_ROWS, 100):
         path = tmp_path / f"{size}"
-        found = score_split(session, "test", criterion=criterion, save_to=path, batch_size=size)
-        assert same(found, expected) and same(score_split(session, "test", criterion=criterion, batch_size=size), expected)
+        found = score_split(session, "test", criterion=rule, save_to=path, batch_size=size)
+        assert same(found, expected) and same(score_split(session, "test", criterion=rule, batch_size=size), expected)
         assert torch.equal(load_file(path)["logits"], logits) and torch.equal(load_file(path)["labels"], labels)
-    again = score_split(session, "test", criterion=criterion, file=path)
-    assert same(again, expected) and (again.criterion, again.split, again.checkpoint) == (found.criterion, "test", "digest")
-    assert again.fingerprint == found.fingerprint == session.data.splits["test"].fingerprint
+    again = score_split(session, "test", criterion=rule, file=path)
+    assert same(again, expected) and (again.criterion, again.made.split, again.made.checkpoint) == (rule, "test", "digest")
+    assert again.made.fingerprint == found.made.fingerprint == session.data.splits["test"].fingerprint
 
 
 def test_refusals(tmp_path):
     logits, labels, _ = made("classification", by_length=False)
     session = session_of(logits, labels, task="classification")
-    score_split(session, "test", criterion=None, save_to=tmp_path / "p")
+    score_split(session, "test", criterion=MAX_SOFTMAX, save_to=tmp_path / "p")
     with pytest.raises(EectlError, match=r"--save-predictions .* and --predictions stands in for the pass; leave one out"):
-        score_split(session, "test", criterion=None, file=tmp_path / "p", save_to=tmp_path / "q")
+        score_split(session, "test", criterion=MAX_SOFTMAX, file=tmp_path / "p", save_to=tmp_path / "q")
     other = session_of(logits[:, 1:], labels[1:], task="classification")
     with pytest.raises(EectlError, match="holds the test split, or other rows, where other is needed"):
-        score_split(other, "other", criterion=None, file=tmp_path / "p")
+        score_split(other, "other", criterion=MAX_SOFTMAX, file=tmp_path / "p")
     with pytest.raises(EectlError, match="35 rows for 36 processes"):
         score_split(
-            session_of(logits, labels, task="classification", world=World(0, 36, torch.device("cpu"))), "test", criterion=None
+            session_of(logits, labels, task="classification", world=World(0, 36, torch.device("cpu"))),
+            "test",
+            criterion=MAX_SOFTMAX,
         )
     logits[2, 30] = torch.nan
     (tmp_path / "old").write_text("old")
     with pytest.raises(EectlError, match=r"not finite at exit 3 \(1 of 35 rows\)"):
-        score_split(session, "test", criterion=None, save_to=tmp_path / "old")
+        score_split(session, "test", criterion=MAX_SOFTMAX, save_to=tmp_path / "old")
     assert (tmp_path / "old").read_text() == "old" and {path.name for path in tmp_path.iterdir()} == {"p", "old"}
 
 
@@ -138,7 +152,7 @@ def test_channels_last_where_training_has_it(prefers, recipe, expected):
         logits = model(plain)[0].logits
     model.seen.clear()
     session.checkpoint.model, session.checkpoint.about.recipe = model, recipe
-    found = score_split(session, "test", criterion=None)
+    found = score_split(session, "test", criterion=MAX_SOFTMAX)
     torch.testing.assert_close(found.scores[0], logits.softmax(dim=1).amax(dim=1))
     assert model.seen == {expected}
 
@@ -149,15 +163,15 @@ def two_processes(folder):
     for task, criterion in (("classification", "patience"), ("regression", "difference")):
         for by_length in (False, True):
             logits, labels, lengths = made(task, by_length)
-            path = folder / f"{task}-{by_length}"
+            path, rule = folder / f"{task}-{by_length}", rule_of(task, criterion)
             session = session_of(logits, labels, task=task, lengths=lengths, world=world)
-            found = score_split(session, "test", criterion=criterion, save_to=path)
+            found = score_split(session, "test", criterion=rule, save_to=path)
             assert same(found, score(logits, labels, criterion=criterion, task=task)), path
             if world.is_main:
                 assert torch.equal(load_file(path)["logits"], logits) and torch.equal(load_file(path)["labels"], labels), path
     if not world.is_main:
         session.checkpoint.model.forward = None  # a bug, in one process alone
-    score_split(session, "test", criterion=criterion, save_to=folder / "failed")
+    score_split(session, "test", criterion=rule, save_to=folder / "failed")
 
 
 def free_port():

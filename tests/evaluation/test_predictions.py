@@ -13,19 +13,20 @@ from eectl.core.distributed import World
 from eectl.core.errors import EectlError
 from eectl.core.files import read_metadata, write_tensors
 from eectl.evaluation import predictions as predict
-from eectl.evaluation.predictions import check_belongs, keeping, predict_rows, read_scored, read_source
+from eectl.evaluation.predictions import check_belongs, keeping, predict_rows, read_provenance, read_scored
 from eectl.exits.criteria import find_criterion
-from eectl.exits.scores import Source
+from eectl.exits.scores import Provenance
+from eectl.models.losses import TASKS
 
 ALONE = World(0, 1, torch.device("cpu"))
-SOURCE = Source("test", "f", "digest", "classification")
-MAX_SOFTMAX = find_criterion("max-softmax", task="classification", num_exits=3)
+MADE = Provenance("test", "f", "digest", TASKS["classification"])
+MAX_SOFTMAX = find_criterion("max-softmax", task=TASKS["classification"], num_exits=3)
 
 
 def write(path, logits, labels, *, task="classification", parts=None):
     """A predictions file, from rows in the order of `parts`, lists of row numbers."""
-    source = Source("test", "f", "digest", task)
-    with keeping(path, source, num_exits=len(logits), num_outputs=logits.shape[2], labels=labels, world=ALONE) as keeper:
+    made = Provenance("test", "f", "digest", TASKS[task])
+    with keeping(path, made, num_exits=len(logits), num_outputs=logits.shape[2], labels=labels, world=ALONE) as keeper:
         for rows in parts or [range(len(labels))]:
             rows = torch.tensor(list(rows))
             keeper.keep(logits[:, rows], rows)
@@ -37,13 +38,12 @@ def test_rows_keep_their_order(size, tmp_path):
     model = toy_model()
     pixels, labels = torch.randint(256, (11, WIDTH), dtype=torch.uint8), torch.arange(11) % 4
     batches = [SimpleNamespace(inputs=pixels[rows], targets=labels[rows], rows=rows) for rows in torch.arange(11).split(size)]
-    with keeping(tmp_path / "p", SOURCE, num_exits=3, num_outputs=4, labels=labels, world=ALONE) as keeper:
+    with keeping(tmp_path / "p", MADE, num_exits=3, num_outputs=4, labels=labels, world=ALONE) as keeper:
         table = predict_rows(
             model,
             batches,
             num_rows=11,
             criterion=MAX_SOFTMAX,
-            task="classification",
             prepare=lambda x: x.float() / 255,
             keeper=keeper,
         )
@@ -72,7 +72,7 @@ def test_the_file_has_every_row_in_its_place(tmp_path, task, parts):
     assert torch.equal(read["logits"], logits) and torch.equal(read["labels"], labels) and read["labels"].dtype == labels.dtype
     about = {"split": "test", "fingerprint": "f", "checkpoint": "digest", "task": task}
     assert read_metadata(tmp_path / "p", kind="predictions", schema=1) == {"kind": "predictions", "schema": 1, **about}
-    assert vars(read_source(tmp_path / "p")) == about
+    assert read_provenance(tmp_path / "p").to_json() == about
 
 
 @pytest.mark.parametrize("rows_at_once", [0, 1, 6, 12, 13, 14])
@@ -81,10 +81,11 @@ def test_reading_by_parts(tmp_path, monkeypatch, rows_at_once, criterion):
     task = "regression" if criterion.startswith("difference") else "classification"
     logits, labels = toy_outputs(num_exits=4, num_rows=13, task=task, num_classes=5)
     write_tensors(
-        tmp_path / "p", {"logits": logits, "labels": labels}, {"kind": "predictions", "schema": 1, **vars(SOURCE), "task": task}
+        tmp_path / "p", {"logits": logits, "labels": labels}, {"kind": "predictions", "schema": 1, **MADE.to_json(), "task": task}
     )
     monkeypatch.setattr(predict, "BYTES_AT_ONCE", rows_at_once * logits[:, 0].numel() * 4)
-    found, expected = read_scored(tmp_path / "p", criterion=criterion), score(logits, labels, criterion=criterion, task=task)
+    rule = find_criterion(criterion, task=TASKS[task], num_exits=4)
+    found, expected = read_scored(tmp_path / "p", criterion=rule), score(logits, labels, criterion=criterion, task=task)
     for name, value in vars(expected).items():
         same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
         assert same(getattr(found, name), value), name
@@ -95,21 +96,19 @@ def test_what_is_wrong_with_a_file(tmp_path):
     logits, labels = toy_outputs()
     write(path, logits, labels)
     words = r"test\.safetensors was made by another checkpoint \(digest…, this one is 012345678901…\)"
-    check_belongs(read_source(path), "digest", path=path)
+    check_belongs(read_provenance(path), "digest", path=path)
     with pytest.raises(EectlError, match=words):
-        check_belongs(read_source(path), "0123456789012345", path=path)
-    with pytest.raises(EectlError, match="unknown criterion 'x'"):
-        read_scored(path, criterion="x")
+        check_belongs(read_provenance(path), "0123456789012345", path=path)
     logits[1, 7, 0] = torch.nan
     write(path, logits, labels)
     with pytest.raises(EectlError, match=r"not finite at exit 2 \(1 of 200 rows\)"):
-        read_scored(path, criterion=None)
+        read_scored(path, criterion=MAX_SOFTMAX)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(EectlError, match="cut short"):
-        read_scored(path, criterion=None)
+        read_scored(path, criterion=MAX_SOFTMAX)
     write_tensors(path, {"w": torch.zeros(1)}, {"kind": "checkpoint", "schema": 1})
     with pytest.raises(EectlError, match="not a predictions of eectl's"):
-        read_scored(path, criterion=None)
+        read_scored(path, criterion=MAX_SOFTMAX)
 
 
 def peak(act):
@@ -131,10 +130,10 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     batches = (SimpleNamespace(inputs=torch.ones(len(each), WIDTH), targets=labels[each], rows=each) for each in rows)
 
     def whole_pass():
-        with keeping(tmp_path / "p", SOURCE, num_exits=3, num_outputs=4000, labels=labels, world=ALONE) as keeper:
-            predict_rows(model, batches, num_rows=5000, criterion=MAX_SOFTMAX, task="classification", keeper=keeper)
+        with keeping(tmp_path / "p", MADE, num_exits=3, num_outputs=4000, labels=labels, world=ALONE) as keeper:
+            predict_rows(model, batches, num_rows=5000, criterion=MAX_SOFTMAX, keeper=keeper)
 
     pass_peak = peak(whole_pass)
     assert (tmp_path / "p").stat().st_size > 240_000_000
     assert pass_peak < 80_000_000
-    assert peak(lambda: read_scored(tmp_path / "p", criterion=None)) < 80_000_000
+    assert peak(lambda: read_scored(tmp_path / "p", criterion=MAX_SOFTMAX)) < 80_000_000

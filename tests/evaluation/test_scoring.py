@@ -7,20 +7,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_exits import score, toy_scored
+from toy_exits import TOY_COSTS, TOY_ORIGIN, score, toy_scored
 
 from eectl.core.errors import EectlError
 from eectl.core.files import clean_json
-from eectl.evaluation.scoring import evaluate, evaluate_as_paper, every_point
-from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, Policies
-from eectl.exits.thresholds import calibrate
+from eectl.evaluation import scoring
+from eectl.evaluation.scoring import score_as_paper
+from eectl.exits.criteria import CRITERIA
+from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, CostTable, Policies
+from eectl.exits.sweep import sweep
+from eectl.exits.thresholds import choose_thresholds
+from eectl.models.losses import TASKS
 
-COSTS = {"exit_costs": (20, 45, 110), "plain_cost": 100}
+
+def score_policies(scored, policies, costs=TOY_COSTS):
+    """The policies' scores, of a network that came from nowhere."""
+    return scoring.score_policies(scored, policies, costs, origin=TOY_ORIGIN)
 
 
 def policies_of(*entries, criterion="max-softmax", task="classification"):
     budgets = tuple(BudgetPolicy(budget, thresholds, 0.0, 0.0) for budget, thresholds in entries)
-    return Policies("digest", task, criterion, "calibration", "another split", 10, (20, 45, 110), 100, budgets)
+    return Policies(
+        "digest", TASKS[task], CRITERIA[criterion], "calibration", "another split", 10, (20, 45, 110), 100, budgets, "shared",
+        "macs", None,
+    )  # fmt: skip
 
 
 def by_hand():
@@ -32,7 +42,7 @@ def by_hand():
 
 
 def test_by_hand():
-    result = evaluate(by_hand(), policies_of((40.0, (0.65, 0.7)), (90.0, (NEVER, ALWAYS)), (10.0, None)), **COSTS)
+    result = score_policies(by_hand(), policies_of((40.0, (0.65, 0.7)), (90.0, (NEVER, ALWAYS)), (10.0, None)))
     one, two, three, unlimited = result.budgets
     assert one.left == (2, 1, 1) and one.value == 0.75  # row 2 leaves at exit 1 and is wrong
     assert one.mean_cost == (20 + 20 + 45 + 110) / 4 and one.is_over
@@ -45,17 +55,17 @@ def test_by_hand():
 
 
 def test_dead_exits():
-    assert evaluate(by_hand(), policies_of((90.0, (NEVER, ALWAYS))), **COSTS).dead == (1,)
-    assert evaluate(by_hand(), policies_of((90.0, (NEVER, NEVER))), **COSTS).dead == (1, 2)
-    assert evaluate(by_hand(), policies_of((90.0, (NEVER, ALWAYS)), (30.0, (ALWAYS, NEVER))), **COSTS).dead == ()
-    assert evaluate(by_hand(), policies_of((10.0, None)), **COSTS).dead == ()
+    assert score_policies(by_hand(), policies_of((90.0, (NEVER, ALWAYS)))).dead == (1,)
+    assert score_policies(by_hand(), policies_of((90.0, (NEVER, NEVER)))).dead == (1, 2)
+    assert score_policies(by_hand(), policies_of((90.0, (NEVER, ALWAYS)), (30.0, (ALWAYS, NEVER)))).dead == ()
+    assert score_policies(by_hand(), policies_of((10.0, None))).dead == ()
 
 
 def test_regression():
     labels = torch.tensor([1.0, 2.0])
     logits = torch.tensor([[3.0, 2.0], [3.0, 4.0], [1.0, 2.5]])[:, :, None]
     scored = score(logits, labels, task="regression")
-    result = evaluate(scored, policies_of((50.0, (-1.0, -1.0)), criterion="difference", task="regression"), **COSTS)
+    result = score_policies(scored, policies_of((50.0, (-1.0, -1.0)), criterion="difference", task="regression"))
     assert [entry.value for entry in result.exits] == [2, 4, 0.125]
     assert result.budgets[0].left == (0, 1, 1) and result.budgets[0].value == (4 + 0.25) / 2
 
@@ -65,7 +75,7 @@ def test_correlations_by_hand():
     logits = torch.tensor([[5.0, 5.0, 5.0, 5.0], [4.0, 3.0, 2.0, -5.0], [1.0, 3.0, 2.0, 4.0]])[:, :, None]
     scored = score(logits, labels, task="regression")
     policies = policies_of((50.0, (-1.5, -1.5)), criterion="difference", task="regression")  # only row 0 leaves at exit 2
-    result = evaluate(scored, policies, **COSTS)
+    result = score_policies(scored, policies)
     first, second, third = result.exits
     assert math.isnan(first.pearson) and math.isnan(first.spearman)
     assert (second.pearson, second.spearman) == (pytest.approx(-1), pytest.approx(-1))  # 5 − label
@@ -74,17 +84,17 @@ def test_correlations_by_hand():
     assert result.budgets[0].left == (0, 1, 3)
     mixed = np.corrcoef([4, 3, 2, 4], labels)[0, 1]
     assert result.budgets[0].pearson == pytest.approx(mixed) and result.budgets[1].pearson == third.pearson
-    assert evaluate(by_hand(), policies_of((40.0, (0.5, 0.5))), **COSTS).exits[0].pearson is None
+    assert score_policies(by_hand(), policies_of((40.0, (0.5, 0.5)))).exits[0].pearson is None
 
 
 def test_refusals():
     test = by_hand()
     with pytest.raises(EectlError, match="chosen on the rows they would be tested on"):
-        evaluate(replace(test, fingerprint="another split"), policies_of((40.0, (0.5, 0.5))), **COSTS)
+        score_policies(replace(test, made=replace(test.made, fingerprint="another split")), policies_of((40.0, (0.5, 0.5))))
     with pytest.raises(EectlError, match="for classification with 3 exits, the network does classification with 2"):
-        evaluate(replace(test, scores=test.scores[:2]), policies_of((40.0, (0.5, 0.5))), exit_costs=(20, 110), plain_cost=100)
+        score_policies(replace(test, scores=test.scores[:2]), policies_of((40.0, (0.5, 0.5))), CostTable((20, 110), 100))
     with pytest.raises(EectlError, match="are for regression"):
-        evaluate(test, policies_of((40.0, (0.5, 0.5)), task="regression"), **COSTS)
+        score_policies(test, policies_of((40.0, (0.5, 0.5)), task="regression"))
 
 
 @pytest.mark.parametrize("criterion", ["max-softmax", "entropy", "margin", "patience"])
@@ -92,8 +102,9 @@ def test_both_protocols_on_toys(criterion):
     calibration = toy_scored(criterion=criterion, seed=1, split="calibration")
     test = toy_scored(criterion=criterion, seed=2)
     budgets = (10.0, 55.0, 70.0, 100.0)
-    policies = calibrate(calibration, budgets=budgets, **COSTS)
-    for result in (evaluate(test, policies, **COSTS), evaluate_as_paper(test, budgets=budgets, **COSTS)):
+    policies = choose_thresholds(calibration, TOY_COSTS, budgets=budgets)
+    paper = score_as_paper(test, TOY_COSTS, budgets=budgets, origin=TOY_ORIGIN)
+    for result in (score_policies(test, policies), paper):
         assert [entry.budget for entry in result.budgets] == [*budgets, None]
         assert [entry.value is None for entry in result.budgets] == [True, False, False, False, False]
         assert all(sum(entry.left) == 200 for entry in result.budgets[1:])
@@ -106,15 +117,15 @@ def test_both_protocols_on_toys(criterion):
 
 def test_points_hold_every_policy():
     test = toy_scored(criterion="margin", seed=2)
-    points = every_point(test, exit_costs=COSTS["exit_costs"])
-    result = evaluate(test, policies_of((60.0, (0.7, 0.7)), criterion="margin"), **COSTS)
-    point = points.point(points.at(0.7))
+    points = sweep(test.scores, test.outcome, TOY_COSTS.exits)
+    result = score_policies(test, policies_of((60.0, (0.7, 0.7)), criterion="margin"))
+    point = points.policy(points.at(0.7), 60.0)
     assert (point.value, point.mean_cost) == (result.budgets[0].value, result.budgets[0].mean_cost)
 
 
 def test_network_without_exits():
     test = toy_scored(num_exits=1)
     calibration = toy_scored(num_exits=1, seed=3, split="calibration")
-    costs = {"exit_costs": (100,), "plain_cost": 100}
-    result = evaluate(test, calibrate(calibration, budgets=(50.0, 100.0), **costs), **costs)
+    costs = CostTable((100,), 100)
+    result = score_policies(test, choose_thresholds(calibration, costs, budgets=(50.0, 100.0)), costs)
     assert [entry.left for entry in result.budgets] == [None, (200,), (200,)] and result.dead == ()

@@ -5,28 +5,36 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from toy_exits import toy_scored
+from toy_exits import TOY_COSTS, TOY_ORIGIN, toy_scored
 
 from eectl.core.console import show_json
 from eectl.core.errors import EectlError
 from eectl.evaluation.curve import check_plot_path, plot_curve, readable
-from eectl.evaluation.scoring import evaluate, evaluate_as_paper, every_point
-from eectl.evaluation.tables import human, shared_threshold, show_calibration, show_costs, show_evaluation, threshold_text
+from eectl.evaluation.scoring import score_as_paper, score_policies
+from eectl.evaluation.tables import (
+    drop_text,
+    human,
+    shared_threshold,
+    show_calibration,
+    show_costs,
+    show_evaluation,
+    threshold_text,
+    weak_exits,
+)
 from eectl.exits.costs import Costs
-from eectl.exits.policy import ALWAYS, NEVER
-from eectl.exits.thresholds import calibrate
+from eectl.exits.policy import ALWAYS, NEVER, CostTable
+from eectl.exits.thresholds import choose_thresholds
+from eectl.models.losses import TASKS
 
 BUDGETS = (1.0, 12.75, 25.0, 37.25, 50.0, 62.75, 75.0, 87.25, 90.0, 95.75, 98.25, 100.0, 102.75, 105.25, 200.0)
 
 
 def results(num_exits=3, task="classification"):
-    exit_costs = [60_000_000 * (index + 1) // num_exits * 2 for index in range(num_exits)]
-    costs = {"exit_costs": exit_costs, "plain_cost": 118_000_000}
+    costs = CostTable(tuple(60_000_000 * (index + 1) // num_exits * 2 for index in range(num_exits)), 118_000_000)
     calibration = toy_scored(num_exits=num_exits, seed=1, split="calibration", task=task)
     test = toy_scored(num_exits=num_exits, num_rows=1500, seed=2, task=task)
-    policies = calibrate(calibration, budgets=BUDGETS, **costs)
-    points = every_point(test, exit_costs=exit_costs)
-    return policies, evaluate(test, policies, **costs), points
+    policies = choose_thresholds(calibration, costs, budgets=BUDGETS)
+    return policies, score_policies(test, policies, costs, origin=TOY_ORIGIN)
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def columns(monkeypatch, request):
 @pytest.mark.parametrize("columns", [80, 200], indirect=True)
 @pytest.mark.parametrize(("num_exits", "task"), [(3, "classification"), (18, "classification"), (4, "regression")])
 def test_tables_fit_and_lose_nothing(columns, num_exits, task, capsys):
-    policies, result, _ = results(num_exits, task)
+    policies, result = results(num_exits, task)
     show_calibration(policies)
     show_evaluation(result)
     out = capsys.readouterr().out
@@ -60,7 +68,7 @@ def test_narrow_terminals_wrap(columns, capsys):
 
 @pytest.mark.parametrize("columns", [200], indirect=True)
 def test_notes(columns, capsys):
-    _, result, _ = results()
+    _, result = results()
     first = next(entry for entry in result.budgets if entry.budget == 50)
     over = replace(first, mean_cost=0.625 * result.plain_cost, is_over=True)
     show_evaluation(replace(result, budgets=(result.budgets[0], over), dead=(1, 2), protocol="paper"))
@@ -72,6 +80,62 @@ def test_notes(columns, capsys):
     show_evaluation(replace(result, budgets=(replace(first, is_over=False),), dead=()))
     out = capsys.readouterr().out
     assert not any(word in out for word in ("over budget", "Dead", "out of reach", "scored on"))
+
+
+def rows_of(out):
+    return [line.split() for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("columns", [80], indirect=True)
+def test_the_plain_backbone_and_what_is_lost_against_it(columns, capsys):
+    _, result = results()
+    last = result.exits[-1]
+    exits = (replace(result.exits[0], value=0.5), replace(last, number=2, value=0.75, error=0.0112))
+    budgets = tuple(
+        replace(result.budgets[-1], budget=budget, value=value, thresholds=(0.5,))
+        for budget, value in ((25.0, 0.7), (50.0, 0.8), (75.0, 0.75))
+    )
+    show_evaluation(replace(result, exits=exits, budgets=budgets))
+    rows = rows_of(capsys.readouterr().out)
+    assert ["plain", "75.00", "±", "1.12", "118", "M", "100.0"] in rows
+    drops = {row[0]: row[4] for row in rows if row and row[0] in ("25%", "50%", "75%") and len(row) > 5}
+    assert drops == {"25%": "5.00", "50%": "-5.00", "75%": "0.00"}
+
+
+def test_drops():
+    assert [drop_text(value, 0.5, TASKS["classification"]) for value in (0.4, 0.6, 0.5 + 1e-9)] == ["10.00", "-10.00", "0.00"]
+    assert [drop_text(value, 0.5, TASKS["regression"]) for value in (0.25, 1.0)] == ["-0.25", "0.5"]
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_weak_exits_are_pointed_out(task):
+    _, result = results(5, task)
+    better, worse, best = (0.8, 0.7, 0.9) if task == "classification" else (0.2, 0.3, 0.1)
+    values = (worse, better, worse, worse, best)
+    exits = tuple(replace(entry, value=value) for entry, value in zip(result.exits, values, strict=True))
+    assert weak_exits(replace(result, exits=exits)) == ["! exits 3, 4 are worse than exit 2, which costs less."]
+    exits = tuple(replace(entry, value=value) for entry, value in zip(exits, (better, worse, better, better, best), strict=True))
+    assert weak_exits(replace(result, exits=exits)) == ["! exit 2 is worse than exit 1, which costs less."]
+    same_cost = tuple(replace(entry, cost=100) for entry in exits)
+    assert weak_exits(replace(result, exits=same_cost)) == []
+    assert weak_exits(replace(result, exits=tuple(replace(entry, value=0.5) for entry in exits))) == []
+
+
+@pytest.mark.parametrize("columns", [80], indirect=True)
+def test_thresholds_of_difference_are_the_delta_of_the_rule(columns, capsys):
+    """A row leaves where its value changes by less than δ: the score is minus the change, the threshold −δ."""
+    policies, result = results(4, "regression")
+    entry = replace(policies.budgets[-1], budget=50.0, thresholds=(-0.125,) * 3)
+    show_calibration(replace(policies, budgets=(entry,)))
+    show_evaluation(replace(result, budgets=(replace(result.budgets[-2], budget=50.0, thresholds=(-0.125,) * 3),)))
+    rows = rows_of(capsys.readouterr().out)
+    headers = [row for row in rows if "budget" in row and "δ" in row]
+    assert len(headers) == 2 and [row for row in rows if row and row[0] == "50%" and "0.125" in row]
+    assert not any("-0.125" in row for row in rows)
+    show_calibration(replace(policies, budgets=(replace(entry, thresholds=(NEVER, -0.25, ALWAYS)),)))
+    out = capsys.readouterr().out
+    assert "δ of each exit, by budget" in out
+    assert [row for row in rows_of(out) if row and row[0] in "123"] == [["1", "never"], ["2", "0.25"], ["3", "always"]]
 
 
 @pytest.mark.parametrize("columns", [80], indirect=True)
@@ -114,8 +178,8 @@ def test_readable_keeps_the_last():
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "PNG"])
 def test_plot_files(tmp_path, suffix):
     path = tmp_path / f"curve.{suffix}"
-    _, result, points = results()
-    plot_curve(path, result, points)
+    _, result = results()
+    plot_curve(path, result)
     start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix.lower()]
     assert path.read_bytes().startswith(start) and list(tmp_path.iterdir()) == [path]
 
@@ -123,17 +187,17 @@ def test_plot_files(tmp_path, suffix):
 @pytest.mark.parametrize(("num_exits", "task"), [(1, "classification"), (4, "classification"), (18, "regression")])
 def test_plot_says_what_it_shows(tmp_path, num_exits, task):
     path = tmp_path / "curve.svg"
-    _, result, _ = results(num_exits, task)
+    _, result = results(num_exits, task)
     plot_curve(path, result)
     words = [element.text for element in ET.parse(path).iter() if element.tag.endswith("text")]
-    assert "calibrated for a budget" in words and "any threshold (test split)" not in words
+    assert "calibrated for a budget" in words and "any threshold (test split)" in words
     assert "accuracy, %" in words if task == "classification" else "MSE, lower is better" in words
     assert str(num_exits) in words and "75 %" in words
 
 
 def test_plot_of_the_paper_protocol(tmp_path):
     test = toy_scored(seed=2)
-    result = evaluate_as_paper(test, exit_costs=(20, 45, 110), plain_cost=100, budgets=(50.0,))
+    result = score_as_paper(test, TOY_COSTS, budgets=(50.0,), origin=TOY_ORIGIN)
     plot_curve(tmp_path / "a.svg", result)
     assert "paper for a budget" in (tmp_path / "a.svg").read_text()
 

@@ -7,14 +7,14 @@ from toy_exits import WIDTH, CascadeHead, toy_model
 from eectl.evaluation.bench_tables import bench_notes, show_bench
 from eectl.evaluation.timing import break_even, measure_speed
 from eectl.exits import segment_times as stage_times
-from eectl.exits.bench_file import Bench, EarlyExit, Latency, Run, Speed
 from eectl.exits.criteria import CRITERIA
 from eectl.exits.policy import NEVER, Policy, choose
-from eectl.exits.segment_times import StageTimes, learn_times
+from eectl.exits.segment_times import SegmentTimes, learn_times
+from eectl.exits.times import Bench, EarlyExit, Latency, Speed, TimedRun
 
 
 def test_stage_times_are_read_between_and_beyond():
-    times = StageTimes(((0.0, 1.0, 3.0), (0.0, 2.0, 2.0)), ((0.0, 0.5, 0.75),))
+    times = SegmentTimes(((0.0, 1.0, 3.0), (0.0, 2.0, 2.0)), ((0.0, 0.5, 0.75),))
     assert times.saved(1, rows=2, staying=1) == 2.0
     assert times.saved(2, rows=2, staying=1) == 0.0
     assert times.regroup(1, moved=2) == 0.75
@@ -59,7 +59,7 @@ def test_numbers_hang_together(size):
     with torch.inference_mode():
         scores = CRITERIA["margin"].scores(torch.stack([output.logits for output in model(inputs)]))
     median = tuple(row.median().item() + 1e-6 for row in scores[:-1])
-    policies = {25.0: Policy("margin", median), 100.0: Policy("margin", (NEVER, NEVER))}
+    policies = {25.0: Policy(CRITERIA["margin"], median), 100.0: Policy(CRITERIA["margin"], (NEVER, NEVER))}
     model.backbone.runs.clear()
     speed = measure_speed(model, inputs.split(size), policies, cost_shares=(0.25, 0.5, 1.25), seconds=1e6)
     assert (speed.batch_size, speed.num_rows) == (size, 48)
@@ -88,7 +88,9 @@ def test_numbers_hang_together(size):
 def test_few_batches_where_time_is_short():
     model = toy_model()
     batches = torch.randn(100, WIDTH).split(4)
-    speed = measure_speed(model, batches, {100.0: Policy("margin", (NEVER, NEVER))}, cost_shares=(1, 1, 1), seconds=1e-9)
+    speed = measure_speed(
+        model, batches, {100.0: Policy(CRITERIA["margin"], (NEVER, NEVER))}, cost_shares=(1, 1, 1), seconds=1e-9
+    )
     assert (speed.num_rounds, speed.num_rows) == (3, 32)  # eight batches of four: fewer rows have no mix to speak of
 
 
@@ -105,7 +107,7 @@ def made_up(speed_up, refilled, *, break_even=0.4, early=0.5):
         )
         for refill, each in ((False, speed_up), (True, refilled))
     )
-    run = Run(0.01, 100.0, latency)
+    run = TimedRun(0.01, 100.0, latency)
     speed = Speed(32, 10, 3, 0.01, (0.004, 0.012), run, run, entries)
     named = {"checkpoint": "digest", "device": "CPU", "threads": 2, "channels_last": True, "task": "classification"}
     rest = {"criterion": "margin", "split": "test", "num_rows": 10, "seed": 0, "out_of_reach": (1.0,)}

@@ -10,8 +10,9 @@ from eectl.core.errors import EectlError
 from eectl.exits.criteria import CRITERIA, find_criterion
 from eectl.exits.policy import ALWAYS, NEVER, Policy, choose
 from eectl.exits.router import early_exit
+from eectl.models.losses import TASKS
 
-CLASSIFYING = [name for name, criterion in CRITERIA.items() if criterion.task == "classification"]
+CLASSIFYING = [name for name, criterion in CRITERIA.items() if criterion.task is TASKS["classification"]]
 
 
 def log_of(*probabilities):
@@ -69,7 +70,7 @@ def test_pabee_one_row_at_a_time(patience):
     inputs = torch.randn(60, WIDTH)
     with torch.inference_mode():
         predictions = torch.stack([output.logits.argmax(dim=1) for output in model(inputs)])
-        found = [int(early_exit(model, row[None], Policy("patience", (float(patience),) * 3))[1]) for row in inputs]
+        found = [int(early_exit(model, row[None], Policy(CRITERIA["patience"], (float(patience),) * 3))[1]) for row in inputs]
     assert found == [pabee(predictions[:, row].tolist(), patience) for row in range(60)]
     assert len(set(found)) > 1
 
@@ -95,22 +96,22 @@ def test_difference_n_is_pabees_counter(patience, delta):
                 left = exit_index
                 break
         expected.append(left)
-    criterion = find_criterion(f"difference-{patience}", task="regression", num_exits=6)
+    criterion = find_criterion(f"difference-{patience}", task=TASKS["regression"], num_exits=6)
     assert choose(criterion.scores(values[:, :, None]), (-delta,) * 5).tolist() == expected
     assert len(set(expected)) == 6 - patience
 
 
 def test_difference_n_needs_enough_exits():
-    same = find_criterion("difference-1", task="regression", num_exits=3).scores(torch.eye(3)[:, :, None])
+    same = find_criterion("difference-1", task=TASKS["regression"], num_exits=3).scores(torch.eye(3)[:, :, None])
     assert torch.equal(same, CRITERIA["difference"].scores(torch.eye(3)[:, :, None]))
     with pytest.raises(EectlError, match="criterion difference-2 compares exits and needs 3 attached ones, this network has two"):
-        find_criterion("difference-2", task="regression", num_exits=3)
-    assert find_criterion("difference-2", task="regression", num_exits=4).task == "regression"
+        find_criterion("difference-2", task=TASKS["regression"], num_exits=3)
+    assert find_criterion("difference-2", task=TASKS["regression"], num_exits=4).task is TASKS["regression"]
     with pytest.raises(EectlError, match="difference-2 is for regression, this network does classification"):
-        find_criterion("difference-2", task="classification", num_exits=4)
+        find_criterion("difference-2", task=TASKS["classification"], num_exits=4)
     for name in ("difference-0", "difference-x", "difference-"):
         with pytest.raises(EectlError, match=f"unknown criterion '{name}'"):
-            find_criterion(name, task="regression", num_exits=4)
+            find_criterion(name, task=TASKS["regression"], num_exits=4)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -139,20 +140,20 @@ def test_choose():
 
 
 def test_find_criterion():
-    assert find_criterion(None, task="regression", num_exits=4) is CRITERIA["difference"]
+    assert find_criterion(None, task=TASKS["regression"], num_exits=4) is CRITERIA["difference"]
     with pytest.raises(EectlError, match=r"did you mean 'margin'"):
-        find_criterion("margins", task="classification", num_exits=4)
+        find_criterion("margins", task=TASKS["classification"], num_exits=4)
     with pytest.raises(EectlError, match="is for regression, this network does classification"):
-        find_criterion("difference", task="classification", num_exits=4)
+        find_criterion("difference", task=TASKS["classification"], num_exits=4)
     with pytest.raises(EectlError, match="needs two attached ones"):
-        find_criterion("patience", task="classification", num_exits=2)
-    assert find_criterion("patience", task="classification", num_exits=3) is CRITERIA["patience"]
+        find_criterion("patience", task=TASKS["classification"], num_exits=2)
+    assert find_criterion("patience", task=TASKS["classification"], num_exits=3) is CRITERIA["patience"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_policy_wants_finite_thresholds(bad):
     with pytest.raises(EectlError, match="finite"):
-        Policy("margin", (0.5, bad))
+        Policy(CRITERIA["margin"], (0.5, bad))
 
 
 def thresholds_for(name, scores):
@@ -173,7 +174,7 @@ def test_online_equals_offline(name, head):
         offline = torch.stack([output.logits for output in model(inputs)])
         scores = CRITERIA[name].scores(offline)
         for thresholds in thresholds_for(name, scores):
-            logits, exits = early_exit(model, inputs, Policy(name, thresholds))
+            logits, exits = early_exit(model, inputs, Policy(CRITERIA[name], thresholds))
             chosen = choose(scores, thresholds)
             distance = (scores[:2] - torch.tensor(thresholds)[:, None]).abs().amin(dim=0)
             clear = distance > (-1 if name == "patience" else 1e-5)  # counts are exact
@@ -189,7 +190,7 @@ def test_blocks_run_for_survivors_only():
         scores = CRITERIA["margin"].scores(torch.stack([output.logits for output in model(inputs)]))
         threshold = float(scores[0].median())
         model.backbone.runs.clear()
-        _, exits = early_exit(model, inputs, Policy("margin", (threshold, threshold)))
+        _, exits = early_exit(model, inputs, Policy(CRITERIA["margin"], (threshold, threshold)))
     left = torch.bincount(exits, minlength=3).tolist()
     assert all(left)
     assert model.backbone.runs == [(0, 50), (1, 50 - left[0]), (2, left[2])]
@@ -203,7 +204,7 @@ def test_whole_batch_leaves_at_once(thresholds, leaves_at, num_rows):
     with torch.inference_mode():
         expected = model(inputs)[leaves_at].logits
         model.backbone.runs.clear()
-        logits, exits = early_exit(model, inputs, Policy("max-softmax", thresholds))
+        logits, exits = early_exit(model, inputs, Policy(CRITERIA["max-softmax"], thresholds))
     assert exits.tolist() == [leaves_at] * num_rows
     assert torch.equal(logits, expected)
     assert model.backbone.runs == [(block, num_rows) for block in range(leaves_at + 1)]
@@ -216,7 +217,7 @@ def test_one_survivor(head):
     with torch.inference_mode():
         offline = [output.logits for output in model(inputs)]
         least = CRITERIA["margin"].score(offline[0], []).sort().values[:2].mean()
-        logits, exits = early_exit(model, inputs, Policy("margin", (float(least), NEVER)))
+        logits, exits = early_exit(model, inputs, Policy(CRITERIA["margin"], (float(least), NEVER)))
     assert sorted(exits.tolist()) == [0] * 8 + [2]
     row = int(exits.argmax())
     torch.testing.assert_close(logits[row], offline[2][row])
@@ -224,7 +225,7 @@ def test_one_survivor(head):
 
 def test_network_without_exits():
     model = toy_model(after=())
-    logits, exits = early_exit(model, torch.ones(3, WIDTH), Policy("max-softmax", ()))
+    logits, exits = early_exit(model, torch.ones(3, WIDTH), Policy(CRITERIA["max-softmax"], ()))
     assert exits.tolist() == [0, 0, 0] and logits.shape == (3, 4)
 
 
@@ -232,4 +233,4 @@ def test_train_mode_is_our_mistake():
     model = toy_model()
     model.exits[1].train()
     with pytest.raises(AssertionError):
-        early_exit(model, torch.ones(3, WIDTH), Policy("max-softmax", (0.5, 0.5)))
+        early_exit(model, torch.ones(3, WIDTH), Policy(CRITERIA["max-softmax"], (0.5, 0.5)))

@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from eectl.exits.per_exit import pick_per_exit
-from eectl.exits.policy import ALWAYS, NEVER, choose
+from eectl.exits import per_exit
+from eectl.exits.policy import ALWAYS, NEVER, CostTable, choose
 from eectl.exits.sweep import pick, sweep
+from eectl.models.losses import TASKS
 
 BUDGETS = (25.0, 50.0, 75.0, 100.0)
 KINDS = ("classification", "regression", "patience", "broken")
+
+
+def pick_per_exit(scores, outcome, costs, budgets, plain, *, task):
+    """The search, with costs and task as these tests have them."""
+    return per_exit.pick_per_exit(scores, outcome, CostTable(tuple(costs), plain), budgets, task=TASKS[task])
+
+
+def pick_shared(scores, outcome, costs, budgets, plain, *, task):
+    """The best shared threshold for each budget."""
+    return pick(sweep(scores, outcome, costs), budgets, CostTable(tuple(costs), plain), task=TASKS[task])
 
 
 def problem(kind, seed, num_exits, num_rows):
@@ -74,10 +85,10 @@ def test_promises(kind, seed):
     scores, outcome, costs, task = problem(kind, seed, 3 + seed, 120)
     sign = -1 if task == "regression" else 1
     budgets = (20.0, 40.0, 60.0, 80.0, 100.0)
-    shared = pick(sweep(scores, outcome, costs, task=task), budgets, costs[-1])
+    shared = pick_shared(scores, outcome, costs, budgets, costs[-1], task=task)
     values = []
     for entry, point in zip(pick_per_exit(scores, outcome, costs, budgets, costs[-1], task=task), shared, strict=True):
-        assert (entry.thresholds is None) == (point is None)
+        assert (entry.thresholds is None) == (point.thresholds is None)
         if entry.thresholds is None:
             continue
         assert all(ALWAYS <= each <= NEVER and each == np.float32(each) for each in entry.thresholds)
@@ -104,7 +115,7 @@ def test_by_hand():
     assert more.thresholds == half.thresholds  # 30 would let rows 2 and 3 alone leave at exit 2, and buy nothing
     assert (cheap.value, cheap.mean_cost, cheap.thresholds[0]) == (0.25, 10, ALWAYS)
     assert none.thresholds is none.value is none.mean_cost is None
-    shared = pick(sweep(scores, outcome, [10, 20, 40], task="classification"), [50.0], 40)[0]
+    shared = pick_shared(scores, outcome, [10, 20, 40], [50.0], 40, task="classification")[0]
     assert shared.value == 0.25
 
 

@@ -9,7 +9,7 @@ from toy_exits import WIDTH, CascadeHead, CountingBackbone, PlainHead, toy_model
 from eectl.exits.criteria import CRITERIA, criterion_named
 from eectl.exits.policy import ALWAYS, NEVER, Policy, Rule, choose
 from eectl.exits.router import Router, in_order
-from eectl.exits.segment_times import StageTimes, learn_times
+from eectl.exits.segment_times import SegmentTimes, learn_times
 from eectl.models.backbone import Hidden
 from eectl.models.build import attach_ensembles, attach_exits
 from eectl.models.heads import ExitOutput
@@ -21,7 +21,7 @@ PER_ROW = tuple(float(rows) for rows in range(99))  # a second a row
 
 def times(*regroups):
     """Each row takes each segment a second; what regrouping costs after each attached exit."""
-    return StageTimes((PER_ROW,) * (len(regroups) + 1), tuple(regroups))
+    return SegmentTimes((PER_ROW,) * (len(regroups) + 1), tuple(regroups))
 
 
 def route(model, policy, inputs, mode, *, batch_size=None):
@@ -64,11 +64,11 @@ def check(model, inputs, policy, mode, *, batch_size=None, rtol=1e-3, atol=1e-4,
         size = batch_size or len(inputs)
         parts = [[output.logits for output in model(part)] for part in inputs.split(size)]
         offline = torch.stack([torch.cat(each) for each in zip(*parts, strict=True)])
-        scores = criterion_named(policy.criterion).scores(offline)
+        scores = policy.criterion.scores(offline)
         chosen = choose(scores, policy.thresholds)
         logits, exits = route(model, policy, inputs, mode, batch_size=batch_size)
     distance = (scores[:-1] - torch.tensor(policy.thresholds)[:, None]).abs().amin(dim=0)
-    clear = distance > (-1 if policy.criterion == "patience" else 1e-5)  # counts are exact
+    clear = distance > (-1 if policy.criterion.name == "patience" else 1e-5)  # counts are exact
     assert clear.float().mean() >= few
     assert torch.equal(exits[clear], chosen[clear])
     torch.testing.assert_close(logits[clear], offline[chosen, torch.arange(len(inputs))][clear], rtol=rtol, atol=atol)
@@ -86,7 +86,7 @@ def test_online_equals_offline(name, head, mode):
     inputs = torch.randn(97, WIDTH)
     with torch.inference_mode():
         scores = criterion_named(name).scores(torch.stack([output.logits for output in model(inputs)]))
-    policy = Policy(name, thresholds_for(name, scores))
+    policy = Policy(criterion_named(name), thresholds_for(name, scores))
     for size in (97, 32, 7, 1):
         chosen = check(model, inputs, policy, mode, batch_size=size)
     assert len(set(chosen.tolist())) > 1
@@ -131,7 +131,7 @@ def test_every_kind_of_network(name):
     parts = [[output.logits for output in model(part)] for part in batches]
     offline = torch.stack([torch.cat(each) for each in zip(*parts, strict=True)])
     scores = CRITERIA["margin"].scores(offline)
-    policy = Policy("margin", spread(scores, 0.3))
+    policy = Policy(CRITERIA["margin"], spread(scores, 0.3))
     chosen = choose(scores, policy.thresholds)
     expected = offline[chosen, torch.arange(19)]
     assert len(set(chosen.tolist())) == len(after) + 1
@@ -161,7 +161,7 @@ ENDS = {
 @pytest.mark.parametrize("size", [1, 5, 13])
 def test_batches_that_stay_whole(thresholds, mode, size):
     model = toy_model(CascadeHead)
-    chosen = check(model, torch.randn(13, WIDTH), Policy("margin", thresholds), mode, batch_size=size)
+    chosen = check(model, torch.randn(13, WIDTH), Policy(CRITERIA["margin"], thresholds), mode, batch_size=size)
     assert len(set(chosen.tolist())) == 1
 
 
@@ -172,7 +172,7 @@ def test_one_survivor(head, mode):
     inputs = torch.randn(9, WIDTH)
     with torch.inference_mode():
         least = CRITERIA["margin"].score(model(inputs)[0].logits, []).sort().values[:2].mean()
-    chosen = check(model, inputs, Policy("margin", (float(least), NEVER)), mode, batch_size=4)
+    chosen = check(model, inputs, Policy(CRITERIA["margin"], (float(least), NEVER)), mode, batch_size=4)
     assert sorted(chosen.tolist()) == [0] * 8 + [2]
 
 
@@ -180,7 +180,7 @@ def halves(model, inputs, share=0.5):
     """A policy under which about half of the rows that reach an exit leave there, and how many leave at each."""
     with torch.inference_mode():
         scores = CRITERIA["margin"].scores(torch.stack([output.logits for output in model(inputs)]))
-    policy = Policy("margin", spread(scores, share))
+    policy = Policy(CRITERIA["margin"], spread(scores, share))
     return policy, torch.bincount(choose(scores, policy.thresholds), minlength=len(scores)).tolist()
 
 
@@ -227,9 +227,9 @@ def test_rows_queue_only_where_company_pays(seconds, queued):
     """Later segments take 40 s however many rows there are: 4 of 8 rows gain 20 s from a full batch. Else (0) a second a row."""
     model = toy_model(after=(0, 1))
     inputs = torch.randn(64, WIDTH)
-    policy = Policy("margin", (NEVER, NEVER))
-    size, flat = 4, StageTimes((FREE, (40.0,) * 9, (40.0,) * 9), ((seconds,) * 9,) * 2)
-    stages = flat if seconds else StageTimes((PER_ROW,) * 3, (FREE,) * 2)
+    policy = Policy(CRITERIA["margin"], (NEVER, NEVER))
+    size, flat = 4, SegmentTimes((FREE, (40.0,) * 9, (40.0,) * 9), ((seconds,) * 9,) * 2)
+    stages = flat if seconds else SegmentTimes((PER_ROW,) * 3, (FREE,) * 2)
     model.backbone.runs.clear()
     answers = list(Router(model, policy, times=stages).stream(inputs.split(size), batch_size=8))
     assert in_order(answers)[1].tolist() == [2] * 64
@@ -252,7 +252,7 @@ def test_waits_until_carrying_costs_more_than_regrouping(regroup):
         expected.append(here)
     model.backbone.runs.clear()
     segments = tuple(tuple(number * rows / 2 for rows in range(99)) for number in (1, 2, 3))
-    Router(model, policy, times=StageTimes(segments, ((regroup,) * 99,) * 2))(inputs)
+    Router(model, policy, times=SegmentTimes(segments, ((regroup,) * 99,) * 2))(inputs)
     assert [rows for _, rows in model.backbone.runs] == expected
     assert left[0] == 4 and all(left)
 
@@ -260,14 +260,14 @@ def test_waits_until_carrying_costs_more_than_regrouping(regroup):
 @torch.inference_mode()
 def test_who_waited_longest_goes_first():
     model = toy_model()
-    answers = Router(model, Policy("margin", (NEVER, NEVER))).stream(torch.randn(32, WIDTH).split(6), batch_size=4)
+    answers = Router(model, Policy(CRITERIA["margin"], (NEVER, NEVER))).stream(torch.randn(32, WIDTH).split(6), batch_size=4)
     assert torch.cat([each.rows for each in answers]).tolist() == list(range(32))
 
 
 def test_a_threshold_is_a_float32_to_a_row_alone_too():
     """float32(0.7) is less than 0.7: a change of just that much is not below δ = 0.7 for `choose`, nor here."""
     now, before = torch.tensor([[0.7]]), [torch.tensor([[0.0]])]
-    rule = Rule(Policy("difference", (-0.7, -0.7)))
+    rule = Rule(Policy(CRITERIA["difference"], (-0.7, -0.7)))
     scores = CRITERIA["difference"].scores(torch.stack([*before, now, now]))
     assert choose(scores, (-0.7, -0.7)).tolist() == [2]
     assert rule.fires(2, now, before).tolist() == [rule.fires_alone(2, now, before)] == [False]
@@ -276,7 +276,7 @@ def test_a_threshold_is_a_float32_to_a_row_alone_too():
 @torch.inference_mode()
 def test_a_row_alone_is_not_indexed():
     model = toy_model(CascadeHead)
-    policy = Policy("max-softmax", (NEVER, 0.1))
+    policy = Policy(CRITERIA["max-softmax"], (NEVER, 0.1))
     router, row = Router(model, policy), torch.randn(1, WIDTH)
     router(row)
     seen = set()
@@ -296,12 +296,12 @@ def test_a_row_alone_is_not_indexed():
 def test_mistakes_of_ours():
     model = toy_model()
     with pytest.raises(AssertionError):
-        Router(model, Policy("margin", (0.5,)))
+        Router(model, Policy(CRITERIA["margin"], (0.5,)))
     with pytest.raises(AssertionError):
-        Router(model, Policy("margin", (0.5, 0.5)))(torch.empty(0, WIDTH))
+        Router(model, Policy(CRITERIA["margin"], (0.5, 0.5)))(torch.empty(0, WIDTH))
     model.exits[0].train()
     with pytest.raises(AssertionError):
-        Router(model, Policy("margin", (0.5, 0.5)))
+        Router(model, Policy(CRITERIA["margin"], (0.5, 0.5)))
 
 
 def test_hidden_rows_keep_their_layout():

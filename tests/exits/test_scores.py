@@ -11,6 +11,7 @@ from eectl.core.errors import EectlError
 from eectl.exits.criteria import find_criterion
 from eectl.exits.scores import reduce_rows
 from eectl.exits.sweep import sweep
+from eectl.models.losses import TASKS
 
 CRITERIA = ["max-softmax", "entropy", "margin", "patience", "difference", "difference-2"]
 
@@ -51,7 +52,7 @@ def test_against_whole_tensors(criterion, num_rows, num_exits, num_classes):
     torch.testing.assert_close(found.scores, naive_scores(logits, criterion), rtol=1e-6, atol=1e-6)
     if task == "classification":
         assert found.outcome.tolist() == [[float(x.argmax() == y) for x, y in zip(k, labels, strict=True)] for k in logits]
-        assert found.values is None and found.criterion == criterion
+        assert found.values is None and found.criterion is find_criterion(criterion, task=TASKS[task], num_exits=num_exits)
     else:
         assert torch.equal(found.outcome, (logits[:, :, 0] - labels).square().double())
         assert torch.equal(found.values, logits[:, :, 0])
@@ -65,17 +66,16 @@ def test_rows_stand_for_themselves(criterion, size):
     task = task_of(criterion)
     logits, labels = toy_outputs(num_exits=4, num_rows=61, num_classes=1000, seed=3, task=task)
     logits = logits * torch.linspace(0.5, 2, 61)[:, None]
-    rule = find_criterion(criterion, task=task, num_exits=4)
-    whole = reduce_rows(logits, labels, criterion=rule, task=task)
+    rule = find_criterion(criterion, task=TASKS[task], num_exits=4)
+    whole = reduce_rows(logits, labels, criterion=rule)
     parts = [
-        reduce_rows(logits[:, start : start + size], labels[start : start + size], criterion=rule, task=task)
-        for start in range(0, 61, size)
+        reduce_rows(logits[:, start : start + size], labels[start : start + size], criterion=rule) for start in range(0, 61, size)
     ]
     assert torch.equal(torch.cat(parts, dim=2), whole)
     costs = [1, 2, 3, 4]
-    points = sweep(whole[0], whole[1].double(), costs, task=task)
+    points = sweep(whole[0], whole[1].double(), costs)
     if criterion == "max-softmax":
-        exact = sweep(logits.softmax(dim=2).amax(dim=2), whole[1].double(), costs, task=task)
+        exact = sweep(logits.softmax(dim=2).amax(dim=2), whole[1].double(), costs)
         assert torch.equal(points.edges, exact.edges) and torch.equal(points.totals, exact.totals)
 
 

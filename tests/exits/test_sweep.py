@@ -6,8 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eectl.core.errors import EectlError
-from eectl.exits.policy import ALWAYS, NEVER, choose
-from eectl.exits.sweep import limit, pick, pick_as_paper, sweep
+from eectl.exits.criteria import CRITERIA
+from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, CostTable, choose
+from eectl.exits.sweep import pick, pick_as_paper, sweep
+from eectl.models.losses import TASKS
+
+CLASSIFICATION, REGRESSION = TASKS.values()
 
 
 def naive(scores, outcome, costs):
@@ -39,14 +43,13 @@ def problems(draw):
 @given(problems())
 def test_sweep_equals_the_loop(problem):
     scores, outcome, costs = problem
-    points = sweep(scores, outcome, costs, task="classification")
+    points = sweep(scores, outcome, costs)
     expected = naive(scores, outcome, costs)
     for edge, (total, cost) in expected.items():
         index = points.at(edge)
         assert (points.totals[index].item(), points.costs[index].item()) == (total, cost)
     for index in range(len(points)):  # the threshold that is reported does what the point says
-        point = points.point(index)
-        exits = choose(scores, [point.threshold] * (len(scores) - 1))
+        exits = choose(scores, [points.threshold(index)] * (len(scores) - 1))
         assert sum(costs[e] for e in exits.tolist()) == points.costs[index].item()
         assert outcome[exits, torch.arange(scores.shape[1])].sum() == points.totals[index]
     assert points.costs.tolist() == sorted(points.costs.tolist())
@@ -56,14 +59,14 @@ def test_sweep_equals_the_loop(problem):
 @given(problems(), st.integers(1, 200))
 def test_pick_is_best_and_a_larger_budget_is_no_worse(problem, budget):
     scores, outcome, costs = problem
-    points = sweep(scores, outcome, costs, task="classification")
-    chosen = pick(points, [budget, budget + 30], costs[-1])
+    points = sweep(scores, outcome, costs)
+    chosen = pick(points, [budget, budget + 30], CostTable(tuple(costs), costs[-1]), task=CLASSIFICATION)
     within = [
         (-total, cost)
         for total, cost in naive(scores, outcome, costs).values()
         if cost <= budget * costs[-1] * scores.shape[1] / 100
     ]
-    assert (chosen[0] is None) == (not within)
+    assert (chosen[0].thresholds is None) == (not within)
     if within:
         total, cost = min(within)  # best first, then cheapest
         assert (chosen[0].value, chosen[0].mean_cost) == (-total / scores.shape[1], cost / scores.shape[1])
@@ -73,27 +76,31 @@ def test_pick_is_best_and_a_larger_budget_is_no_worse(problem, budget):
 def test_by_hand():
     scores = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.6, 0.5], [0.0, 0.0, 0.0]])
     hits = torch.tensor([[1.0, 0, 0], [1, 1, 0], [1, 1, 1]]).double()
-    points = sweep(scores, hits, [10, 20, 40], task="classification")
+    points = sweep(scores, hits, [10, 20, 40])
     # from the cheapest: everyone at exit 1; row 1 waits until exit 2; row 2 until the end; row 1; row 0
     assert points.costs.tolist() == [30, 40, 70, 90, 120]
     assert points.totals.tolist() == [1, 2, 3, 3, 3]
-    assert [points.point(i).threshold for i in range(5)] == [ALWAYS, *torch.tensor([0.2, 0.5, 0.6]).tolist(), NEVER]
-    picked = pick(points, [20, 34, 60, 100, 500], 40)
-    assert [point and point.mean_cost for point in picked] == [None, 40 / 3, 70 / 3, 70 / 3, 70 / 3]
+    assert [points.threshold(i) for i in range(5)] == [ALWAYS, *torch.tensor([0.2, 0.5, 0.6]).tolist(), NEVER]
+    picked = pick(points, [20, 34, 60, 100, 500], CostTable((10, 20, 40), 40), task=CLASSIFICATION)
+    assert [entry.budget for entry in picked] == [20, 34, 60, 100, 500]
+    assert picked[1].thresholds == (torch.tensor(0.2).item(),) * 2
+    assert [entry.mean_cost for entry in picked] == [None, 40 / 3, 70 / 3, 70 / 3, 70 / 3]
 
 
 def test_exact_budget_is_within_it():
-    points = sweep(torch.zeros(1, 7), torch.ones(1, 7).double(), [3_333_333_333], task="classification")
-    assert pick(points, [100], 3_333_333_333)[0].value == 1
-    assert pick(points, [99.9999], 3_333_333_333) == [None]
-    assert limit(29, 100) == 29 != 0.29 * 100
+    points = sweep(torch.zeros(1, 7), torch.ones(1, 7).double(), [3_333_333_333])
+    costs = CostTable((3_333_333_333,), 3_333_333_333)
+    assert pick(points, [100], costs, task=CLASSIFICATION)[0].value == 1
+    assert pick(points, [99.9999], costs, task=CLASSIFICATION) == [BudgetPolicy(99.9999, None, None, None)]
+    assert CostTable((), 100).limit(29) == 29 != 0.29 * 100
 
 
 def test_regression_minimises():
     outcome = torch.tensor([[4.0, 1.0], [1.0, 2.0]]).double()
-    points = sweep(torch.tensor([[0.1, 0.2], [0.0, 0.0]]), outcome, [1, 2], task="regression")
-    assert pick(points, [50, 75, 100], 2)[0].value == 2.5
-    assert pick(points, [75], 2)[0].value == 1.0
+    points = sweep(torch.tensor([[0.1, 0.2], [0.0, 0.0]]), outcome, [1, 2])
+    costs = CostTable((1, 2), 2)
+    assert pick(points, [50, 75, 100], costs, task=REGRESSION)[0].value == 2.5
+    assert pick(points, [75], costs, task=REGRESSION)[0].value == 1.0
 
 
 def paper_by_loop(scores, hits, costs, budget, plain, grid):
@@ -118,17 +125,17 @@ def test_paper_rule(criterion, seed):
     hits = (torch.rand(5, 40, generator=generator) < torch.linspace(0.3, 0.9, 5)[:, None]).double()
     costs, plain = [10, 25, 50, 80, 103], 100
     grid = torch.arange(5.0) if criterion == "patience" else torch.linspace(0, 1, 100)
-    points = sweep(scores, hits, costs, task="classification")
+    points = sweep(scores, hits, costs)
     budgets = [5, 10, 30, 60, 100, 103, 200]
-    chosen = pick_as_paper(points, budgets, plain, criterion=criterion, num_exits=5)
-    assert chosen[0] is None and chosen[-1] is not None
-    for budget, point in zip(budgets, chosen, strict=True):
-        assert (point and (point.threshold, point.value, point.mean_cost)) == paper_by_loop(
-            scores, hits, costs, budget, plain, grid
-        )
+    chosen = pick_as_paper(points, budgets, CostTable(tuple(costs), plain), criterion=CRITERIA[criterion])
+    assert chosen[0].thresholds is None and chosen[-1].thresholds is not None
+    for budget, entry in zip(budgets, chosen, strict=True):
+        expected = paper_by_loop(scores, hits, costs, budget, plain, grid)
+        assert (entry.thresholds and (entry.thresholds[0], entry.value, entry.mean_cost)) == expected
+        assert entry.budget == budget and len(set(entry.thresholds or (0,))) == 1
 
 
 def test_paper_has_no_rule_for_regression():
-    points = sweep(torch.zeros(2, 3), torch.zeros(2, 3).double(), [1, 2], task="regression")
+    points = sweep(torch.zeros(2, 3), torch.zeros(2, 3).double(), [1, 2])
     with pytest.raises(EectlError, match="--protocol calibrated"):
-        pick_as_paper(points, [50], 2, criterion="difference", num_exits=2)
+        pick_as_paper(points, [50], CostTable((1, 2), 2), criterion=CRITERIA["difference"])

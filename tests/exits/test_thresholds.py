@@ -6,19 +6,19 @@ from toy_exits import toy_scored
 
 from eectl.core.errors import EectlError
 from eectl.exits.criteria import CRITERIA
-from eectl.exits.policy import choose
-from eectl.exits.thresholds import calibrate, check_request
+from eectl.exits.policy import CostTable, choose
+from eectl.exits.thresholds import check_has_exits, choose_thresholds, notes_on_rows
 
-COSTS, PLAIN = (20, 45, 103), 100
+COSTS = (20, 45, 103)
 BUDGETS = (10.0, 30.0, 50.0, 80.0, 100.0, 200.0)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("seed", range(3))
 def test_promises_hold(criterion, seed):
-    task = CRITERIA[criterion].task
+    task = CRITERIA[criterion].task.name
     scored = toy_scored(criterion=criterion, seed=seed, split="calibration", task=task)
-    policies = calibrate(scored, exit_costs=COSTS, plain_cost=PLAIN, budgets=BUDGETS)
+    policies = choose_thresholds(scored, CostTable(COSTS, 100), budgets=BUDGETS)
     values = []
     for entry in policies.budgets:
         if entry.thresholds is None:
@@ -32,18 +32,27 @@ def test_promises_hold(criterion, seed):
         values.append(entry.value)
     assert policies.budgets[0].thresholds is None
     assert len(values) >= 4 and values == sorted(values, reverse=task == "regression")
-    assert (policies.criterion, policies.num_rows, policies.split) == (criterion, 200, "calibration")
+    assert (policies.criterion, policies.num_rows, policies.split) == (CRITERIA[criterion], 200, "calibration")
 
 
 def test_default_criterion_and_network_without_exits():
-    policies = calibrate(toy_scored(num_exits=1), exit_costs=(100,), plain_cost=100, budgets=(50.0, 100.0))
-    assert policies.criterion == "max-softmax"
+    policies = choose_thresholds(toy_scored(num_exits=1), CostTable((100,), 100), budgets=(50.0, 100.0))
+    assert policies.criterion is CRITERIA["max-softmax"]
     assert [entry.thresholds for entry in policies.budgets] == [None, ()]
 
 
-def test_check_request():
-    check_request(None, task="classification", num_exits=2)
+def test_a_network_without_exits_has_no_thresholds():
+    check_has_exits(2)
     with pytest.raises(EectlError, match=r"no attached exits.* eectl attach-heads"):
-        check_request(None, task="classification", num_exits=1)
-    with pytest.raises(EectlError, match="needs two attached ones"):
-        check_request("patience", task="classification", num_exits=2)
+        check_has_exits(1)
+
+
+def test_few_rows_are_said_with_their_standard_error():
+    assert notes_on_rows(toy_scored(num_rows=200, split="calibration")) == []
+    few = toy_scored(num_rows=50, split="calibration")
+    share = few.outcome[-1].mean().item()
+    (note,) = notes_on_rows(few)
+    assert "the calibration split has 50 rows, fewer than 200" in note
+    assert f"a standard error of {100 * (share * (1 - share) / 50) ** 0.5:.1f} points" in note
+    (note,) = notes_on_rows(toy_scored(num_rows=50, task="regression"))
+    assert "MSE" in note and "points" not in note

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from made_runs import made
-from toy_exits import toy_scored
+from toy_exits import TOY_ORIGIN, toy_scored
 
 from eectl.core.errors import EectlError
 from eectl.evaluation.curve import plot_curve
 from eectl.evaluation.results import read_evaluation, write_evaluation
-from eectl.evaluation.scoring import evaluate
+from eectl.evaluation.scoring import score_policies
 from eectl.evaluation.tables import cost_text, show_calibration, show_evaluation
-from eectl.exits.policy import read_policies, write_policies
-from eectl.exits.thresholds import calibrate
+from eectl.exits.policy import CostTable, read_policies, write_policies
+from eectl.exits.thresholds import choose_thresholds
 from eectl.exits.times import CostRequest, parse_cost, read_times
 from eectl.reports.compare import compare
 from eectl.reports.comparison import notes
@@ -32,27 +32,30 @@ FILE = {"kind": "bench", "schema": 1, "checkpoint": "digest", "device": "a CPU",
 WHERE = "a CPU, 2 threads, batches of 32"
 
 
-def read(tmp_path, batch_size=None, **changes):
+def read(tmp_path, batch_size=None, *, in_use=None, **changes):
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(FILE | changes))
-    return read_times(path, batch_size=batch_size, checkpoint="digest", num_exits=3, name=Path("model.safetensors"))
+    request = CostRequest("latency", batch_size)
+    return read_times(path, request, batch_size=in_use, checkpoint="digest", num_exits=3, name=Path("model.safetensors"))
 
 
 def test_whole_nanoseconds(tmp_path):
-    costs = read(tmp_path, 1)
-    assert (costs.exits, costs.plain, costs.notes) == ((500_000, 1_250_000, 2_100_000), 2_000_000, ())
+    costs, notes = read(tmp_path, 1)
+    assert (costs.exits, costs.plain, costs.kind, notes) == ((500_000, 1_250_000, 2_100_000), 2_000_000, "latency", [])
     assert costs.measured == "a CPU, 2 threads, batches of 1"
-    assert read(tmp_path, measured=MEASURED[:1]) == costs  # the only batch size there is
-    assert read(tmp_path, measured=MEASURED[:1], threads=1).measured == "a CPU, 1 thread, batches of 1"
+    assert read(tmp_path, measured=MEASURED[:1])[0] == costs  # the only batch size there is
+    assert read(tmp_path, in_use=1)[0] == costs  # the one that the network is evaluated at
+    assert read(tmp_path, 1, in_use=32)[0] == costs and read(tmp_path, in_use=64, measured=MEASURED[:1])[0] == costs
+    assert read(tmp_path, measured=MEASURED[:1], threads=1)[0].measured == "a CPU, 1 thread, batches of 1"
 
 
 def test_a_later_exit_is_never_faster(tmp_path):
-    costs = read(tmp_path, 32)
+    costs, notes = read(tmp_path, 32)
     assert costs.exits == (40_000, 40_000, 130_000) and costs.measured == WHERE
-    assert len(costs.notes) == 1 and "exit 2 measured faster than an exit before" in costs.notes[0]
+    assert len(notes) == 1 and "exit 2 measured faster than an exit before" in notes[0]
     falling = [MEASURED[0] | {"prefix_seconds": [3e-3, 1e-3, 2e-3]}]
-    assert read(tmp_path, measured=falling).exits == (3_000_000,) * 3
-    assert "exits 2, 3 measured faster" in read(tmp_path, measured=falling).notes[0]
+    costs, notes = read(tmp_path, measured=falling)
+    assert costs.exits == (3_000_000,) * 3 and "exits 2, 3 measured faster" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +97,20 @@ def test_bench_files_that_will_not_do(tmp_path, batch_size, changes, words):
     assert "\n" not in str(caught.value) and "bench.json" in str(caught.value)
 
 
+def test_a_batch_size_in_use_that_was_not_measured(tmp_path):
+    with pytest.raises(EectlError, match="has times at batch sizes 1, 32; pick one"):
+        read(tmp_path, in_use=8)
+
+
 def test_missing_and_cut(tmp_path):
     path = tmp_path / "bench.json"
-    arguments = {"batch_size": 1, "checkpoint": "digest", "num_exits": 3, "name": Path("m.safetensors")}
+    arguments = {
+        "request": CostRequest("latency", 1),
+        "batch_size": None,
+        "checkpoint": "digest",
+        "num_exits": 3,
+        "name": Path("m.safetensors"),
+    }
     with pytest.raises(
         EectlError, match=r"there are no measured times; run eectl bench m\.safetensors -o .*, or name a file with --b"
     ):
@@ -111,15 +125,13 @@ def test_missing_and_cut(tmp_path):
 
 def chain(search="shared"):
     """A policy and an evaluation whose costs are times."""
-    costs = {"exit_costs": (40_000, 40_000, 130_000), "plain_cost": 120_000}
-    policies = calibrate(
-        toy_scored(seed=1, split="calibration"), budgets=(40.0, 75.0, 100.0), search=search, cost="latency", measured=WHERE,
-        **costs,
-    )  # fmt: skip
-    return policies, evaluate(toy_scored(seed=2), policies, **costs)
+    costs = CostTable((40_000, 40_000, 130_000), 120_000, "latency", WHERE)
+    policies = choose_thresholds(toy_scored(seed=1, split="calibration"), costs, budgets=(40.0, 75.0, 100.0), search=search)
+    assert policies.costs == costs
+    return policies, score_policies(toy_scored(seed=2), policies, costs, origin=TOY_ORIGIN)
 
 
-def test_files_keep_the_unit_and_old_ones_have_macs(tmp_path):
+def test_files_keep_the_unit(tmp_path):
     policies, result = chain("per-exit")
     write_policies(tmp_path / "p.json", policies)
     write_evaluation(tmp_path / "e.json", result)
@@ -131,11 +143,10 @@ def test_files_keep_the_unit_and_old_ones_have_macs(tmp_path):
         (tmp_path / name).write_text(json.dumps(value | {"cost": "dollars"}))
         with pytest.raises(EectlError, match=rf"{name}: unknown cost 'dollars'"):
             read_file(tmp_path / name)
-        for new in ("search", "cost", "measured"):
-            del value[new]
+        del value["cost"]
         (tmp_path / name).write_text(json.dumps(value))
-        old = read_file(tmp_path / name)
-        assert (old.search, old.cost, old.measured) == ("shared", "macs", None)
+        with pytest.raises(EectlError, match=rf"{name}: cost: Field required; write it again"):
+            read_file(tmp_path / name)
 
 
 def test_tables_and_pictures_say_time(tmp_path, monkeypatch, capsys):
@@ -147,9 +158,14 @@ def test_tables_and_pictures_say_time(tmp_path, monkeypatch, capsys):
     second = capsys.readouterr().out
     for out in (first, second):
         assert "MACs" not in out and "mean µs/row" in out and max(map(len, out.splitlines())) <= 80
-        assert "plain time" in " ".join(out.split()) and f"measured on {WHERE}" in " ".join(out.split())
+        assert f"Costs are time, of rows in full batches, measured on {WHERE}" in " ".join(out.split())
+        assert "% of the plain backbone's time" in " ".join(out.split())
     assert "130.0" in second.split() and "108.3" in second.split()  # µs of the last exit, % of 120
-    assert [cost_text(each, "latency") for each in (1_234_567, 999, 40_000)] == ["1235", "0.9990", "40.00"]
+    assert [cost_text(each, "latency", 120_000) for each in (1_234_567, 999, 40_000)] == ["1,235", "0.9990", "40.00"]
+    slow = [cost_text(each, "latency", 14_350_000) for each in (14_350_000, 999_000, 14_350_000_000, 999_960_000)]
+    assert slow == ["14.35", "0.9990", "14,350", "1,000"]
+    show_calibration(replace(policies, plain_cost=14_350_000))
+    assert "mean ms/row" in capsys.readouterr().out
     plot_curve(tmp_path / "a.svg", result)
     assert "% of the plain backbone's time (budgets" in labels_of(tmp_path / "a.svg")
     plot_comparison(tmp_path / "b.svg", compare([made((0.1, 0.2, 0.3), cost="latency", measured=WHERE)]))

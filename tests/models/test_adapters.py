@@ -259,7 +259,7 @@ def test_rows_leave_where_the_offline_choice_says(model: MultiExitModel, images:
         scores = CRITERIA["max-softmax"].scores(logits)
         thresholds = [float(row.sort().values[2:].mean()) for row in scores[:-1]]
         taken = choose(scores, thresholds)
-        found, exits = early_exit(model, images, Policy("max-softmax", tuple(thresholds)))
+        found, exits = early_exit(model, images, Policy(CRITERIA["max-softmax"], tuple(thresholds)))
     assert exits.tolist() == taken.tolist() and len(set(taken.tolist())) > 1
     torch.testing.assert_close(found, logits[taken, torch.arange(len(images))], rtol=1e-3, atol=1e-4)
 

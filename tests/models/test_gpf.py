@@ -162,7 +162,7 @@ def test_early_exit_equals_offline(kind, name):
         offline = torch.stack([output.logits for output in model(inputs)])
         scores = CRITERIA[name].scores(offline)
         thresholds = [1.0] * 3 if name == "patience" else scores[:3].quantile(0.6, dim=1).tolist()
-        logits, exits = early_exit(model, inputs, Policy(name, tuple(thresholds)))
+        logits, exits = early_exit(model, inputs, Policy(CRITERIA[name], tuple(thresholds)))
     chosen = choose(scores, thresholds)
     clear = (scores[:3] - torch.tensor(thresholds)[:, None]).abs().amin(dim=0) > (-1 if name == "patience" else 1e-5)
     assert clear.sum() > 90 and len(exits.unique()) >= 3

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from made_runs import PLAIN, made
-from toy_exits import score, toy_outputs, toy_scored
+from toy_exits import TOY_ORIGIN, score, toy_outputs, toy_scored
 
 from eectl.core.errors import EectlError
-from eectl.evaluation.scoring import evaluate_as_paper
-from eectl.exits.policy import choose
+from eectl.evaluation.scoring import score_as_paper
+from eectl.exits.policy import CostTable, choose
 from eectl.exits.sweep import sweep, thin
 from eectl.reports.compare import compare
 from eectl.reports.curves import band
@@ -68,7 +68,7 @@ def test_where_the_two_lookups_differ():
 def test_average_first_against_a_loop_over_seeds_and_thresholds():
     costs = (20, 45, 110)
     seeds = [toy_outputs(seed=seed, num_rows=60) for seed in (1, 2, 3)]
-    evaluations = [evaluate_as_paper(score(*each), exit_costs=costs, plain_cost=100, budgets=(30.0,)) for each in seeds]
+    evaluations = [score_as_paper(score(*each), CostTable(costs, 100), budgets=(30.0,), origin=TOY_ORIGIN) for each in seeds]
     for budget in (15.0, 20.0, 30.0, 50.0, 75.0, 100.0, None):
         expected = naive_average_first(seeds, costs, budget)
         found = average_first(evaluations, budget)
@@ -232,24 +232,24 @@ def test_band_of_step_functions():
 
 def test_an_evaluations_curve_and_grid_are_what_choosing_gives():
     test, costs = toy_scored(seed=2), (20, 45, 110)
-    result = evaluate_as_paper(test, exit_costs=costs, plain_cost=PLAIN, budgets=(2.5,))
+    result = score_as_paper(test, CostTable(costs, PLAIN), budgets=(2.5,), origin=TOY_ORIGIN)
     for curve in (result.curve, result.grid):
         for threshold, cost, value in zip(curve.thresholds, curve.mean_costs, curve.values, strict=True):
             exits = choose(test.scores, (threshold, threshold))
             assert cost == np.mean([costs[k] for k in exits])
             assert value == test.outcome.gather(0, exits[None])[0].mean()
-    assert len(result.grid.thresholds) == 100 and result.grid.thresholds[99] == 1 and result.fingerprint == test.fingerprint
-    patient = evaluate_as_paper(toy_scored(criterion="patience", seed=2), exit_costs=costs, plain_cost=PLAIN, budgets=(2.5,))
+    assert len(result.grid.thresholds) == 100 and result.grid.thresholds[99] == 1 and result.fingerprint == test.made.fingerprint
+    counting = toy_scored(criterion="patience", seed=2)
+    patient = score_as_paper(counting, CostTable(costs, PLAIN), budgets=(2.5,), origin=TOY_ORIGIN)
     assert patient.grid.thresholds == (0, 1, 2)
 
 
 def test_thinned_points_lag_by_one_step_at_most():
     logits, labels = toy_outputs(seed=2, num_rows=3000)
     test = score(logits * torch.linspace(1, 2, 3000)[:, None], labels, criterion="margin")  # hardly a tie is left
-    points = sweep(test.scores, test.outcome, (20, 45, 110), task="classification")
-    kept = thin(points, 50)
-    assert 30 < len(kept) <= 51 < len(points)
-    costs = np.array([point.mean_cost for point in kept])
+    points = sweep(test.scores, test.outcome, (20, 45, 110))
+    costs = np.array(thin(points, 50).mean_costs)
+    assert 30 < len(costs) <= 51 < len(points)
     every = points.mean_costs.numpy()
     assert (costs[0], costs[-1]) == (every[0], every[-1])
     step = (every[-1] - every[0]) / 49

@@ -15,6 +15,7 @@ from eectl.exits.criteria import find_criterion
 from eectl.exits.policy import choose
 from eectl.models import build as models
 from eectl.models.checkpoint import load_checkpoint, read_about
+from eectl.models.losses import TASKS
 
 ROWS = {"train": make_rows(300, seed=1), "test": make_rows(60, seed=2)}
 
@@ -93,7 +94,7 @@ def test_measuring_from_end_to_end(trained, tmp_path):
     assert predictions.labels.tolist() == labels
     errors = (predictions.logits[:, :, 0] - torch.tensor(labels)).square()
     assert [entry["value"] for entry in result["exits"]] == pytest.approx(errors.mean(1).tolist())
-    criterion = find_criterion("difference", task="regression", num_exits=4)
+    criterion = find_criterion("difference", task=TASKS["regression"], num_exits=4)
     for entry in result["budgets"]:
         if entry["thresholds"] is None:
             continue
