@@ -17,8 +17,7 @@ What is named here is imported when it is first used: importing eectl alone impo
 ('mixed', 'digits')
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # type checkers take it for True; typing itself would be half of the time that importing eectl takes
 
 if TYPE_CHECKING:
     from eectl.analyses.analyze import analyze
@@ -68,12 +67,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'eectl' has no attribute '{name}'")
-    found = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = found  # the next time it is there without asking
-    return found
+if not TYPE_CHECKING:  # which need it not, and would take any name for one of the package's
+
+    def __getattr__(name):
+        """Import what is called `name` from its home, the first time that it is asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'eectl' has no attribute '{name}'")
+        from importlib import import_module
+
+        found = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

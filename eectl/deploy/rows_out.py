@@ -17,7 +17,7 @@ from eectl.core.files import clean_json, replacing
 from eectl.deploy.answers import Answer
 
 FORMS = (".jsonl", ".csv")
-NARROWEST = 12  # letters of an input's name in a table
+NARROWEST = 10  # letters of an input's name in a table
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class AnswerTable:
         self._console, self._is_text = console, is_text
         self._header = True
         self._rows: list[RowOut] = []
-        self._class = min(max([len(name) for name in classes] + [5]), max(console.width // 3, 5)) if classes else 10
+        self._class = min(max([len(name) for name in classes] + [5]), max(console.width // 4, 5)) if classes else 10
         self._is_regression = not classes
 
     def take(self, row: RowOut) -> None:
@@ -107,7 +107,7 @@ class AnswerTable:
             return
         fixed = {"value": self._class} if self._is_regression else {"class": self._class, "probability": 11}
         fixed |= {"exit": 4, "cost": 7}
-        rest = max(self._console.width - sum(fixed.values()) - 3 * len(fixed) - 2, NARROWEST)
+        rest = max(self._console.width - sum(fixed.values()) - 3 * len(fixed), NARROWEST)
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=self._header, show_edge=False)
         table.add_column("text" if self._is_text else "image", width=rest, overflow="fold")
         for name, width in fixed.items():

@@ -1,0 +1,60 @@
+"""A folder of pictures of odd sizes: predict reads them as training and evaluate do."""
+
+import numpy as np
+import pytest
+from conftest import small_recipe
+from deploy.made_models import check_same, expected, made
+from PIL import Image
+
+import eectl
+from eectl.data import DATASETS
+from eectl.data.sources import FACTS
+from eectl.deploy.inputs import STORED_CHANNELS
+
+SIZES = [(24, 24), (40, 24), (25, 61), (17, 18), (64, 30)]
+MODES = ["RGB", "L", "RGBA", "P", "RGB"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two classes, dark and bright noise, in odd sizes, modes and formats."""
+    root = tmp_path_factory.mktemp("photos")
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 15)):
+        for name, low in (("bright", 90), ("dark", 0)):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                width, height = SIZES[number % 5]
+                noise = draw.integers(low, low + 160, (height, width, 3), dtype=np.uint8)
+                image = Image.fromarray(noise).convert(MODES[number % 5])
+                suffix = "jpg" if image.mode in ("RGB", "L") and number % 2 else "png"
+                image.save(root / part / name / f"{number:02}.{suffix}")
+    return root
+
+
+@pytest.fixture(scope="module", params=["squares", "cropped", "grey"])
+def run(request, photos, tmp_path_factory):
+    options = {"squares": {}, "cropped": {"resize": 20, "interpolation": "bicubic"}, "grey": {"channels": 1}}[request.param]
+    data = {"name": "folder", "root": str(photos), "image_size": 16, "workers": 0, **options}
+    recipe = small_recipe(data=data, backbone={"name": "resnet20"}, batch_size=16)
+    return made(recipe, tmp_path_factory.mktemp(request.param) / "run")
+
+
+def test_predict_agrees_with_evaluate_row_by_row(run, photos):
+    rows = expected(run, 60.0)
+    model = eectl.load(run.checkpoint, policy=run.policy, budget=60, device="cpu")
+    paths = sorted((photos / "test" / "bright").iterdir()) + sorted((photos / "test" / "dark").iterdir())
+    check_same(model.predict(paths, batch_size=7), rows, model.classes)
+    for path, part in zip(paths, rows.parts, strict=True):
+        assert (model.preprocess(path) == part).all()
+        with Image.open(path) as image:
+            assert (model.preprocess(image) == part).all()
+            if image.mode in ("RGB", "L", "RGBA"):
+                assert (model.preprocess(np.asarray(image)) == part).all()
+
+
+def test_what_is_stored_as_pixels():
+    """Data sets with facts come as pixels, but those that eectl.data.archives reads from files."""
+    files = {name for name, read in DATASETS.items() if getattr(read, "__module__", "").endswith(("archives", "folder"))}
+    assert set(STORED_CHANNELS) == set(DATASETS) - files
+    assert {name: FACTS[name][1][0] for name in STORED_CHANNELS} == STORED_CHANNELS
