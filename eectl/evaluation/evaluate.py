@@ -29,6 +29,7 @@ def evaluate_checkpoint(
     protocol: str = "calibrated",
     out: Path | None = None,
     plot: Path | None = None,
+    paper: bool = False,
     predictions: Path | None = None,
     save_to: Path | None = None,
     device: str = "auto",
@@ -39,7 +40,7 @@ def evaluate_checkpoint(
 ) -> Evaluation | None:
     """Score a checkpoint on the test split; None in all processes but the first. `say` takes what belongs on stderr.
 
-    `out` is the evaluation's file, for `eectl report`.
+    `out` is the evaluation's file, for `eectl report`; `paper` draws `plot` without a title.
 
     Raises EectlError, before the pass, for requests that contradict each other and outputs that exist.
     """
@@ -70,7 +71,7 @@ def evaluate_checkpoint(
         for note in session.notes:
             say(f"note: {note}")
         if plot is not None:
-            plot_curve(plot, result, every_point(found, exit_costs=[entry.cost for entry in result.exits]))
+            plot_curve(plot, result, every_point(found, exit_costs=[entry.cost for entry in result.exits]), paper=paper)
             say(f"{plot}: written")
         if out is not None:
             write_evaluation(out, result)
