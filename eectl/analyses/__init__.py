@@ -1,5 +1,5 @@
-"""The paper's questions about a multi-exit network: a module each, over what `asking` holds. No torch at import.
+"""The paper's questions about a multi-exit network, each with its plot. No torch at import.
 
-A question takes open checkpoints and its settings and gives an Answer: numbers, a table and a reading. It writes and draws
-nothing; `analyze` does the first and `plots` the second.
+A question (a module or a folder) takes open checkpoints and its `settings` and returns an Answer: numbers, tables and a reading.
+`analyze` opens the checkpoints and writes and draws the answer; `tables` prints it.
 """

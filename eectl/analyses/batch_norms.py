@@ -1,4 +1,4 @@
-"""BatchNorm's statistics taken anew: networks whose weights were moved or averaged compute nonsense with the stored ones."""
+"""Take BatchNorm's statistics anew: networks whose weights were moved or averaged compute nonsense with the stored ones."""
 
 from collections.abc import Iterable
 
@@ -12,13 +12,13 @@ from eectl.core.seeds import derive_seed
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The layers that keep statistics of what passes them."""
+    """Return the layers that keep statistics of what passes them."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
 @torch.no_grad()
 def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set BatchNorm's statistics to the mean over these batches' own; everything else stays in eval mode, so dropout is off."""
+    """Set BatchNorm's statistics to the mean over these batches; everything else stays in eval mode, so dropout is off."""
     norms = batch_norms(model)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -33,7 +33,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def norm_batches(subject: Subject, count: int, context: Context, *, option: str = "--samples") -> list[Tensor]:
-    """The inputs, not yet prepared, of `count` training rows in whole batches; none for a network without BatchNorm.
+    """Read the inputs, not yet prepared, of `count` training rows in whole batches; none for a network without BatchNorm.
 
     Raises EectlError, which names `option`, where a batch would have one row.
     """

@@ -1,4 +1,4 @@
-"""Mutual information (paper §3.4, Figure 5): what each block's activations say about the input and about the label.
+"""Estimate mutual information (paper §3.4, Figure 5): what each block's activations say about the input and the label.
 
 A deterministic network's I(X;Z) is infinite or log n; so Z is the activations, projected to few dimensions, plus Gaussian noise
 of a fixed share of their variance. Estimates are in nats. The formulas are those of Kolchinsky & Tracey (Entropy 2017) and of the
@@ -46,9 +46,9 @@ class Information:
 
 
 def estimate_information(features: Tensor, sigma: float, *, seed: int, labels: Tensor | None = None) -> Information:
-    """I(X;Z), and I(Y;Z) for int64 `labels` [row], of Z = features [row, dimension] + N(0, sigma²), in float64.
+    """Estimate I(X;Z), and I(Y;Z) for int64 `labels` [row], of Z = features [row, dimension] + N(0, sigma²), in float64.
 
-    Memory is CHUNK × rows. `sigma` 0 of constant features gives 0.
+    Memory is CHUNK × rows. Constant features give 0, and may come with `sigma` 0.
     """
     h = features.double()
     n = len(h)
@@ -95,12 +95,12 @@ def estimate_information(features: Tensor, sigma: float, *, seed: int, labels: T
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances [row of a, row of b]."""
+    """Return squared distances [row of a, row of b]."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
 class InformationReader:
-    """Every block's activations, projected to few dimensions as they come: of the same width, all networks by the same matrix."""
+    """Collects every block's activations, projected to few dimensions; one matrix per width, for all networks."""
 
     def __init__(self, dimensions: int, view: str, seed: int) -> None:
         self.view = view
@@ -125,7 +125,7 @@ class InformationReader:
 
 
 def ask_information(subjects: Sequence[Subject], settings: InformationSettings, context: Context) -> Answer:
-    """I(X;Z) with its bounds, and I(Y;Z), at every block. Raises EectlError for settings that give none."""
+    """Estimate I(X;Z) with its bounds, and I(Y;Z), at every block. Raises EectlError where the rows are too few."""
     found = [_measure(subject, settings, context) for subject in subjects]
     tables = [_listing(found, "sampled", "I(X;Z) in nats by block, Monte Carlo")]
     tables += [_listing(found, "label", "I(Y;Z) in nats by block")]
@@ -186,7 +186,7 @@ def _entry(
 
 
 def _groups(targets: Tensor) -> Tensor:
-    """Classes as they are; numbers by the tenth that they lie in."""
+    """Return classes as they are, and numbers as the tenth that they lie in."""
     if not targets.is_floating_point():
         return targets
     rank = targets.argsort(stable=True).argsort()
@@ -203,7 +203,7 @@ def _flat(one: dict[str, Any]) -> list[dict[str, Scalar]]:
 
 
 def _listing(found: Sequence[dict[str, Any]], key: str, title: str) -> Listing:
-    """A row per block; `*` marks estimates next to their ceiling."""
+    """Make a table with a row per block; `*` marks estimates next to their ceiling."""
     rows = []
     for block in range(max(len(one["blocks"]) for one in found)):
         cells: list[Scalar] = []

@@ -1,4 +1,4 @@
-"""One pass over a sample of rows that hands every block's activations to readers. Keeps and computes nothing itself."""
+"""Run one pass over a sample of rows and hand every block's activations to readers. Keeps and computes nothing itself."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
@@ -18,7 +18,7 @@ class Reader(Protocol):
     view: str
 
     def take(self, block: int, activations: Tensor, targets: Tensor) -> None:
-        """`activations` [row, feature] and `targets` [row] of a batch, on the network's device; all blocks see the same rows."""
+        """Take a batch's `activations` [row, feature] and `targets` [row], on the network's device; blocks see the same rows."""
 
 
 @torch.inference_mode()
@@ -52,7 +52,7 @@ def probe(
 
 
 def resolve_view(view: str, *, is_text: bool, default: str) -> str:
-    """The view that is meant: `auto` is `default`, on texts the class token. Raises EectlError for one that does not exist.
+    """Return the view that is meant: `auto` is `default`, on texts the class token. Raises EectlError for an unknown one.
 
     Texts differ in length, so they have no `flattened` view.
     """

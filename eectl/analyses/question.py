@@ -1,4 +1,4 @@
-"""What every question takes and gives: Subject, Context, Settings, Answer; and the sample of rows that it looks at."""
+"""What every question takes and gives: subjects, a context and an answer; and the sample of rows that it looks at."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +18,7 @@ from eectl.evaluation.opened import Session
 
 @dataclass(frozen=True)
 class Subject:
-    """One network under a question; `label` is what tables and plots call it."""
+    """One open network; `label` is what tables and plots call it."""
 
     label: str
     session: Session
@@ -26,9 +26,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Context:
-    """How a question is asked: its seed, rows at once (none: each recipe's), and `count(what, total)` for a progress bar.
+    """How a question is asked: seed, rows at once (default: each recipe's), and the progress bar.
 
-    `count` is a context manager that gives a function to call once per step.
+    `count(what, total)` is a context manager that gives a function to call once per step.
     """
 
     seed: int
@@ -36,13 +36,13 @@ class Context:
     count: Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
     def rows_at_once(self, subject: Subject) -> int:
-        """The batch size for a subject."""
+        """Return the batch size for a subject."""
         return self.batch_size or subject.session.checkpoint.about.eval_batch_size
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a question found.
+    """The numbers that a question found, and what they say.
 
     `values` is everything, as JSON (a list per subject, in their order, where it is per subject); `records` are the same numbers
     as flat rows with one set of keys, for the CSV; `reading` says in two sentences what they say, and what they cannot.
@@ -56,7 +56,7 @@ class Answer:
 
 
 def sample_rows(split: Split, count: int, seed: int) -> Tensor:
-    """`count` row numbers of a split (all, where it has no more), drawn from the seed, ascending int64 on the CPU.
+    """Draw `count` row numbers of a split (all, where it has no more) from the seed: ascending int64 on the CPU.
 
     The same seed draws the same rows for every network.
     """
@@ -67,10 +67,10 @@ def sample_rows(split: Split, count: int, seed: int) -> Tensor:
 
 
 def sample_batches(split: Split, rows: Tensor, batch_size: int) -> Iterator[Batch]:
-    """Those rows in batches of `batch_size`; texts come by length, longest first (`Batch.rows` says which they are)."""
+    """Read those rows in batches of `batch_size`; texts come by length, longest first (`Batch.rows` says which they are)."""
     yield from split.batches(torch.split(longest_first(rows, split.lengths), batch_size))
 
 
 def check_split(session: Session, name: str) -> Split:
-    """A split by its name; raises EectlError that lists those there are."""
+    """Return a split by its name; raises EectlError that lists those there are."""
     return lookup(session.data.splits, name, what="split")

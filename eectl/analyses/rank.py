@@ -1,6 +1,7 @@
-"""Numerical rank (paper §3.3, Figure 4): how many dimensions each block's activations fill, from their covariance's spectrum.
+"""Measure the numerical rank (paper §3.3, Figure 4): how many dimensions each block's activations fill.
 
-The paper names neither sample, centring nor tolerance; what is taken here is settable and reported.
+It counts eigenvalues of the activations' covariance. The paper names neither sample, centring nor tolerance; what is taken here
+is settable and reported.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ MEMORY = 2**30  # bytes of running sums that one pass may hold; more blocks than
 
 @dataclass(frozen=True)
 class Rank:
-    """What a spectrum says: `rank` eigenvalues above the tolerance, the `effective` rank (Roy & Vetterli 2007), the largest."""
+    """The ranks of a spectrum: `rank` eigenvalues are above the tolerance, `effective` is Roy & Vetterli's (2007) rank."""
 
     rank: int
     effective: float
@@ -31,8 +32,11 @@ class Rank:
 
 
 class Covariance:
-    """The centred covariance's spectrum of rows that come in batches, in float64: of the smaller of features × features (running
-    sums) and rows × rows (the rows are kept, in float32)."""
+    """The centred covariance of rows that come in batches, in float64.
+
+    Held is the smaller of features × features (running sums) and rows × rows (the rows are kept, in float32): both have the
+    same spectrum.
+    """
 
     def __init__(self, num_rows: int, num_features: int, *, device: torch.device | str = "cpu") -> None:
         self._num_rows = num_rows
@@ -46,7 +50,7 @@ class Covariance:
         self.seen = 0
 
     def add(self, rows: Tensor) -> None:
-        """Rows [row, feature]."""
+        """Add rows [row, feature]."""
         self.seen += len(rows)
         if self._keeps:
             self._rows.append(rows.float())
@@ -59,7 +63,7 @@ class Covariance:
         self._products.addmm_(wide.T, wide)
 
     def eigenvalues(self) -> Tensor:
-        """The spectrum of the sample covariance, float64 on the CPU, largest first, none below 0."""
+        """Return the spectrum of the sample covariance, float64 on the CPU, largest first, none below 0."""
         assert self.seen == self._num_rows, f"{self.seen} rows came, {self._num_rows} were announced"
         if self._keeps:
             rows = torch.cat(self._rows).to(self._wide)
@@ -72,7 +76,7 @@ class Covariance:
 
 
 def summarize_spectrum(eigenvalues: Tensor, tolerance: float) -> Rank:
-    """The rank of a covariance with these eigenvalues, largest first; 0 of constant activations.
+    """Return the ranks of a covariance with these eigenvalues, largest first; 0 for constant activations.
 
     The effective rank is exp of the entropy of the singular values' shares, which needs no tolerance.
     """
@@ -86,7 +90,7 @@ def summarize_spectrum(eigenvalues: Tensor, tolerance: float) -> Rank:
 
 
 class RankReader:
-    """Covariances of blocks; of each block the same features for every network with as many."""
+    """Collects the covariances of blocks, of the same features for every network whose block has as many."""
 
     def __init__(self, num_rows: int, features: int, view: str, seed: int) -> None:
         self.view = view
@@ -111,7 +115,7 @@ class RankReader:
 
 
 def ask_rank(subjects: Sequence[Subject], settings: RankSettings, context: Context) -> Answer:
-    """The numerical and the effective rank of every block. Raises EectlError for settings that give no rank."""
+    """Measure the numerical and the effective rank of every block. Raises EectlError where the rows are too few to tell."""
     found = [_measure(subject, settings, context) for subject in subjects]
     for subject, one in zip(subjects, found, strict=True):
         most = max(block["rank"] for block in one["blocks"])
@@ -130,7 +134,7 @@ def ask_rank(subjects: Sequence[Subject], settings: RankSettings, context: Conte
 
 
 def _measure(subject: Subject, settings: RankSettings, context: Context) -> dict[str, Any]:
-    """Every block's rank, in as many passes as memory asks for."""
+    """Measure every block's rank, in as many passes as memory asks for."""
     session, model = subject.session, subject.session.checkpoint.model
     view = resolve_view(settings.view, is_text=session.data.info.kind == "text", default="flattened")
     split = check_split(session, settings.split)
@@ -213,7 +217,7 @@ def _read(found: Sequence[dict[str, Any]], settings: RankSettings) -> tuple[str,
 
 
 def _compared(found: Sequence[dict[str, Any]]) -> str:
-    """How the others' mean rank stands to the first's."""
+    """Say which network has the highest mean rank over blocks, and which follow."""
     if len(found) == 1:
         return ""
     means = {one["label"]: sum(block["rank"] for block in one["blocks"]) / len(one["blocks"]) for one in found}

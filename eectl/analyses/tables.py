@@ -1,14 +1,9 @@
-"""What an answer looks like: tables of numbers for people. Computes nothing."""
+"""Show an answer on stdout: tables of numbers, notes and the reading. Computes nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from eectl.core.console import make_console, make_table, print_table
-
-if TYPE_CHECKING:
-    pass
-
 
 Scalar = str | int | float | None
 
@@ -23,7 +18,7 @@ class Listing:
 
 
 def show_answer(tables: Sequence[Listing], reading: Sequence[str], notes: Sequence[str]) -> None:
-    """The tables of an analysis, what should not be overlooked, and its reading."""
+    """Print the tables of an analysis, what should not be overlooked, and its reading."""
     console = make_console()
     for listing in tables:
         table = make_table(*listing.columns)

@@ -86,6 +86,7 @@ def evaluate(
                                              show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="draw accuracy (or MSE) against cost into this .png, .pdf or .svg",
                                               show_default=False)] = None,
+    paper: Paper = False,
     predictions: Annotated[Path | None, typer.Option(help="predictions of the test split, instead of a pass over it",
                                                      show_default=False)] = None,
     save_predictions: Annotated[Path | None, typer.Option(help="keep the predictions of the test split",
@@ -105,7 +106,7 @@ def evaluate(
     from eectl.evaluation.tables import show_evaluation
 
     result = evaluate_checkpoint(
-        checkpoint, budgets=budgets, policy=policy, criterion=criterion, protocol=protocol, out=out, plot=plot,
+        checkpoint, budgets=budgets, policy=policy, criterion=criterion, protocol=protocol, out=out, plot=plot, paper=paper,
         predictions=predictions, save_predictions=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
         overwrite=overwrite, say=say,
     )  # fmt: skip

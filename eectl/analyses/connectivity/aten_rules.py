@@ -1,4 +1,4 @@
-"""What each ATen operation does to the labels of axes: a rule each, and the table of them for `tracing`."""
+"""The rules of ATen operations: how each labels the axes of its outputs, and the table of them for `tracing`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def _elementwise(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 
 def _spread(tracer: Tracer, operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[AxisLabels]:
-    """All operands, spread to one shape, are permuted alike."""
+    """Broadcast the operands to one shape and permute them alike."""
     shape = max((tuple(tensor.shape) for tensor in outputs), key=len)
     result: list[Label | None] = [None] * len(shape)
     for tensor in operands:
@@ -43,27 +43,27 @@ def _spread(tracer: Tracer, operands: Sequence[Tensor], outputs: Sequence[Tensor
 
 
 def _constant(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """A tensor of one value throughout looks the same however it is permuted."""
+    """Leave every axis free: a tensor of one value throughout looks the same however it is permuted."""
     return [tracer.fresh(tensor) for tensor in call.outputs]
 
 
 def _stays(_: Tracer, call: Call) -> list[AxisLabels]:
-    """What is made from sizes alone."""
+    """Keep the axes of what is made from sizes alone."""
     return [[fixed(size) for size in tensor.shape] for tensor in call.outputs]
 
 
 def _along(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """Softmax and its like: the same for all positions of an axis, wherever they are."""
+    """Pass all axes, for softmax and its like, which treat all positions of an axis the same."""
     return _spread(tracer, call.args[:1], call.outputs)
 
 
 def _ordered(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """Cumulative sums and flips: the axes they run along stay, the others pass."""
+    """Keep the axes that cumulative sums and flips run along; pass the others."""
     return _pass_but(tracer, call, call.argument(1, "dim"))
 
 
 def _roll(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """The axes it turns stay, the others pass."""
+    """Keep the axes that are rolled; pass the others."""
     return _pass_but(tracer, call, call.argument(2, "dims"))
 
 
@@ -74,12 +74,12 @@ def _pass_but(tracer: Tracer, call: Call, dims: Any) -> list[AxisLabels]:
 
 
 def _norm(tracer: Tracer, call: Call) -> list[AxisLabels] | None:
-    """A reduction whose second argument is its order."""
+    """Reduce over the axes of a norm, whose first argument after the tensor is its order."""
     return _reduce(tracer, Call([call.args[0], *call.args[2:]], call.kwargs, call.outputs))
 
 
 def _reduce(tracer: Tracer, call: Call) -> list[AxisLabels] | None:
-    """Sums, means and extremes do not depend on the order of what they run over."""
+    """Drop the axes of sums, means and extremes, which do not depend on the order of what they run over."""
     tensor = call.args[0]
     dims = _dims(call.argument(1, "dim"), tensor.dim())
     labels = tracer.get(tensor)
@@ -93,7 +93,7 @@ def _reduce(tracer: Tracer, call: Call) -> list[AxisLabels] | None:
 
 
 def _pool(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """Pooling and resizing: height and width stay, channels pass."""
+    """Keep height and width in pooling and resizing; pass channels."""
     labels = tracer.get(call.args[0])
     tracer.pin(labels[-2:])
     return [[*labels[:-2], *(fixed(size) for size in output.shape[-2:])] for output in call.outputs]
@@ -113,7 +113,7 @@ def _reorder(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 
 def _reshape(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """Views, with axes of size 1 come and gone: groups of axes whose sizes have one product are merged, and split anew."""
+    """Merge groups of axes whose sizes have one product, and split them anew; axes of size 1 come and go."""
     tensor, shape = call.args[0], call.outputs[0].shape
     if tensor.numel() == 0:
         return [[fixed(size) for size in shape]]
@@ -137,7 +137,7 @@ def _reshape(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 
 def _expand(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """Copies of one value are alike, so a spread axis may be permuted in any way."""
+    """Leave an expanded axis free: its positions are copies of one value."""
     tensor, output = call.args[0], call.outputs[0]
     offset = output.dim() - tensor.dim()
     labels = tracer.get(tensor)
@@ -178,7 +178,7 @@ def _split(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 
 def _cat(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """The joined axis has the parts' labels one after the other; the other axes are permuted alike."""
+    """Put the parts' labels of the joined axis one after the other; permute the other axes alike."""
     parts = [tracer.get(tensor) for tensor in call.args[0] if tensor.numel()]
     axis = _axis(call.argument(1, "dim", 0), call.outputs[0].dim())
     for part in parts[1:]:
@@ -196,7 +196,7 @@ def _stack(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 
 def _pad(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """What is put on is one value throughout."""
+    """Put a free part on each side: padding is one value throughout."""
     labels, widths = list(tracer.get(call.args[0])), list(call.args[1])
     for place in range(len(widths) // 2):
         low, high = widths[2 * place : 2 * place + 2]
@@ -209,7 +209,7 @@ def _pad(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 
 def _index(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """`weight[ids]` along one axis, which stays; the others pass where the ids are numbers of rows."""
+    """Keep the indexed axis of `weight[ids]`; pass the others where the ids are numbers of rows."""
     if isinstance(call.args[1], list | tuple):  # aten.index: one tensor or None per axis
         used = [(axis, index) for axis, index in enumerate(call.args[1]) if index is not None]
         if len(used) != 1 or used[0][1].dtype == torch.bool:
@@ -232,7 +232,7 @@ def _pinned(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 
 def _product(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """[…, i, k] times [k, j] or […, k, j], plus a first tensor where there are three."""
+    """Multiply […, i, k] by [k, j] or […, k, j], plus a first tensor where there are three: both k are permuted alike."""
     one, other = call.args[-2], call.args[-1]
     left, right = list(tracer.get(one)), list(tracer.get(other))
     inner = right[-2] if len(right) > 1 else right[0]
@@ -259,7 +259,7 @@ def _linear(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 
 def _convolve(tracer: Tracer, call: Call) -> list[AxisLabels] | None:
-    """Input channels as the weight's axis 1, output channels as its axis 0; in groups, both axes are groups of channels."""
+    """Permute input channels as the weight's axis 1 and output channels as its axis 0; in groups both are groups of channels."""
     x, kernel, bias, groups = call.args[0], call.args[1], call.args[2], call.args[8]
     if call.args[6]:  # transposed
         return None
@@ -279,7 +279,7 @@ def _convolve(tracer: Tracer, call: Call) -> list[AxisLabels] | None:
 
 
 def _two_digits(tracer: Tracer, label: Label, outer: int, inner: int) -> list[Label]:
-    """An axis as `outer` groups of `inner`, either of which may be 1."""
+    """Split an axis into `outer` groups of `inner`, either of which may be 1."""
     sizes = [size for size in (outer, inner) if size != 1]
     labels = tracer.labels.split(label, sizes) if sizes else []
     return [labels.pop(0) if size != 1 else fixed(1) for size in (outer, inner)]
@@ -306,7 +306,7 @@ def _layer_norm(tracer: Tracer, call: Call) -> list[AxisLabels]:
 
 
 def _group_norm(tracer: Tracer, call: Call) -> list[AxisLabels]:
-    """Channels may move within their group, and groups whole."""
+    """Let channels move within their group, and whole groups among each other."""
     labels, groups = tracer.get(call.args[0]), call.args[6]
     _two_digits(tracer, labels[1], groups, call.args[0].shape[1] // groups)
     for tensor in tensors_in(call.args[1:3]):

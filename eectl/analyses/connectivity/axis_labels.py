@@ -16,17 +16,17 @@ MOST_SEGMENTS = 4096  # past this an axis is pinned: nothing that is trained has
 
 
 def fixed(size: int) -> Label:
-    """The label of an axis that stays as it is."""
+    """Return the label of an axis that stays as it is."""
     return (((None, size),),) if size != 1 else ((),)
 
 
 def segment_size(segment: Segment) -> int:
-    """How many positions a segment has."""
+    """Count the positions of a segment."""
     return prod(size for _, size in segment)
 
 
 def label_size(label: Label) -> int:
-    """How many positions an axis has."""
+    """Count the positions of an axis."""
     return sum(map(segment_size, label))
 
 
@@ -42,14 +42,14 @@ class Labels:
         self._count = 0
 
     def new(self, size: int) -> Label:
-        """An axis with a variable of its own."""
+        """Make a label with a variable of its own."""
         if size == 1:
             return ((),)
         self._count += 1
         return (((self._count, size),),)
 
     def resolve(self, label: Label) -> Label:
-        """The same label in terms of free variables, in a form that is unique."""
+        """Rewrite a label in terms of free variables, in a form that is unique."""
         while True:
             segments = [each for segment in label for each in self._resolve_segment(segment)]
             if len(segments) > MOST_SEGMENTS:
@@ -61,7 +61,7 @@ class Labels:
             label = resolved
 
     def _resolve_segment(self, segment: Segment) -> list[Segment]:
-        """A segment with what is known put in; a sum in it is spread out, which works behind digits that stay."""
+        """Put what is known of a segment's variables in; several segments of one digit are spread out behind digits that stay."""
         for place, (variable, _) in enumerate(segment):
             if variable is None or variable not in self._known:
                 continue
@@ -79,7 +79,7 @@ class Labels:
         return [segment]
 
     def pin(self, label: Label) -> None:
-        """Its units stay where they are."""
+        """Keep a label's units where they are."""
         self._pin_all(self.resolve(label))
 
     def _pin_all(self, segments: Sequence[Segment]) -> None:
@@ -91,7 +91,7 @@ class Labels:
                     self._pin_all(self._known[variable])
 
     def unify(self, first: Label, second: Label) -> None:
-        """Both axes are permuted alike from now on; what cannot be is pinned."""
+        """Require two axes to be permuted alike; pin what cannot be."""
         assert label_size(first) == label_size(second), f"axes of {label_size(first)} and {label_size(second)} positions"
         while True:
             one, other = self.resolve(first), self.resolve(second)
@@ -101,7 +101,7 @@ class Labels:
                 self._pin_all([*one, *other])
 
     def _bind(self, one: Label, other: Label) -> bool:
-        """Set a free variable that is a whole axis to the other label."""
+        """Set a free variable that is a whole axis to the other label; return False where there is none."""
         if len(one) != 1 or len(one[0]) != 1 or one[0][0][0] is None:
             return False
         variable = one[0][0][0]
@@ -111,7 +111,7 @@ class Labels:
         return True
 
     def _fit(self, one: Label, other: Label) -> bool:
-        """Refine the first part in which two resolved labels differ; False where they do not fit."""
+        """Refine the first part in which two resolved labels differ; return False where they do not fit."""
         mine, theirs = next((a, b) for a, b in zip(one, other, strict=False) if a != b)
         sizes = segment_size(mine), segment_size(theirs)
         if sizes[0] != sizes[1]:
@@ -136,7 +136,7 @@ class Labels:
         return True
 
     def _break(self, segment: Segment, at: int) -> bool:
-        """Make two segments of one, after position `at`, which must be a whole number of its first units."""
+        """Cut a segment in two after position `at`, which must be a whole number of its first units."""
         (variable, size), tail = segment[0], segment_size(segment[1:])
         if variable is None or at % tail:
             return False
@@ -145,11 +145,11 @@ class Labels:
         return True
 
     def split_factor(self, variable: int, size: int, outer: int) -> None:
-        """A free variable's units get two digits, `outer` and the rest, each permuted by itself."""
+        """Give a free variable's units two digits, `outer` and the rest, each permuted by itself."""
         self._known[variable] = ((*self.new(outer)[0], *self.new(size // outer)[0]),)
 
     def split(self, label: Label, sizes: Sequence[int]) -> list[Label]:
-        """The labels of an axis that is seen as several, `sizes` (none of them 1)."""
+        """Return the labels of an axis that is reshaped into several of these `sizes` (none of them 1)."""
         if len(sizes) == 1:
             return [label]
         inner = prod(sizes[1:])
@@ -180,7 +180,7 @@ class Labels:
         return labels
 
     def merge(self, labels: Sequence[Label]) -> Label:
-        """The label of several axes, slowest first, that are seen as one."""
+        """Return the label of several axes, slowest first, that are reshaped into one."""
         resolved = [self.resolve(label) for label in labels]
         merged: Label = ((),)
         for place, label in enumerate(resolved):
@@ -194,7 +194,7 @@ class Labels:
         return self.resolve(merged)
 
     def cut(self, label: Label, start: int, stop: int) -> Label:
-        """The label of the positions from `start` up to `stop`."""
+        """Return the label of the positions from `start` up to `stop`."""
         for edge in (start, stop):
             if not self._edge(label, edge):
                 self.pin(label)
@@ -209,7 +209,7 @@ class Labels:
         return _tidy(kept) if kept else fixed(0)
 
     def _edge(self, label: Label, edge: int) -> bool:
-        """Make a segment begin at this position; False where a unit or digit would be broken."""
+        """Make a segment begin at this position; return False where a unit or digit would be broken."""
         position = 0
         for segment in self.resolve(label):
             size = segment_size(segment)
@@ -221,7 +221,7 @@ class Labels:
 
 
 def _tidy(segments: Sequence[Segment]) -> Label:
-    """No digit of size 1, neighbouring digits or segments that stay as one, and repeats written out as segments."""
+    """Drop digits of size 1, join neighbours that stay, and write repeats out as segments."""
     tidied: list[Segment] = []
     for segment in segments:
         digits: list[Factor] = []

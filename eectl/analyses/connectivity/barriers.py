@@ -1,4 +1,4 @@
-"""Loss barriers from losses along lines: arithmetic, the tables and the reading. Runs no network.
+"""Compute loss barriers from losses along lines; their tables and what they say. Runs no network.
 
 A line is `{"loss": [point][exit], "score": [point][exit]}` at evenly spaced points from one network to the other.
 """
@@ -15,36 +15,36 @@ FLAT = 0.05  # a mean barrier below this is called one basin in the reading, in 
 
 
 def shares(points: int) -> list[float]:
-    """λ of evenly spaced points, 0 and 1 included."""
+    """Return λ of evenly spaced points, 0 and 1 included."""
     return [index / (points - 1) for index in range(points)]
 
 
 def barrier(losses: Sequence[float]) -> float:
-    """max over λ of L(λ) − ((1 − λ)·L(0) + λ·L(1)), from losses at evenly spaced λ: at least 0, as both ends give 0."""
+    """Return the largest L(λ) − ((1 − λ)·L(0) + λ·L(1)) of losses at evenly spaced λ; at least 0, as both ends give 0."""
     first, last = losses[0], losses[-1]
     return max(loss - (first + (last - first) * share) for loss, share in zip(losses, shares(len(losses)), strict=True))
 
 
 def summarize_line(line: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
-    """The line, the `barrier` of each exit, their mean, and the barrier of the mean loss over exits, which is at most that."""
+    """Add to a line each exit's `barrier`, their mean, and the barrier of the mean loss over exits, which is at most that."""
     by_exit = [barrier(losses) for losses in zip(*line["loss"], strict=True)]
     of_mean = barrier([fmean(losses) for losses in line["loss"]])
     return {**line, "barrier": by_exit, "mean_barrier": fmean(by_exit), "barrier_of_mean": of_mean}
 
 
 def mean_barrier(pair: Mapping[str, Any], path: str, split: str) -> float:
-    """A pair's barrier, mean over exits."""
+    """Return a pair's barrier, mean over exits."""
     return float(pair["paths"][path][split]["mean_barrier"])
 
 
 def barrier_map(pairs: Sequence[Mapping[str, Any]], labels: Sequence[str], path: str, split: str) -> list[list[float]]:
-    """The mean barrier over exits of each two networks [first][second], symmetric, 0 on the diagonal."""
+    """Return the mean barrier of each two networks [first][second], symmetric, 0 on the diagonal."""
     found = {frozenset((pair["first"], pair["second"])): mean_barrier(pair, path, split) for pair in pairs}
     return [[found.get(frozenset((one, other)), 0.0) for other in labels] for one in labels]
 
 
 def records(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Scalar]]:
-    """A row per pair, path, split, point and exit."""
+    """Return the CSV's rows: one per pair, path, split, point and exit."""
     return [
         {
             "first": pair["first"],
@@ -66,7 +66,7 @@ def records(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Scalar]]:
 
 
 def tables(pairs: Sequence[Mapping[str, Any]]) -> list[Listing]:
-    """Every pair's barriers, and of a single pair those of each exit."""
+    """Return the table of all pairs' barriers, and for a single pair one of each exit's."""
     ways = [(path, split) for split in SPLITS for path in PATHS]
     heads = tuple(f"{path}, {split}" for path, split in ways)
     rows = tuple((_name(pair), *(f"{mean_barrier(pair, *way):.4f}" for way in ways)) for pair in pairs)
@@ -83,7 +83,7 @@ def _name(pair: Mapping[str, Any]) -> str:
 
 
 def read(values: Mapping[str, Any]) -> tuple[str, str]:
-    """What the barriers on the test split say, and what they cannot."""
+    """Say in two sentences what the barriers on the test split show, and what they cannot."""
     pairs = values["pairs"]
     naive, matched = (fmean(mean_barrier(pair, path, "test") for pair in pairs) for path in PATHS)
     if len(pairs) == 1:

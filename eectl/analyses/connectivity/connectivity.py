@@ -1,4 +1,4 @@
-"""Mode connectivity: losses on the straight line between two networks, before and after their units are matched.
+"""Measure mode connectivity: losses on the straight line between two networks, before and after their units are matched.
 
 The units come from `permutations`, their matching from `matching`, the barriers from `barriers`; whether networks can be compared
 is `same_shape`'s.
@@ -44,7 +44,7 @@ Measured = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class _Yardstick:
-    """What networks are measured with: batches by split, inputs that BatchNorm's statistics come from, and the task."""
+    """The rows that networks are measured on: batches by split, inputs that BatchNorm's statistics come from, and the task."""
 
     rows: Mapping[str, Sequence[Batch]]
     statistics: Sequence[Tensor]
@@ -52,7 +52,7 @@ class _Yardstick:
     task: str
 
     def measure(self, model: MultiExitModel, weights: Mapping[str, Tensor]) -> Measured:
-        """Mean loss and score of each exit on each split, with these weights and BatchNorm's statistics taken anew."""
+        """Return each exit's mean loss and score on each split, with these weights and BatchNorm's statistics taken anew."""
         with holding(model, weights):
             if self.statistics:
                 reestimate(model, map(self.prepare, self.statistics))
@@ -72,7 +72,7 @@ class _Yardstick:
 
 
 def ask_connectivity(subjects: Sequence[Subject], settings: ConnectivitySettings, context: Context) -> Answer:
-    """Loss and score of every exit along the line between each two networks, and the barriers (paper Figure 3).
+    """Measure every exit along the line between each two networks, and the barriers (paper's Figure 3).
 
     Raises EectlError for networks that differ in more than their weights, and where permuting units changes what one computes.
     """
@@ -131,7 +131,7 @@ def ask_connectivity(subjects: Sequence[Subject], settings: ConnectivitySettings
 
 
 def _prepare(subject: Subject, settings: ConnectivitySettings, context: Context) -> _Yardstick:
-    """The rows, which are the same for all networks; kept, so that files are read once and not once per point."""
+    """Read the rows, which are the same for all networks, once and not once per point."""
     session, size = subject.session, context.rows_at_once(subject)
     splits = {name: session.data.splits[name] for name in SPLITS}
     rows = {
@@ -154,7 +154,7 @@ def _check_finite(found: Measured, place: str) -> None:
 def _moved(
     model: MultiExitModel, spec: Specification, matching: Matching, weights: Weights, probe: Tensor, *, label: str
 ) -> Weights:
-    """The weights with their units permuted, which must not change what the network computes."""
+    """Permute the units of weights, and check that this does not change what the network computes."""
     moved = spec.apply(weights, matching.permutations)
     with holding(model, weights):
         plain = logits_of(model, probe)
@@ -164,7 +164,7 @@ def _moved(
 
 
 def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], share: float) -> Weights:
-    """(1 − share) · first + share · second; tensors of whole numbers are the first's."""
+    """Return (1 − share) · first + share · second; tensors of whole numbers are the first's."""
     return {
         name: torch.lerp(tensor, second[name], share) if tensor.is_floating_point() else tensor.clone()
         for name, tensor in first.items()

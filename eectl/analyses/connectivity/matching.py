@@ -1,4 +1,4 @@
-"""Weight matching: the permutations of one network's units that bring its weights closest to another's.
+"""Match weights: find the permutations of one network's units that bring its weights closest to another's.
 
 Coordinate ascent over groups, each step a linear assignment (git re-basin: Ainsworth et al., 2023, algorithm 1). It finds a
 local optimum that depends on the order of the groups, so several random orders are tried. Forwards no rows.
@@ -49,7 +49,7 @@ class _Part:
 def match(
     spec: Specification, first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, seed: int, orders: int = 5
 ) -> Matching:
-    """Permutations of the second network's units that maximise the product of its learned parameters with the first's.
+    """Find permutations of the second network's units that maximise the product of its learned parameters with the first's.
 
     The best of `orders` random orders of the groups; buffers, such as BatchNorm's statistics, count for nothing.
     """
@@ -78,7 +78,7 @@ def _total(parts: Sequence[_Part]) -> float:
 def _ascend(
     spec: Specification, first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, norm: float, generator: torch.Generator
 ) -> tuple[list[Tensor], float, int]:
-    """From the second network as it is to where no group's best assignment gains anything: permutations, cosine and sweeps."""
+    """Improve one group after another until none gains anything; return permutations, cosine and sweeps."""
     permutations, sweeps, gained = spec.identity(), 0, True
     parts = _parts(spec, first, second)
     using = [[part for part in parts if part.piece.places(group)] for group in range(len(spec.sizes))]
@@ -93,7 +93,7 @@ def _ascend(
 
 
 def _improve(parts: Sequence[_Part], group: int, *, least: float) -> Tensor | None:
-    """Permute one group's units as its best assignment says; None where that gains nothing, and all stays as it is."""
+    """Permute one group's units as its best assignment says; return None, and change nothing, where that gains nothing."""
     from scipy.optimize import linear_sum_assignment
 
     products = sum(_products(part, place) for part in parts for place in part.piece.places(group))
@@ -111,7 +111,7 @@ def _improve(parts: Sequence[_Part], group: int, *, least: float) -> Tensor | No
 
 
 def _products(part: _Part, place: int) -> Tensor:
-    """[unit of the first, unit of the second]: the products of all that belongs to them."""
+    """Return the products [unit of the first, unit of the second] of all weights that belong to two units."""
     one, other = (tensor.movedim(place, 0).reshape(tensor.shape[place], -1) for tensor in (part.fixed, part.moved))
     return (one @ other.T).double()
 

@@ -1,4 +1,4 @@
-"""Which units of a network can change places without changing what it computes, found from one forward pass; and doing so.
+"""Find which units of a network can change places without changing what it computes, and permute them.
 
 Nothing here is written for a network or a library: `tracing` watches the operations. What it finds is put to the test by
 `check_unchanged` before anyone builds on it. Finding the best permutations is `matching`'s.
@@ -34,19 +34,19 @@ class Piece:
     digits: tuple[tuple[int | None, int], ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part of a tensor, an axis per digit; a view where that can be."""
+        """Return this part of a tensor, an axis per digit; a view where that can be."""
         for axis, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
             tensor = tensor.narrow(axis, start, size)
         return tensor.reshape([size for _, size in self.digits])
 
     def put(self, tensor: Tensor, part: Tensor) -> None:
-        """Write such a part back."""
+        """Write such a part back into a tensor."""
         for axis, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
             tensor = tensor.narrow(axis, start, size)
         tensor.copy_(part.reshape(self.sizes))
 
     def places(self, group: int) -> list[int]:
-        """Which digits a group permutes."""
+        """Return which digits a group permutes."""
         return [place for place, (mine, _) in enumerate(self.digits) if mine == group]
 
 
@@ -66,11 +66,11 @@ class Specification:
     unknown: tuple[str, ...]
 
     def identity(self) -> list[Tensor]:
-        """Each group's units as they are: int64 [unit] per group."""
+        """Return the permutations that move nothing: int64 [unit] per group."""
         return [torch.arange(size) for size in self.sizes]
 
     def shuffled(self, generator: torch.Generator, groups: Sequence[int] | None = None) -> list[Tensor]:
-        """A random permutation of each group, or of these alone."""
+        """Draw a random permutation of each group, or of these `groups` alone."""
         wanted = range(len(self.sizes)) if groups is None else groups
         return [
             torch.randperm(size, generator=generator) if group in wanted else torch.arange(size)
@@ -78,7 +78,7 @@ class Specification:
         ]
 
     def apply(self, weights: Mapping[str, Tensor], permutations: Sequence[Tensor]) -> Weights:
-        """New tensors, the i-th unit of group g being unit permutations[g][i] of the given ones."""
+        """Return permuted tensors: the i-th unit of group g is unit `permutations[g][i]` of the given ones."""
         moved = {}
         for name, tensor in weights.items():
             moved[name] = tensor.clone()
@@ -92,7 +92,7 @@ class Specification:
 
 
 def find_permutations(model: MultiExitModel, inputs: Tensor) -> Specification:
-    """The groups of units of a network in evaluation mode, from one row of inputs [1, …] that goes to every exit."""
+    """Find the groups of units of a network in evaluation mode, from one row of inputs [1, …] that goes to every exit."""
     model = deepcopy(model).to(memory_format=torch.contiguous_format)  # channels last, some operations set strides by hand
     inputs = inputs.contiguous()
     tensors = model.state_dict(keep_vars=True)
@@ -109,7 +109,7 @@ def find_permutations(model: MultiExitModel, inputs: Tensor) -> Specification:
 
 
 def _specify(model: MultiExitModel, tracer: Tracer, tensors: Mapping[str, Tensor]) -> Specification:
-    """What is free after the trace, group by group."""
+    """Collect what is free after the trace, group by group."""
     learned = tuple(name for name, _ in model.named_parameters())
     labels = {name: _settled(tracer, tensor) for name, tensor in tensors.items()}
     labels = {name: _settled(tracer, tensor) for name, tensor in tensors.items()}  # resolving the others may have pinned some
@@ -135,7 +135,7 @@ def _settled(tracer: Tracer, tensor: Tensor) -> list[Label]:
 
 
 def _pieces(labels: Sequence[Label], numbers: Mapping[int, int]) -> tuple[Piece, ...]:
-    """Every combination of the axes' segments in which something moves."""
+    """Return every combination of the axes' segments in which something moves."""
     pieces = [Piece((), (), ())]
     for label in labels:
         grown, start = [], 0
@@ -150,7 +150,7 @@ def _pieces(labels: Sequence[Label], numbers: Mapping[int, int]) -> tuple[Piece,
 
 @contextmanager
 def holding(model: MultiExitModel, weights: Mapping[str, Tensor]) -> Iterator[MultiExitModel]:
-    """The network with other weights, while it lasts."""
+    """Give the network other weights inside the context."""
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(dict(weights))
     try:
@@ -161,14 +161,14 @@ def holding(model: MultiExitModel, weights: Mapping[str, Tensor]) -> Iterator[Mu
 
 @torch.no_grad()
 def logits_of(model: MultiExitModel, inputs: Tensor) -> Tensor:
-    """All exits' logits [exit, row, class] in float32."""
+    """Return all exits' logits [exit, row, class] in float32."""
     return torch.stack([output.logits.float() for output in model(inputs)])
 
 
 def check_specification(model: MultiExitModel, spec: Specification, inputs: Tensor, *, seed: int) -> float:
-    """Permute all groups at random and compare every exit's logits on `inputs` with the original's.
+    """Check that random permutations of all groups leave every exit's logits on `inputs` as they are.
 
-    Returns the largest difference over the logits' standard deviation. Where it is more than TOLERANCE, the groups are tried
+    Returns the largest difference, in standard deviations of the logits. Where it is more than TOLERANCE, the groups are tried
     one by one, and EectlError names the first that changes what the network computes.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -200,6 +200,6 @@ def check_unchanged(first: Tensor, second: Tensor, *, label: str) -> None:
 
 
 def difference(first: Tensor, second: Tensor) -> float:
-    """The largest difference of two networks' logits [exit, row, class], relative to the exit's standard deviation over rows."""
+    """Return the largest difference of logits [exit, row, class], in standard deviations of the exit's logits."""
     spread = first.flatten(1).std(dim=1).clamp(min=1e-6)
     return float(((first - second).abs().flatten(1).amax(dim=1) / spread).max())

@@ -41,8 +41,10 @@ def _draw_lines(figure: "Figure", values: Mapping[str, Any], labels: Sequence[st
         grid[row][0].set_ylabel(label)
     for axes in grid[1]:
         axes.set_xlabel("λ, the share of the second network")
-        axes.set_xticks([0, 0.5, 1], [f"0\n{_short(labels[0])}", "0.5", f"1\n{_short(labels[1])}"])
-    _draw_legends(figure, num_exits=len(pair["paths"]["naive"]["test"]["loss"][0]), moved=pair["matching"]["moved"])
+        axes.set_xticks([0, 0.5, 1], [f"0\n{_short(labels[0])}", "0.5", f"1\n{_short(labels[1])}"], fontsize=8)
+        for tick, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+            tick.set_horizontalalignment(side)
+    _draw_legend(figure, num_exits=len(pair["paths"]["naive"]["test"]["loss"][0]), moved=pair["matching"]["moved"])
 
 
 def _draw_path(axes: "Axes", shares: Sequence[float], curves: Sequence[Sequence[float]], path: str) -> None:
@@ -53,16 +55,17 @@ def _draw_path(axes: "Axes", shares: Sequence[float], curves: Sequence[Sequence[
         axes.plot(shares, [sum(point) / num_exits for point in curves], color="black", ls=_STYLES[path], lw=2.0)
 
 
-def _draw_legends(figure: "Figure", *, num_exits: int, moved: int) -> None:
+def _draw_legend(figure: "Figure", *, num_exits: int, moved: int) -> None:
     """Say which colour is which exit, and which dash is which line; where no unit moved, that the two lines are one."""
     from matplotlib.lines import Line2D
 
-    exits = [Line2D([], [], color=exit_colour(index, num_exits), lw=1.4, label=f"exit {index + 1}") for index in range(num_exits)]
+    paths = [Line2D([], [], color="black", ls=_STYLES[path], lw=1.2, label=name) for path, name in _PATHS.items()]
     mean = [Line2D([], [], color="black", lw=2.0, label="mean over exits")] if num_exits > 1 else []
-    names = dict(_PATHS) if moved else _PATHS | {"matched": "units matched: none changed place, so it is the same line"}
-    paths = [Line2D([], [], color="black", ls=_STYLES[path], lw=1.2, label=name) for path, name in names.items()]
-    figure.legend(handles=paths, loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=3)
-    figure.legend(handles=[*exits, *mean], loc="outside lower center", ncols=min(num_exits + 1, 7), frameon=False, fontsize=9)
+    exits = [Line2D([], [], color=exit_colour(index, num_exits), lw=1.4, label=f"exit {index + 1}") for index in range(num_exits)]
+    same = None if moved else "matching changed nothing: no unit moved, so both lines are the same"
+    handles = [*paths, *mean, *exits]
+    figure.legend(handles=handles, title=same, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, fontsize=9,
+                  handlelength=3, title_fontsize=9)  # fmt: skip
 
 
 def _draw_maps(figure: "Figure", values: Mapping[str, Any], labels: Sequence[str]) -> None:

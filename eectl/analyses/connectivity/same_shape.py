@@ -1,4 +1,4 @@
-"""Whether checkpoints differ in their weights alone, and whether they grew from one start. Runs no network."""
+"""Check that networks differ in their weights alone, and note those that grew from one start. Runs no network."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -10,7 +10,7 @@ from eectl.models.multi_exit import MultiExitModel
 
 
 def check_alike(subjects: Sequence[Subject]) -> list[str]:
-    """A note where exits must be left out for want of them in some network.
+    """Check that networks can lie on one line; return a note where exits are left out because some network has none.
 
     Raises EectlError that names the first fact in which two networks differ.
     """
@@ -54,7 +54,7 @@ def _tensors(model: MultiExitModel, *, heads: bool) -> Mapping[str, Any]:
 
 
 def without_heads(subjects: Sequence[Subject]) -> list[MultiExitModel]:
-    """The networks, their attached exits left out where one of them has none."""
+    """Return the networks, without their attached exits where one of them has none."""
     models = [subject.session.checkpoint.model for subject in subjects]
     if all(model.after for model in models):
         return models
@@ -62,7 +62,7 @@ def without_heads(subjects: Sequence[Subject]) -> list[MultiExitModel]:
 
 
 def common_starts(subjects: Sequence[Subject]) -> list[str]:
-    """Notes on networks that grew from one checkpoint or began with one seed's weights: no independent runs."""
+    """Note networks that are no independent runs: grown from one checkpoint, or begun with one seed's weights."""
     kin, twins = [], []
     for one, other in combinations(subjects, 2):
         if _ancestors(one) & _ancestors(other):
@@ -82,8 +82,10 @@ def _recipe_seed(subject: Subject) -> Any:
 
 
 def _ancestors(subject: Subject) -> set[str]:
-    """The checkpoint itself and the one that it came from, by digest; and its first phase, whose validation losses tell apart
-    any two that were not one."""
+    """Return what identifies the checkpoints that a network grew from.
+
+    They are its own digest, its parent's, and its first phase, whose validation losses tell apart any two that were not one.
+    """
     checkpoint = subject.session.checkpoint
     found = {checkpoint.digest} | ({checkpoint.about.parent} if checkpoint.about.parent else set())
     history = checkpoint.about.history

@@ -1,4 +1,4 @@
-"""One forward pass watched operation by operation: which axes of which tensors must be permuted together.
+"""Watch one forward pass operation by operation: which axes of which tensors must be permuted together.
 
 Below the libraries every network is made of the same ATen operations; `aten_rules` says of each what it does to the labels of its
 inputs' axes. An operation without a rule pins all axes that it reads.
@@ -28,11 +28,11 @@ class Call:
     outputs: list[Tensor]
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
-        """An argument that may come by place or by name."""
+        """Return an argument that may come by place or by name."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
     def tensors(self, start: int = 0) -> list[Tensor]:
-        """The tensors among the arguments from place `start`."""
+        """Return the tensors among the arguments from place `start` on."""
         return tensors_in((self.args[start:], self.kwargs))
 
 
@@ -57,11 +57,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.put(tensor, self.fresh(tensor))
 
     def fresh(self, tensor: Tensor) -> AxisLabels:
-        """A variable for each axis: what an unread parameter or a constant's copies may do."""
+        """Label each axis with a variable of its own, so that it is free to be permuted."""
         return [self.labels.new(size) for size in tensor.shape]
 
     def put(self, tensor: Tensor, labels: AxisLabels) -> None:
-        """Say how a tensor's axes are labelled."""
+        """Record the labels of a tensor's axes."""
         assert len(labels) == tensor.dim()
         if id(tensor) not in self._of:
             self._alive.append(tensor)
@@ -69,7 +69,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._of[id(tensor)] = labels
 
     def get(self, tensor: Tensor) -> AxisLabels:
-        """The labels of a tensor's axes; one that came here past all operations pins whatever it shares memory with."""
+        """Return the labels of a tensor's axes.
+
+        A tensor that no watched operation made is pinned, and so is whatever it shares memory with.
+        """
         if id(tensor) not in self._of:
             for other in self._storages.get(_storage(tensor), ()) if tensor.numel() else ():
                 self.read.add(other)
@@ -79,14 +82,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._of[id(tensor)]
 
     def pin(self, labels: AxisLabels) -> None:
-        """These axes stay as they are."""
+        """Keep these axes as they are."""
         for label in labels:
             self.labels.pin(label)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the operation, then label what it gave."""
+        """Run an operation, then label the tensors it gave."""
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
         result = func(*args, **kwargs)
@@ -105,11 +108,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 Rule = Callable[[Tracer, Call], list[AxisLabels] | None]
-"""The labels of each output's axes, or None where it does not know."""
+"""A rule returns the labels of each output's axes, or None where it does not know them."""
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in nested lists, tuples and dicts, in order."""
+    """Return the tensors in nested lists, tuples and dicts, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -122,7 +125,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def plain_attention() -> AbstractContextManager[Any]:
-    """Attention as products and softmax, not as one operation that hides them; the settings are put back."""
+    """Run attention as products and softmax inside the context; one fused operation would hide them."""
     stack = ExitStack()
     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -1,4 +1,4 @@
-"""Gradient dominance of finished networks, over batches of a split; what training tracked is `tracked_dominance`'s."""
+"""Measure gradient dominance of finished networks over batches of a split; `tracked` reads what training measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class _Measured:
 
 
 def ask_dominance(subjects: Sequence[Subject], settings: DominanceSettings, context: Context) -> Answer:
-    """The cosine of each exit's gradient with the weighted sum of all, on the backbone's parameters (paper §3.1, Figure 2).
+    """Measure the cosine of each exit's gradient with the weighted sum of all, on the backbone's parameters (paper §3.1).
 
     The mean and the standard deviation over batches, without augmentation. Raises EectlError for too few samples and for
     gradients that are 0 or not finite.
@@ -57,7 +57,7 @@ def ask_dominance(subjects: Sequence[Subject], settings: DominanceSettings, cont
 
 
 def _measure(subject: Subject, settings: DominanceSettings, context: Context) -> _Measured:
-    """One forward pass and a backward pass per exit for every batch; the network is left as it was."""
+    """Run a forward pass, and a backward pass per exit, for every batch; leave the network as it was."""
     checkpoint = subject.session.checkpoint
     model, recipe = checkpoint.model, checkpoint.about.recipe
     split = check_split(subject.session, settings.split)
@@ -95,7 +95,7 @@ def _set_mode(model: MultiExitModel, *, train: bool) -> None:
 
 
 def _weights(subject: Subject) -> tuple[str, list[float]]:
-    """How the recipe weighs the exits when all of them train, at the end of a ramp, and the weights."""
+    """Return how the recipe weighs the exits when all of them train (at the end of a ramp), by name and as numbers."""
     about, model = subject.session.checkpoint.about, subject.session.checkpoint.model
     named = about.recipe.get("loss_weights", "auto")
     scheme = model.default_weights if named == "auto" else named
@@ -128,7 +128,7 @@ def _check(subject: Subject, found: _Measured) -> None:
 
 
 def _summary(subject: Subject, measured: _Measured, settings: DominanceSettings) -> dict[str, Any]:
-    """Everything about one network, as JSON."""
+    """Return everything about one network, as JSON."""
     weights = torch.tensor(measured.weights, dtype=torch.float64)
     exits = range(1, len(weights) + 1)
     each = [dominance(grams, weights, exits) for grams in measured.grams]
@@ -161,7 +161,7 @@ def _note(weighting: str, undefined: int, batches: int) -> str:
 
 
 def _moments(each: Sequence[Dominance], name: str) -> dict[str, list[float]]:
-    """Mean and sample standard deviation over batches, [exit]; NaN of a single batch."""
+    """Return mean and sample standard deviation over batches, [exit]; the latter is NaN for a single batch."""
     values = torch.stack([getattr(one, name) for one in each])
     count = (~values.isnan()).sum(dim=0)
     mean = values.nanmean(dim=0)
@@ -170,7 +170,7 @@ def _moments(each: Sequence[Dominance], name: str) -> dict[str, list[float]]:
 
 
 def _records(one: Mapping[str, Any], num_segments: int) -> list[dict[str, Scalar]]:
-    """A row per exit; norms by segment, none past a shallower network's last."""
+    """Return the CSV's rows, one per exit; norms by segment, None past a shallower network's last."""
     return [
         {
             "label": one["label"],

@@ -99,7 +99,8 @@ def _draw_run(axes: "Axes", run: Mapping[str, Any], most: int) -> None:
         if before != after:
             axes.axvline(place - 0.5, color="#b0b0b0", lw=0.8, ls=(0, (2, 3)))
     axes.set_xlabel("epoch" if len(set(run["phases"])) == 1 else "epoch, phases one after the other")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(places[0] - 0.5, places[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", color="#e4e4e4", lw=0.6)
     axes.set_axisbelow(True)
 

@@ -1,4 +1,4 @@
-"""Gradient dominance as `train --track` measured it: the curves of Figure 2 from runs' metrics, and how two runs differ."""
+"""Read gradient dominance as `train --track` measured it: Figure 2's curves from runs' metrics, and how two runs differ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _EXITS_ACROSS = 8  # columns that fit 80 characters beside a label
 
 
 def ask_tracked(subjects: Sequence[Subject]) -> Answer:
-    """Per epoch and exit what the runs beside the checkpoints tracked; for two runs, the difference of their means.
+    """Read per epoch and exit what the runs of the checkpoints tracked; for two runs, also the difference of their means.
 
     Raises EectlError for a run that tracked nothing.
     """
@@ -34,7 +34,7 @@ def ask_tracked(subjects: Sequence[Subject]) -> Answer:
 
 
 def _read(subject: Subject) -> dict[str, Any]:
-    """One run's curves: `cosine` and `prefix_cosine` [epoch][exit], None for an exit that did not take part."""
+    """Read one run's curves: `cosine` and `prefix_cosine` [epoch][exit], None for an exit that did not take part."""
     path = subject.session.checkpoint.path
     folder = RunFolder(path.parent)
     rows = [row for row in folder.rows() if row.get("gradient_dominance")]
@@ -64,19 +64,19 @@ def _read(subject: Subject) -> dict[str, Any]:
 
 
 def _spread(found: Mapping[str, Any], name: str, num_exits: int) -> list[Any]:
-    """The values of the exits that took part at their places among all."""
+    """Put the values of the exits that took part at their places among all."""
     given = dict(zip(found["exits"], found[name], strict=True))
     return [given.get(number) for number in range(1, num_exits + 1)]
 
 
 def _means(curves: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The mean over epochs, [exit]; None where there is none."""
+    """Return the mean over epochs, [exit]; None for an exit that never took part."""
     columns = [[value for value in column if value is not None] for column in zip(*curves, strict=True)]
     return [sum(column) / len(column) if column else None for column in columns]
 
 
 def _difference(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
-    """Of two runs with as many exits: the second's means less the first's, under a name for it."""
+    """Return, for two runs with as many exits, the second's means less the first's, under a name for the difference."""
     if len(runs) != 2 or len(runs[0]["mean_cosine"]) != len(runs[1]["mean_cosine"]):
         return {}
     first, second = runs
@@ -102,7 +102,7 @@ def _records(run: Mapping[str, Any]) -> list[dict[str, Scalar]]:
 
 
 def exit_listing(title: str, rows: Mapping[str, Sequence[float | None]]) -> list[Listing]:
-    """Tables with a row per label and a column per exit, as many as fit beside each other."""
+    """Make tables with a row per label and a column per exit, as many columns as fit 80 characters."""
     width = max(map(len, rows.values()))
     tables = []
     for start in range(0, width, _EXITS_ACROSS):
@@ -118,13 +118,13 @@ def _cell(values: Sequence[float | None], index: int) -> str | None:
 
 
 def leader(values: Sequence[float | None]) -> int:
-    """The number of the exit with the highest value."""
+    """Return the number of the exit with the highest value."""
     known = {number: value for number, value in enumerate(values, 1) if value is not None and value == value}
     return max(known, key=lambda number: known[number])
 
 
 def leaders(rows: Mapping[str, Sequence[float | None]]) -> str:
-    """The highest exit of each row: `exit 3 of 8 in joint (0.71), …`."""
+    """Name the highest exit of each row: `exit 3 of 8 in joint (0.71), …`."""
     best = {label: leader(values) for label, values in rows.items()}
     return ", ".join(f"exit {k} of {len(rows[label])} in {label} ({rows[label][k - 1]:.2f})" for label, k in best.items())
 

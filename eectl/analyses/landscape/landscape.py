@@ -1,4 +1,4 @@
-"""The loss landscape: every exit's loss on a filter-normalised random line or plane through the weights (paper, Appendix B)."""
+"""Measure the loss landscape: every exit's loss on a random line or plane through the weights (paper, Appendix B)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from eectl.models.losses import TASKS
 
 @dataclass(frozen=True)
 class _Surface:
-    """One network's losses float64 [exit] by point, with the total (the mean over exits) last, and how they were taken."""
+    """One network's losses by point, float64 [exit] with the total (the mean over exits) last, and how they were taken."""
 
     losses: Mapping[Point, Tensor]
     rows: int
@@ -43,7 +43,7 @@ class _Surface:
 
 
 def ask_landscape(subjects: Sequence[Subject], settings: LandscapeSettings, context: Context) -> Answer:
-    """Each exit's mean loss and their mean on a grid around the weights, and how fast they rise.
+    """Measure each exit's mean loss, and their mean, on a grid around the weights, and how fast they rise.
 
     Without augmentation, in eval mode. Raises EectlError for settings out of range, and for a loss that is not finite at the
     weights themselves; elsewhere such losses are None.
@@ -76,7 +76,7 @@ def _check_batch_norms(subjects: Sequence[Subject], settings: LandscapeSettings)
 
 
 def _measure(subject: Subject, coordinates: Sequence[float], settings: LandscapeSettings, context: Context) -> _Surface:
-    """The losses at every point of the grid and where the numbers of the table need them; the network is left as it was."""
+    """Measure the losses at every point of the grid and where the table needs them; leave the network as it was."""
     checkpoint = subject.session.checkpoint
     model, size = checkpoint.model, context.rows_at_once(subject)
     split = check_split(subject.session, settings.split)
@@ -125,7 +125,7 @@ def _check_centre(subject: Subject, plain: Tensor, split: str) -> None:
 
 
 def _summary(subject: Subject, surface: _Surface, coordinates: Sequence[float], settings: LandscapeSettings) -> dict[str, Any]:
-    """Everything about one network, as JSON; `loss[i]`, or `loss[i][j]`, is at the i-th coordinate of direction 1 (j-th of 2)."""
+    """Return a network as JSON; `loss[i]`, or `loss[i][j]`, is at the i-th coordinate of direction 1 (j-th of 2)."""
     num_exits = len(surface.plain) - 1
     columns = [
         column(surface.losses, index, coordinates, settings.dimensions) | {"exit": index + 1 if index < num_exits else "total"}

@@ -1,4 +1,4 @@
-"""Filter-normalised random directions through a network's weights, and moving along them. Knows no data and no loss.
+"""Move a network's weights along filter-normalised random directions. Knows no data and no loss.
 
 Li et al., Visualizing the Loss Landscape of Neural Nets (arXiv 1712.09913): a filter's noise gets the filter's own norm.
 """
@@ -18,28 +18,32 @@ Move = Callable[..., None]
 
 
 def moved_names(model: MultiExitModel, only: str) -> tuple[str, ...]:
-    """The parameters that move, tied ones once: `all`, `heads` (the attached ones and the network's own), or `backbone` (the
-    rest). Raises EectlError for another word."""
+    """Name the parameters that move, tied ones once.
+
+    `only` is `all`, `heads` (the attached ones and the network's own) or `backbone` (the rest). Raises EectlError for another
+    word.
+    """
     wanted = lookup(PARTS, only, what="--only")
     return tuple(name for name, _ in model.named_parameters() if _is_head(model, name) in wanted)
 
 
 def _is_head(model: MultiExitModel, name: str) -> bool:
-    """Whether a parameter is an exit's; the network's own head is the last exit's."""
+    """Say whether a parameter belongs to a head; the network's own head is one."""
     own = name.removeprefix("backbone.net.")
     return own == name or model.backbone.locate(own) == model.backbone.depth
 
 
 def raw_noise(shape: Sequence[int], *, seed: int, direction: int, name: str) -> Tensor:
-    """Gaussian noise, float32 on the CPU, that depends on these four things alone: networks with the same names share it."""
+    """Draw Gaussian noise, float32 on the CPU, from these four things alone: networks with the same names share it."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "loss-landscape", direction, name))
     return torch.randn(tuple(shape), generator=generator)
 
 
 def filter_normalised(noise: Tensor, weight: Tensor) -> Tensor:
-    """Noise of a weight's shape whose every slice along dimension 0 has the norm of the weight's; 0 for biases and norms' scales.
+    """Scale noise so that every slice along dimension 0 has the norm of the weight's; return 0 for biases and norms' scales.
 
-    In the weight's type and on its device. Li et al.'s choice for tensors of one dimension, where a filter would be a number.
+    The result has the weight's type and device. Tensors of one dimension do not move, as Li et al. chose: a filter would be a
+    single number there.
     """
     if weight.dim() < 2:
         return torch.zeros_like(weight)
@@ -52,7 +56,7 @@ def filter_normalised(noise: Tensor, weight: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def random_plane(model: nn.Module, names: Iterable[str], *, seed: int, dimensions: int) -> Iterator[Move]:
-    """Gives `move(x, …)`, which puts the named parameters at θ + x·δ + …, one coefficient per direction; 0, … is θ bitwise.
+    """Give `move(x, …)`, which puts the named parameters at θ + x·δ + …, one coefficient per direction; 0, … is θ bitwise.
 
     Always computed from θ, never step by step. On leaving, every parameter and buffer is as it was, bitwise.
     """

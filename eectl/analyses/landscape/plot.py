@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _DECADES = 4  # below and above this much of the smallest loss, levels would crowd
 _CLOSE = 50  # the largest loss is less than this many times the smallest
-_EDGE, _CENTRE, _APART = 0.86, 0.2, 0.34  # of the span: how labels of contours keep off the edges, the centre and each other
+_EDGE, _CENTRE, _APART = 0.86, 0.24, 0.34  # of the span: how labels of contours keep off the edges, the centre and each other
 _MAP = "viridis"
 
 

@@ -1,4 +1,4 @@
-"""Surfaces of losses: where they are looked at, how fast they rise and how far two lie apart, as numbers and tables."""
+"""Compute with surfaces of losses: where to look, how fast they rise, how far two lie apart; and their tables."""
 
 import itertools
 import math
@@ -17,20 +17,20 @@ Point = tuple[float, ...]
 
 
 def grid_coordinates(points: int, span: float) -> list[float]:
-    """`points` numbers from −span to span, symmetric, with 0 exactly in the middle."""
+    """Return `points` numbers from −span to span, symmetric, with 0 exactly in the middle."""
     half = points // 2
     return [span * (index - half) / half if index != half else 0.0 for index in range(points)]
 
 
 def places(coordinates: Sequence[float], dimensions: int) -> list[Point]:
-    """Every point that is looked at, once: the grid, and where rises and curvatures are taken."""
+    """Return every point that is looked at, once: the grid, and where rises and curvatures are taken."""
     axes = [place for share in DISTANCES for place in _ends(share * coordinates[-1], dimensions)]
     near = itertools.product((-CURVATURE_STEP, 0.0, CURVATURE_STEP), repeat=dimensions)
     return list(dict.fromkeys([*itertools.product(coordinates, repeat=dimensions), *axes, *near]))
 
 
 def _ends(distance: float, dimensions: int) -> list[Point]:
-    """The points at a distance along each direction, forth and back."""
+    """Return the points at a distance along each direction, forth and back."""
     return [_on_axis(axis, sign * distance, dimensions) for axis in range(dimensions) for sign in (1, -1)]
 
 
@@ -39,7 +39,10 @@ def _on_axis(axis: int, value: float, dimensions: int) -> Point:
 
 
 def column(losses: Mapping[Point, Tensor], index: int, coordinates: Sequence[float], dimensions: int) -> dict[str, Any]:
-    """One exit's losses on the grid, at its centre, their mean rise at DISTANCES and the largest curvature; None: not finite."""
+    """Return one exit's losses on the grid and at its centre, their mean rise at DISTANCES and the largest curvature.
+
+    None stands for what is not finite.
+    """
 
     def at(*place: float) -> float | None:
         return finite(losses[place][index].item())
@@ -55,12 +58,12 @@ def column(losses: Mapping[Point, Tensor], index: int, coordinates: Sequence[flo
 
 
 def finite(value: float) -> float | None:
-    """The number, None where it is none."""
+    """Return the number, or None where it is not finite."""
     return value if math.isfinite(value) else None
 
 
 def curvature(at: Callable[..., float | None], dimensions: int, step: float) -> float | None:
-    """The largest second derivative at 0 of any direction in the line or plane, by central differences; None where not known."""
+    """Return the largest second derivative at 0 along any direction, by central differences; None where a loss is not finite."""
     near = {place: at(*place) for place in itertools.product((-step, 0.0, step), repeat=dimensions)}
     if any(value is None for value in near.values()):
         return None
@@ -76,8 +79,11 @@ def curvature(at: Callable[..., float | None], dimensions: int, step: float) -> 
 
 
 def differences(networks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How far every two networks' surfaces lie apart, for the total, the first and the last exit: the root mean square over
-    the grid of the difference of the decimal logarithms; points without a finite loss above 0 in both are left out."""
+    """Measure how far every two networks' surfaces lie apart, for the total, the first and the last exit.
+
+    The distance is the root mean square over the grid of the difference of decimal logarithms; points without a finite loss
+    above 0 in both are left out.
+    """
     found = []
     for one, other in itertools.combinations(networks, 2):
         for name, index in (("total", None), ("first exit", 0), ("last exit", -1)):
@@ -90,12 +96,12 @@ def differences(networks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def flat(loss: Sequence[Any]) -> list[float | None]:
-    """The losses of a plane, or of a line, one after another."""
+    """Return the losses of a plane, or of a line, one after another."""
     return [value for row in loss for value in row] if isinstance(loss[0], list) else list(loss)
 
 
 def records(one: Mapping[str, Any], coordinates: Sequence[float], dimensions: int) -> list[dict[str, Scalar]]:
-    """A row per exit (and the total) and point."""
+    """Return the CSV's rows: one per exit (and the total) and point."""
     places = list(itertools.product(coordinates, repeat=dimensions))
     return [
         {"label": one["label"], "exit": column["exit"]}
@@ -107,7 +113,7 @@ def records(one: Mapping[str, Any], coordinates: Sequence[float], dimensions: in
 
 
 def tables(networks: Sequence[Mapping[str, Any]], alike: Sequence[Mapping[str, Any]], span: float) -> list[Listing]:
-    """Every exit's numbers, and how far the networks' surfaces lie apart where there are several."""
+    """Return the table of every exit's numbers, and one of how far the networks' surfaces lie apart where there are several."""
     rises = tuple(f"rise {share * span:g}" for share in DISTANCES)
     rows: list[tuple[Scalar, ...]] = [
         (one["label"], str(column["exit"]), column["centre"], *column["rise"], column["curvature"])
