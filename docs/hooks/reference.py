@@ -19,9 +19,6 @@ if str(ROOT) not in sys.path:  # the checkout that is documented, not another on
 WORDS = {str: "TEXT", int: "NUMBER", float: "NUMBER", Path: "PATH"}
 # what is shown of a class; default: all
 MEMBERS = {"Model": "[device, exits, costs, forward, preprocess, predict]", "Recipe": "false"}
-    "Model": "[device, exits, costs, forward, preprocess, predict]",
-    "Recipe": "false",
-}  # what is shown of a class; default: all
 MANY = 6  # choices that a column has room for; more of them stand in the description
 MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
 
