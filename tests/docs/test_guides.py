@@ -37,18 +37,18 @@ def write_images(folder, classes, count, size=(40, 36)):
 
 
 def write_encoder(folder):
-    """A two-layer BERT with random weights, as transformers saves it, and its tokenizer."""
+    """A six-layer BERT with random weights, as transformers saves it, and its tokenizer."""
     from transformers import BertConfig, BertModel
 
     toy_text.write_tokenizer(folder)
-    size = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    size = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=4 + len(toy_text.WORDS), **size)).save_pretrained(folder)
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with what the guides speak of, and `eectl` and `torchrun` on the PATH."""
-    write_images(tmp_path / "photos" / "train", ("cat", "dog"), 40)
+    write_images(tmp_path / "photos", ("cat", "dog"), 40)
     write_images(tmp_path / "holiday", ("beach",), 3)
     runpy.run_path(str(ROOT / "docs/hooks/digit_images.py"))["write"](tmp_path / "scans")
     rows = [{"review": row["text"], "stars": {"down": 1, "level": 3, "up": 5}[row["mood"]]} for row in toy_text.make_rows(300)]
