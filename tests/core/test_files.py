@@ -62,7 +62,7 @@ def test_what_cannot_be_read(tmp_path):
     with pytest.raises(EectlError, match="a folder"):
         read_tensors(tmp_path, kind="k", schema=1)
     write_tensors(path, {"w": torch.zeros(100)}, {"kind": "k", "schema": 2})
-    with pytest.raises(EectlError, match=r"schema 2, this eectl reads up to 1; upgrade"):
+    with pytest.raises(EectlError, match=r"schema 2.*up to 1"):
         read_tensors(path, kind="k", schema=1)
     with pytest.raises(EectlError, match="not a policy"):
         read_tensors(path, kind="policy", schema=1)

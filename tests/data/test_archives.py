@@ -238,7 +238,7 @@ def paths_of(split):
     return split._inputs.paths
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_streamed_training_images_are_torchvisions_random_resized_crops(photos, workers):
     data = load("folder", photos, workers=workers, **RESIZED)
     split, state = data.splits["train"], torch.get_rng_state()

@@ -72,7 +72,7 @@ def test_images_below_the_class_folder_are_found_and_other_files_are_not(root):
     assert len(load(root).splits["train"]) == 48
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_streamed_batches_are_the_batches_in_memory(root, workers):
     held, streamed = (load(root, image_size=10, in_memory=choice, workers=workers) for choice in (True, False))
     assert held.info == streamed.info
@@ -126,7 +126,7 @@ def _dangling(path: Path) -> None:
     path.symlink_to(path.with_name("nowhere.png"))
 
 
-@pytest.mark.parametrize(("in_memory", "workers"), [(True, 0), (False, 0), (False, 2)])
+@pytest.mark.parametrize(("in_memory", "workers"), [(True, 0), (False, 0), pytest.param(False, 2, marks=pytest.mark.process)])
 @pytest.mark.parametrize(("file", "breakage"), [("005.png", _break), ("006.bmp", _text), ("007.png", _dangling)])
 def test_a_broken_image_is_named_in_one_line(root, file, breakage, in_memory, workers):
     breakage(root / "train" / "green" / file)

@@ -180,6 +180,7 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
+@pytest.mark.process
 def test_two_processes_and_one_that_fails(tmp_path):
     """An odd number of rows; a process that fails leaves no file, under any name."""
     line = [

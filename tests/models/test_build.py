@@ -61,44 +61,44 @@ def test_building_draws_from_the_global_generator() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "args", "says"),
     [
-        ("resnet", (3, 8, 8), {}, "unknown backbone 'resnet'.*known: resnet20.*timm/NAME reaches timm's"),
+        ("resnet", (3, 8, 8), {}, "'resnet'.*resnet20.*timm/NAME"),
         (
             "resnet18",
             (3, 8, 8),
             {"stm": "small"},
-            r"backbone.args.stm: no such option \(did you mean 'stem'\?\); resnet18 takes stem",
+            r"backbone.args.stm: .*'stem'.*resnet18",
         ),
-        ("resnet18", (3, 8, 8), {"stem": "smal"}, "backbone.args.stem is 'smal'; it must be standard or small"),
+        ("resnet18", (3, 8, 8), {"stem": "smal"}, "backbone.args.stem is 'smal'.*standard.*small"),
         ("resnet20", (3, 8, 8), {"stem": "small"}, "resnet20 takes no options"),
-        ("vit", (3, 8, 8), {"dim": 10}, "dim is 10 and heads 8; dim must be a multiple of heads"),
-        ("vit", (3, 8, 8), {"depth": True}, "backbone.args.depth is True; it must be a whole number from 1"),
-        ("vit", (3, 8, 8), {"dropout": 1}, "backbone.args.dropout is 1; it must be a number from 0 to below 1"),
-        ("vit", (3, 30, 30), {}, "patches of 4, which images of 30×30 are no multiple of; set data.image_size=32"),
+        ("vit", (3, 8, 8), {"dim": 10}, "dim is 10 .*heads 8"),
+        ("vit", (3, 8, 8), {"depth": True}, "backbone.args.depth is True.*1"),
+        ("vit", (3, 8, 8), {"dropout": 1}, "backbone.args.dropout is 1;.*0.*1"),
+        ("vit", (3, 30, 30), {}, "4,.*30×30.*data.image_size=32"),
         ("vit_b_16", (1, 8, 8), {}, "data.image_size=16"),
-        ("vit", (3, 8, 12), {}, "square images, these are 8×12"),
-        ("timm/resnet81", (3, 8, 8), {}, r"timm has no 'resnet81' \(nearest: resnet18"),
+        ("vit", (3, 8, 12), {}, "square.*8×12"),
+        ("timm/resnet81", (3, 8, 8), {}, r"'resnet81'.*resnet18"),
         (
             "timm/densenet121",
             (3, 8, 8),
             {},
-            "family densenet; eectl takes timm's vision_transformer.*, convnext.* stem, blocks, head and feature; a row",
+            "densenet.*vision_transformer.*convnext.*timm_parts.py",
         ),
-        ("timm/vit_tiny_patch16_224", (3, 8, 8), {}, "8×8 is too small for one; set data.image_size"),
-        ("timm/vit_tiny_patch16_224", (3, 16, 16), {"depht": 1}, "backbone.args.depht: no such option .did you mean 'depth'"),
-        ("timm/vit_tiny_patch16_224", (3, 16, 16), {"img_size": 8}, "backbone.args.img_size: no such option"),
+        ("timm/vit_tiny_patch16_224", (3, 8, 8), {}, "8×8.*data.image_size"),
+        ("timm/vit_tiny_patch16_224", (3, 16, 16), {"depht": 1}, "backbone.args.depht: .*'depth'"),
+        ("timm/vit_tiny_patch16_224", (3, 16, 16), {"img_size": 8}, "backbone.args.img_size: "),
         ("timm/vit_tiny_patch16_224", (3, 16, 16), {"num_heads": 5}, "cannot be built with .*num_heads.*divisible by num_heads"),
         ("timm/vit_tiny_patch16_224", (3, 16, 16), {"depth": 0}, "no block"),
         ("timm/vit_tiny_patch16_224", (3, 16, 16), {"norm_layer": "x"}, "cannot be built"),
-        ("timm/vit_tiny_r_s16_p8_224", (3, 16, 16), {}, "cannot be built for images of 16×16"),
-        ("timm/resnetblur18", (3, 8, 8), {}, "does not run on images of 8×8; set data.image_size, 64 is enough"),
+        ("timm/vit_tiny_r_s16_p8_224", (3, 16, 16), {}, "timm/vit_tiny_r_s16_p8_224.*16×16"),
+        ("timm/resnetblur18", (3, 8, 8), {}, "8×8.*data.image_size.*64"),
         (
             "timm/regnety_002",
             (3, 8, 8),
             {"cfg": 1},
-            "backbone.args.cfg: no such option.*takes output_stride, global_pool, drop_rate",
+            "backbone.args.cfg: .*output_stride, global_pool, drop_rate",
         ),
-        ("timm/mixer_s32_224", (3, 64, 64), {"num_blocks": 2}, "cannot be built with {'num_blocks': 2} .*'num_blocks'"),
-        ("timm/swin_tiny_patch4_window7_224", (3, 2, 2), {}, "does not run on images of 2×2; set data.image_size"),
+        ("timm/mixer_s32_224", (3, 64, 64), {"num_blocks": 2}, "{'num_blocks': 2} .*'num_blocks'"),
+        ("timm/swin_tiny_patch4_window7_224", (3, 2, 2), {}, "2×2.*data.image_size"),
         ("timm/resnet18.bogus", (3, 8, 8), {}, "Invalid pretrained tag"),
     ],
 )
@@ -119,13 +119,13 @@ def test_positions_are_checked_and_sorted() -> None:
     def attach(after: list[int], heads: str | list[str] = "auto") -> Any:
         return attach_exits(backbone, after=after, heads=heads, num_outputs=4, input_shape=(3, 8, 8))
 
-    with pytest.raises(EectlError, match=r"exits.after\[2\] is 9; resnet20 takes exits after blocks 0–8"):
+    with pytest.raises(EectlError, match=r"exits.after\[2\] is 9.*resnet20.*0–8"):
         attach([0, 1, 9])
     with pytest.raises(EectlError, match=r"exits.after\[0\] is -1"):
         attach([-1])
-    with pytest.raises(EectlError, match=r"exits.after\[1\] is 3, which is listed before"):
+    with pytest.raises(EectlError, match=r"exits.after\[1\] is 3"):
         attach([3, 3])
-    with pytest.raises(EectlError, match="2 exit heads for 1 exits"):
+    with pytest.raises(EectlError, match=r"2 .*1 exits"):
         attach([3], ["sdn", "sdn"])
     model = attach([8, 0, 3], ["linear", "auto", "mlp-3"])
     assert model.after == (0, 3, 8)
@@ -177,15 +177,15 @@ def test_weights_without_a_classifier_leave_it_fresh(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     save_file(build("resnet20").net.state_dict(), file)
-    with pytest.raises(EectlError, match=r"w.safetensors: conv1.weight is 16×3×3×3, resnet20 here has 16×1×3×3; .* 3 channels"):
+    with pytest.raises(EectlError, match=r"w.safetensors: conv1.weight .*16×3×3×3.*16×1×3×3.* 3 channels"):
         build("resnet20", (1, 8, 8), weights=file)
-    with pytest.raises(EectlError, match=r"not weights of resnet32.*: no layer1.3.conv1.weight, .* and \d+ more$"):
+    with pytest.raises(EectlError, match=r"resnet32.*layer1.3.conv1.weight, .*\d+ more$"):
         build("resnet32", weights=file)
     save_file({**build("resnet20").net.state_dict(), "stray": torch.zeros(1)}, file)
     with pytest.raises(EectlError, match="unexpected stray"):
         build("resnet20", weights=file)
     save_file(build("vit", args=TINY_VIT).net.state_dict(), file)
-    with pytest.raises(EectlError, match=r"pos_embedding is 1×5×8, vit here has 1×17×8; .* another size"):
+    with pytest.raises(EectlError, match=r"pos_embedding .*1×5×8.*1×17×8.*data.image_size"):
         build("vit", (3, 16, 16), args=TINY_VIT, weights=file)
     with pytest.raises(EectlError, match="cannot be read"):
         build("resnet20", weights=tmp_path / "none.safetensors")
@@ -194,9 +194,9 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("resnet20", "resnet20 has no published"),
-        ("vit", "no published weights"),
-        ("vit_b_16", "224×224; set data.image_size=224"),
+        ("resnet20", "resnet20.*backbone.weights"),
+        ("vit", "vit .*backbone.weights"),
+        ("vit_b_16", "data.image_size=224"),
     ],
 )
 def test_published_weights_that_are_not_there(name: str, says: str) -> None:
@@ -207,7 +207,7 @@ def test_published_weights_that_are_not_there(name: str, says: str) -> None:
 def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(EectlError, match=r"weights of resnet18 cannot be downloaded .*backbone\.weights"):
+    with pytest.raises(EectlError, match=r"resnet18 .*backbone\.weights"):
         build("resnet18", pretrained=True)
 
 
@@ -223,7 +223,5 @@ def test_published_weights_load_from_torchvisions_cache(monkeypatch: pytest.Monk
     backbone = build("resnet18", pretrained=True)
     assert backbone.fresh == ("fc.weight", "fc.bias")
     assert torch.equal(backbone.net.layer4[1].conv2.weight, library.layer4[1].conv2.weight)
-    with pytest.raises(
-        EectlError, match=r"torchvision's weights of resnet18: conv1.weight is 64×3×7×7, resnet18 here has 64×3×3×3"
-    ):
+    with pytest.raises(EectlError, match=r"resnet18: conv1.weight .*64×3×7×7.*64×3×3×3"):
         build("resnet18", pretrained=True, args={"stem": "small"})

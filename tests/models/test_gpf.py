@@ -258,14 +258,14 @@ def test_widths_by_kind():
 @pytest.mark.parametrize(
     ("heads", "says"),
     [
-        (["gpf"], "exit head gpf foresees later exits and needs two attached exits; attach more"),
-        (["gpf-lancopku-3"], "exit head gpf-lancopku-3 .* needs two attached exits"),
-        (["gpf-3", "gpf-4"], r"all attached exits must be of this kind with states of one width \(they are 3, 4 wide\)"),
-        (["gpf-3", "linear"], "all attached exits must be of this kind"),
-        (["gpf-3", "gpf-lancopku-3"], "all attached exits must be of this kind"),
-        (["gpf-0", "gpf-0"], "'gpf-0': the width after gpf- is a whole number from 1"),
-        (["gpf-lancopku-x"] * 2, "'gpf-lancopku-x': the width after gpf-lancopku- is a whole number"),
-        (["gpf-lancopku-WIDTH"] * 2, "the width after gpf-lancopku- is a whole number"),
+        (["gpf"], "head gpf .*two attached exits"),
+        (["gpf-lancopku-3"], "head gpf-lancopku-3 .*two attached exits"),
+        (["gpf-3", "gpf-4"], r"3, 4 wide"),
+        (["gpf-3", "linear"], "gpf-3: all .*gpf-64"),
+        (["gpf-3", "gpf-lancopku-3"], "gpf-3: all .*gpf-64"),
+        (["gpf-0", "gpf-0"], "'gpf-0'.*gpf-.*from 1"),
+        (["gpf-lancopku-x"] * 2, "'gpf-lancopku-x'.*gpf-lancopku-.*from 1"),
+        (["gpf-lancopku-WIDTH"] * 2, "'gpf-lancopku-WIDTH'.*from 1"),
     ],
 )
 def test_exits_that_do_not_go_together(heads, says):

@@ -62,12 +62,12 @@ def test_mlp_has_the_width_of_its_name() -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("mlp-0", "mlp-0': the width after mlp- is a whole number from 1, such as mlp-1024"),
+        ("mlp-0", "mlp-0'.*mlp-1024"),
         ("mlp-x", "mlp-x"),
         ("mlp--3", "mlp--3"),
-        ("mlp-WIDTH", "a whole number"),
+        ("mlp-WIDTH", "mlp-WIDTH'.*mlp-1024"),
         ("mlp", "known: linear, mlp-WIDTH, sdn"),
-        ("liner", "did you mean 'linear'"),
+        ("liner", "'liner'.*'linear'"),
     ],
 )
 def test_unknown_kinds_are_the_users_mistake(kind: str, says: str) -> None:

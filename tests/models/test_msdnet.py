@@ -131,18 +131,18 @@ def test_an_exit_does_not_train_what_its_block_computes_for_later_ones() -> None
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"step_mode": "even"}, r"args.step_mode: no such option \(did you mean 'stepmode'\?\); msdnet takes blocks, base"),
-        ({"stepmode": "odd"}, "args.stepmode is 'odd'; it must be even or lin_grow"),
-        ({"blocks": 0}, "args.blocks is 0; it must be a whole number from 1"),
-        ({"bottleneck": "no"}, "args.bottleneck is 'no'; it must be true or false"),
-        ({"growth_factors": "1-2-4"}, "args.growth_factors is '1-2-4'; it must be a list of whole numbers from 1"),
-        ({"growth_factors": [1, 0]}, "it must be a list"),
-        ({"bottleneck_factors": []}, "it must be a list"),
-        ({"growth_factors": [1, 2]}, "2 growth_factors and 3 bottleneck_factors; msdnet takes one of each for each scale"),
-        ({"blocks": 1, "base": 4}, "with 4 layers and prune max, msdnet cannot drop its 3 scales one by one"),
-        ({"blocks": 1, "base": 1, "prune": "min"}, "with 1 layers and prune min"),
-        ({"reduction": 0.01}, "args.reduction is 0.01; no channel is left after layer 7"),
-        ({"reduction": 1}, "args.reduction is 1; it must be a number from 0 to below 1"),
+        ({"step_mode": "even"}, r"args.step_mode: .*'stepmode'.*blocks, base"),
+        ({"stepmode": "odd"}, "args.stepmode is 'odd'.*even.*lin_grow"),
+        ({"blocks": 0}, "args.blocks is 0.*from 1"),
+        ({"bottleneck": "no"}, "args.bottleneck is 'no'.*true.*false"),
+        ({"growth_factors": "1-2-4"}, "args.growth_factors is '1-2-4'.*list"),
+        ({"growth_factors": [1, 0]}, r"args.growth_factors is \[1, 0\].*list"),
+        ({"bottleneck_factors": []}, r"args.bottleneck_factors is \[\].*list"),
+        ({"growth_factors": [1, 2]}, "2 growth_factors .*3 bottleneck_factors"),
+        ({"blocks": 1, "base": 4}, "4 layers .*prune max.*3 scales"),
+        ({"blocks": 1, "base": 1, "prune": "min"}, "1 layers .*prune min"),
+        ({"reduction": 0.01}, "args.reduction is 0.01.*layer 7"),
+        ({"reduction": 1}, "args.reduction is 1;.*0.*1"),
     ],
 )
 def test_options_that_fit_no_network(args: dict[str, Any], says: str) -> None:
@@ -151,7 +151,7 @@ def test_options_that_fit_no_network(args: dict[str, Any], says: str) -> None:
 
 
 def test_there_are_no_published_weights() -> None:
-    with pytest.raises(EectlError, match="msdnet has no published weights"):
+    with pytest.raises(EectlError, match=r"backbone\.pretrained: msdnet .*backbone\.weights"):
         build_backbone(BackboneSection(name="msdnet", pretrained=True), input_shape=(3, 32, 32), num_outputs=10)
 
 

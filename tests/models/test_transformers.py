@@ -216,7 +216,7 @@ def test_texts_longer_than_the_positions(name: str, max_length: int, args: dict[
     if limit is None:
         assert build(f"hf/{name}", max_length=max_length, args=SMALL | args)(text(max_length, width=max_length)).isfinite().all()
         return
-    with pytest.raises(EectlError, match=rf"^data\.max_length is {max_length}; hf/{name} has positions for {limit} tokens; .*$"):
+    with pytest.raises(EectlError, match=rf"^data\.max_length is {max_length}.*hf/{name} .*{limit}"):
         build(f"hf/{name}", max_length=max_length, args=SMALL | args)
     backbone = build(f"hf/{name}", max_length=limit, args=SMALL | args)
     assert backbone(text(limit, width=limit)).isfinite().all()
@@ -230,19 +230,19 @@ def test_texts_longer_than_the_positions(name: str, max_length: int, args: dict[
         (
             "hf/gpt2",
             {},
-            r"hf/gpt2 is of the type gpt2; eectl takes .*bert, roberta.* an adapter .* stem, blocks .*, head and feature",
+            r"hf/gpt2 .*bert, roberta.*transformers_parts\.py.*",
         ),
-        ("hf/t5", {}, r"hf/t5 is of the type t5; .*"),
-        ("hf/brt", {}, r"hf/brt is not a model type \(did you mean 'bert'\?\).*--pretrained downloads.*"),
-        ("hf/./nowhere", {"pretrained": True}, r"backbone\.name: no folder \./nowhere; .*"),
-        ("hf/bert", {"pretrained": True}, r"backbone\.pretrained: hf/bert is a kind of network .*"),
-        ("hf/bert", {"args": {"hidden_sise": 3}}, r"backbone\.args\.hidden_sise: .*did you mean 'hidden_size'\?.*"),
-        ("hf/bert", {"args": {"num_labels": 3}}, r"backbone\.args\.num_labels: no such option.*"),
-        ("hf/bert", {"args": {"hidden_size": "wide"}}, r"hf/bert cannot be built with .*"),
-        ("hf/bert", {"args": {"hidden_size": 33}}, r"hf/bert cannot be built with .*multiple of the number of attention heads.*"),
-        ("hf/bert", {"args": {"num_hidden_layers": 0}}, r"backbone\.args: .* leave hf/bert no block"),
+        ("hf/t5", {}, r"hf/t5 .*type t5.*"),
+        ("hf/brt", {}, r"hf/brt .*'bert'.*--pretrained.*"),
+        ("hf/./nowhere", {"pretrained": True}, r"backbone\.name: .*\./nowhere.*"),
+        ("hf/bert", {"pretrained": True}, r"backbone\.pretrained: hf/bert .*backbone\.weights"),
+        ("hf/bert", {"args": {"hidden_sise": 3}}, r"backbone\.args\.hidden_sise: .*'hidden_size'.*"),
+        ("hf/bert", {"args": {"num_labels": 3}}, r"backbone\.args\.num_labels: .*"),
+        ("hf/bert", {"args": {"hidden_size": "wide"}}, r"hf/bert .*'hidden_size': 'wide'.*"),
+        ("hf/bert", {"args": {"hidden_size": 33}}, r"hf/bert .*'hidden_size': 33.*attention heads.*"),
+        ("hf/bert", {"args": {"num_hidden_layers": 0}}, r"backbone\.args: .*'num_hidden_layers': 0.* hf/bert .*block"),
         ("hf/deberta-v2", {"args": SMALL | {"conv_kernel_size": 3}}, r"backbone\.args\.conv_kernel_size: .*"),
-        ("resnet20", {}, r"backbone\.name: resnet20 takes images, and the data are texts; .*"),
+        ("resnet20", {}, r"backbone\.name: resnet20 .*hf/NAME"),
     ],
 )
 def test_what_does_not_work_is_one_line(name: str, section: dict[str, object], message: str) -> None:
@@ -251,31 +251,31 @@ def test_what_does_not_work_is_one_line(name: str, section: dict[str, object], m
 
 
 def test_an_encoder_takes_no_images() -> None:
-    with pytest.raises(EectlError, match=r"^backbone\.name: hf/bert takes texts, and the data are images; .*$"):
+    with pytest.raises(EectlError, match=r"^backbone\.name: hf/bert .*images"):
         build_backbone(BackboneSection(name="hf/bert"), input_shape=(3, 8, 8), num_outputs=2)
 
 
 def test_folders_that_do_not_work_are_one_line(tmp_path: Path) -> None:
     name = f"hf/{tmp_path}"
-    with pytest.raises(EectlError, match=r"has no config\.json.*"):
+    with pytest.raises(EectlError, match=r"backbone\.name: .*config\.json"):
         build(name)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(EectlError, match=r"config\.json: transformers cannot read it"):
+    with pytest.raises(EectlError, match=r"config\.json: "):
         build(name)
     library_encoder("bert", tmp_path)
-    with pytest.raises(EectlError, match=r"do not fit .* with these backbone\.args: bert\.embeddings\.word_embeddings\.weight$"):
+    with pytest.raises(EectlError, match=r"backbone\.args: bert\.embeddings\.word_embeddings\.weight$"):
         build(name, pretrained=True, args={"vocab_size": 41})
-    with pytest.raises(EectlError, match=r"do not fit .*: bert\.encoder\.layer\.2\..* and 13 more$"):
+    with pytest.raises(EectlError, match=r"bert\.encoder\.layer\.2\..*13 more$"):
         build(name, pretrained=True, args={"num_hidden_layers": 3})
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(EectlError, match=r"the weights of .* cannot be read"):
+    with pytest.raises(EectlError, match=r"weights of hf/.*safetensors"):
         build(name, pretrained=True)
     weights.rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(EectlError, match=r"has pytorch_model\.bin alone, a pickle, which eectl does not read; save .*"):
+    with pytest.raises(EectlError, match=r"pytorch_model\.bin.*model\.safetensors"):
         build(name, pretrained=True)
     (tmp_path / "pytorch_model.bin").unlink()
-    with pytest.raises(EectlError, match=r"has no weights; .*"):
+    with pytest.raises(EectlError, match=r"no weights.*model\.safetensors"):
         build(name, pretrained=True)
 
 

@@ -249,6 +249,7 @@ def option(line: str, name: str) -> str | None:
     return found and found[1]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", range(1, 21))
 def test_a_table_is_made_of_its_recipes_regimes_and_seeds(number):
     lines = make(f"table-{number}", "SEEDS=0 5")
@@ -270,6 +271,7 @@ def test_a_table_is_made_of_its_recipes_regimes_and_seeds(number):
     assert sum("--phase 1" in line for line in trains) == 2 * len({line.split()[2] for line in trains})
 
 
+@pytest.mark.process
 def test_every_variant_of_a_table_builds_at_full_size():
     lines = make(*(f"table-{number}" for number in range(1, 21)), "SEEDS=0")
     variants = {(line.split()[2], *re.findall(r"--set (\S+)", line)) for line in lines if "--set" in line}
@@ -285,6 +287,7 @@ def test_every_variant_of_a_table_builds_at_full_size():
         planned_phases(resolved)
 
 
+@pytest.mark.process
 def test_a_tables_rows_are_those_that_the_paper_prints():
     """Every (regime, variant) of every published table is a run of that table's target, and the report labels it so."""
     rows: dict[str, set[str]] = {}
@@ -298,6 +301,7 @@ def test_a_tables_rows_are_those_that_the_paper_prints():
         assert made == wanted, table
 
 
+@pytest.mark.process
 def test_disjoint_and_mixed_and_every_variant_share_phase_1():
     lines = make("table-7", "SEEDS=3")
     shared = "o/tinyimagenet-resnet50/backbone-3"
@@ -313,6 +317,7 @@ def test_disjoint_and_mixed_and_every_variant_share_phase_1():
     assert f"eectl train tinyimagenet-resnet50 --regime joint  --seed 3      --resume -o {plain}" in lines
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("table", "criterion"), [(15, "patience"), (17, "entropy")])
 def test_a_criterion_measures_the_networks_of_table_10(table, criterion):
     lines = make(f"table-{table}", "SEEDS=0")
@@ -322,12 +327,14 @@ def test_a_criterion_measures_the_networks_of_table_10(table, criterion):
     assert f"o/cifar100-vit-t/plain/mixed-0/{criterion}/evaluation.json" in lines[-1]
 
 
+@pytest.mark.process
 def test_the_papers_rule_needs_no_policy():
     paper = make("table-18", "SEEDS=0", "RESULT=paper")
     assert not any("policy" in line for line in paper)
     assert sum("--protocol paper --budgets 35,50,75,100 " in line for line in paper) == 3
 
 
+@pytest.mark.process
 def test_the_readme_maps_every_table_to_what_is_there():
     text = (ROOT / "recipes" / "README.md").read_text()
     rows = dict(re.findall(r"^\| (\d+) \| (.*) \|$", text, re.M))
@@ -338,6 +345,7 @@ def test_the_readme_maps_every_table_to_what_is_there():
     assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.M)) == set(RECIPES)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", ["my-own.yaml", "folder/my-own.yaml"])
 def test_a_recipe_of_ones_own_is_chained_alike(path):
     lines = make(f"RECIPE={path}", "SEEDS=1")

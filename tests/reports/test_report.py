@@ -156,6 +156,7 @@ def test_an_evaluation_reads_back_as_it_was(tmp_path):
     assert read_evaluation(save(run, tmp_path / "e.json")) == run.evaluation
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX here")
 def test_latex_compiles(folder, report):
     report("runs/joint-0", "runs/mixed-0", "--published", "10", "--label", r"*joint*=a_b & 5% {#}\^~$", "-o", "t.tex")
