@@ -15,6 +15,10 @@ from rich.table import Table
 from eectl.core.files import clean_json
 
 
+def silent(text: str) -> None:
+    """Print nothing."""
+
+
 def show_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout, NaN as null, with no colour and no wrapping."""
     print(json.dumps(clean_json(value), indent=2))
