@@ -1,7 +1,7 @@
 """The panel Train of `eectl --help`: train and attach-heads. Heavy imports stay inside the commands."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,11 +31,7 @@ from eectl.recipe.choices import (
     listed,
 )
 
-if TYPE_CHECKING:
-    from eectl.recipe.recipe import Recipe
-
 PHASES = listed(f"{number} {title}" for number, title in PHASE_CHOICES.items())
-
 
 def train(
     recipe: Annotated[
@@ -86,25 +82,20 @@ def train(
     Example: eectl train digits --regime disjoint --phase 1 -o runs/backbone
     Data of your own: eectl train --data photos --backbone timm/resnet18 --weights resnet18.safetensors
     """
-    from eectl.recipe.own_data import own_data
+    from eectl.training.find_recipe import find_recipe
 
-    given = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data.root": data_root, "init": start}
-    given["backbone.pretrained"] = pretrained or None
-    extra = [f"{key}={_yaml_text(value)}" for key, value in given.items() if value is not None]
-    own = own_data(
-        recipe, data=data, text=text or (), target=target, task=task, backbone=backbone, weights=weights,
-        has_start=start is not None, changes=[*(changes or []), *extra],
-    )  # fmt: skip
-    name, full = _find_recipe(own.recipe, start, [*own.changes, *(changes or []), *extra])
-    name = own.name or name
-    for note in own.notes:
-        say(note)
+    given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data_root": data_root}
+    given |= {"start": start, "pretrained": pretrained or None, "data": data, "text": text or None, "target": target}
+    given |= {"task": task, "backbone": backbone, "weights": weights}
     if dry_run:
         from eectl.evaluation.tables import show_costs
         from eectl.training.dry_run import plan
         from eectl.training.tables import show_phases, show_recipe
 
-        planned = plan(full)
+        found = find_recipe(recipe, changes=changes or (), given=given)
+        for note in found.notes:
+            say(note)
+        planned = plan(found.recipe)
         show_recipe(planned.recipe)
         show_phases(
             planned.recipe,
@@ -114,36 +105,16 @@ def train(
         )
         show_costs(planned.priced.costs, after=planned.priced.spec.after)
         return
-    part = "" if full.phase is None else f"-phase-{full.phase}"
-    folder = out or Path("runs") / f"{name}-{full.regime}{part}-seed-{full.seed}"
     from eectl.training.tables import show_training
     from eectl.training.train import train as run
 
     done = run(
-        full, out=folder, device=device, resume=resume, overwrite=overwrite, download=download, quiet=quiet, track=track,
-        track_every=track_every,
+        recipe, out=out, changes=changes or (), device=device, download=download, resume=resume, overwrite=overwrite, track=track,
+        track_every=track_every, quiet=quiet, **given | {"pretrained": pretrained},
     )  # fmt: skip
     if done is not None:
         show_training(done.path, done.about)
         say(f"next: {_next_after_training(done.path, has_exits=bool(done.about.spec.after))}")
-
-
-def _yaml_text(value: object) -> str:
-    import json
-
-    return json.dumps(str(value) if isinstance(value, Path) else value)
-
-
-def _find_recipe(recipe: str | None, start: Path | None, changes: list[str]) -> "tuple[str, Recipe]":
-    """The recipe and a name for its runs: the one that is named, that of the checkpoint to start from, or digits."""
-    from eectl.recipe.reading import make_recipe, read_recipe
-
-    if recipe is None and start is not None:
-        from eectl.models.checkpoint import read_about
-
-        own = {key: value for key, value in read_about(start).recipe.items() if key not in ("phase", "init")}
-        return start.stem, make_recipe(own, where=f"{start} (its recipe)", changes=changes)
-    return Path(recipe or "digits").stem, read_recipe(recipe or "digits", changes=changes)
 
 
 def _next_after_training(path: Path, *, has_exits: bool) -> str:

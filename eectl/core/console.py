@@ -15,6 +15,10 @@ from rich.table import Table
 from eectl.core.files import clean_json
 
 
+def silent(text: str) -> None:
+    """Print nothing."""
+
+
 def show_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object, NaN as null, with no colour and no wrapping."""
     print(json.dumps(clean_json(value), indent=2))
@@ -43,7 +47,3 @@ def score_text(value: float, error: float | None, task: str) -> str:
     """Return a score with its standard error as text: an accuracy in percent, the error of a regression as it is."""
     scale, form, error_form = (100, ".2f", ".2f") if task == "classification" else (1, ".4g", ".2g")
     return f"{scale * value:{form}}" + ("" if error is None else f" ± {scale * error:{error_form}}")
-
-
-def silent(text: str) -> None:
-    """Print nothing."""

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one exception type, and the one way to look a name up in a table.
+"""Mistakes that a user can mend: one exception type, the way to look a name up in a table, and the message of a full memory.
 
 The command line turns an `EectlError` into one line on stderr and an exit code, and `Interrupted` into an exit code. Anything
 else that is raised is a bug of ours and keeps its traceback.
@@ -32,11 +32,6 @@ class Interrupted(BaseException):  # an Exception would be swallowed by the libr
         self.hint = hint
 
 
-def out_of_memory(device: object, *, option: str, size: int) -> EectlError:
-    """Return the error for a device whose memory was too small for `size` rows at once; `option` is what sets that number."""
-    return EectlError(f"out of memory on {device}; try {option} {max(size // 2, 1)} (it is {size})")
-
-
 def closest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` with the nearest of `known`, or an empty string where none is near."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -51,3 +46,18 @@ def lookup(table: Mapping[str, T], name: str, *, what: str) -> T:
     if name in table:
         return table[name]
     raise EectlError(f"unknown {what} '{name}'{closest(name, table)}; known: {', '.join(table)}")
+
+
+def out_of_memory(device: object, *, option: str, size: int, note: str = "", also: str = "") -> EectlError:
+    """Return the error for a device whose memory is full, which proposes half of a batch size.
+
+    Args:
+        device: the device that is full.
+        option: what sets the batch size: `--batch-size`, or `--set batch_size=`.
+        size: the batch size that did not fit.
+        note: more about that size, such as `over all processes`.
+        also: what else would help.
+    """
+    current = ", ".join([f"it is {size}", *([note] if note else [])])
+    smaller = f"{option}{'' if option.endswith('=') else ' '}{max(size // 2, 1)}"
+    return EectlError(f"out of memory on {device}; try {smaller} ({current}){also}")

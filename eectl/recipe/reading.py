@@ -178,3 +178,14 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
 def dump_recipe(recipe: Recipe) -> str:
     """Write the recipe as YAML that reads back to an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def flatten(value: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return nested sections as one level of dotted keys: `{"optimizer.lr": 0.001, …}`; an empty section is a value."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            flat |= flatten(item, f"{above}{key}.")
+        else:
+            flat[f"{above}{key}"] = item
+    return flat

@@ -1,110 +1,102 @@
-"""A phase under way: what it consists of, and how it is saved and taken up again. The steps and the loop are not here."""
+"""A phase's settings, fixed before its first step, and how far it has come, as a resume file keeps it. No loop is here."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eectl.core.distributed import World, total
-from eectl.core.progress import Display
-from eectl.data import Augmenter, Dataset
-from eectl.models.heads import ExitOutput
-from eectl.models.losses import Task
+from eectl.core.errors import EectlError
+from eectl.core.seeds import derive_seed
+from eectl.data import num_batches
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import OptimizerSection, Recipe
+from eectl.recipe.recipe import OptimizerSection, Recipe, ScheduleSection, phase_change
 from eectl.recipe.regimes import Phase
-from eectl.training.feature_cache import CachedSplit
+from eectl.training.feed import TrainingData
 from eectl.training.gradient_dominance import Tracker
 from eectl.training.l2w import LearnedWeights
-from eectl.training.optim import EarlyStopper
-from eectl.training.run_folder import RunFolder, State, optimizer_tensors, restore_optimizer, under_prefix, with_prefix
+from eectl.training.objective import Objective, make_objective
+from eectl.training.optim import EarlyStopper, learning_rate, make_optimizer
+from eectl.training.run_folder import State, optimizer_tensors, restore_optimizer, under_prefix, with_prefix
+
+NEVER = 2**62
 
 
-@dataclass
-class Job:
-    """What all phases of a run share. `caught` holds the signals that came.
+@dataclass(frozen=True)
+class PhaseSettings:
+    """What a phase trains and with what.
 
-    `track`: whether gradient dominance is measured on the way, every `track_every`-th batch (none: as it can be afforded).
+    `batch_size` and `rows_per_step` are over all processes; the second is smaller where the split is. `metric` is what early
+    stopping compares, `score` or `loss`. `cache_bytes` is the most that may be kept of what exits read of a frozen backbone, 0
+    where that may change from step to step.
     """
 
-    recipe: Recipe
-    world: World
-    folder: RunFolder
-    data: Dataset
-    augmenter: Augmenter
-    display: Display
-    task: Task
-    caught: list[int] = field(default_factory=list)
-    track: bool = False
-    track_every: int | None = None
+    phase: Phase
+    objective: Objective
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    epochs: int
+    patience: int
+    metric: str
+    batch_size: int
+    eval_batch_size: int
+    steps_per_epoch: int
+    rows_per_step: int
+    cache_bytes: float
+    seed: int
 
-    @property
-    def precision(self) -> str:
-        """float32 or bf16, `auto` resolved for the device."""
-        if self.recipe.precision != "auto":
-            return self.recipe.precision
-        return "bf16" if self.world.device.type == "cuda" else "float32"
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context that a forward pass runs in."""
-        return torch.autocast(self.world.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-
-    def channels_last(self, model: MultiExitModel) -> bool:
-        """Whether the network and its inputs lie in memory channels last, `auto` resolved for the network."""
-        wish = self.recipe.channels_last
-        return model.backbone.prefers_channels_last if wish == "auto" else wish
-
-    def laid_out(self, model: MultiExitModel, inputs: Tensor) -> Tensor:
-        """The inputs in the memory layout that the network has."""
-        return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last(model) else inputs
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step of this phase, counted from 0."""
+        return learning_rate(
+            step, base=self.optimizer.lr, schedule=self.schedule, steps_per_epoch=self.steps_per_epoch, epochs=self.epochs
+        )
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a phase stands in its run: `values` go into every resume state, `start` names what it began from, and
-    `keep(model)` writes the last good weights to a checkpoint when the phase fails."""
+def phase_settings(
+    recipe: Recipe, phase: Phase, model: MultiExitModel, data: TrainingData, *, num_processes: int
+) -> PhaseSettings:
+    """Resolve what a recipe says of a phase, its own changes included.
 
-    values: Mapping[str, Any]
-    start: str
-    keep: Callable[[], Path]
-
-
-@dataclass(frozen=True)
-class LossSet:
-    """The exits (numbers from 1) of one loss, their indices and weights on the device."""
-
-    exits: list[int]
-    index: Tensor
-    weights: Tensor
+    Raises:
+        EectlError: a batch that does not go round the processes.
+    """
+    own = phase_change(recipe, phase).model_dump(exclude_none=True)
+    batch_size, epochs = own.get("batch_size", recipe.batch_size), own.get("epochs", recipe.epochs)
+    if batch_size < num_processes:
+        raise EectlError(f"batch_size {batch_size} is over all processes and must be at least their number, {num_processes}")
+    keeps_reads = not phase.segments and not recipe.data.augment.is_random
+    return PhaseSettings(
+        phase=phase,
+        objective=make_objective(recipe, model, phase, task=data.task, epochs=epochs, input_shape=data.input_shape),
+        optimizer=recipe.optimizer.model_copy(update={key: own[key] for key in ("lr", "weight_decay") if key in own}),
+        schedule=recipe.schedule,
+        epochs=epochs,
+        patience=own.get("patience", recipe.patience),
+        metric=recipe.metric,
+        batch_size=batch_size,
+        eval_batch_size=recipe.eval_batch_size,
+        steps_per_epoch=num_batches(data.train, batch_size),
+        rows_per_step=min(batch_size, len(data.train)),
+        cache_bytes=recipe.cache_features if keeps_reads else 0.0,
+        seed=recipe.seed,
+    )
 
 
 @dataclass
-class PhaseRun:
-    """A phase under way: what a resume state must hold, and what is rebuilt around it."""
+class PhaseProgress:
+    """How far a phase's optimisation has come: beside the network's weights and the epoch's sums, what a resume file holds.
 
-    phase: Phase
-    optimizer_settings: OptimizerSection
-    epochs: int
-    batch_size: int
-    model: MultiExitModel
-    runner: Callable[..., list[ExitOutput]]
+    `best` are the weights of the last evaluation at which an exit improved, `best_validation` its losses and scores, and
+    `best_epoch` its epoch, from 1; 0 is none yet. `epoch` counts the epochs that are done, `batch` the steps of the next.
+    """
+
     optimizer: torch.optim.Optimizer
+    learned: LearnedWeights | None
     stopper: EarlyStopper
-    place: Place
-    steps_per_epoch: int
-    sums: Tensor  # [2, exit]: Σ loss · rows and Σ rows of this epoch, in this process
-    first_bad: Tensor  # [exit]: the first step whose loss is not finite
     best: dict[str, Tensor]
-    weighting: str | tuple[float, ...] = "uniform"
-    shares: tuple[float, ...] = ()  # what `sdn-ramp` reads: each attached exit's share of the backbone's cost
-    learned: LearnedWeights | None = None
-    tracker: Tracker | None = None
-    cached: Mapping[str, CachedSplit] = field(default_factory=dict)  # by split, where the heads alone run; else empty
-    loss_sets: list[LossSet] = field(default_factory=list)  # of this epoch
+    steps_per_epoch: int
     best_validation: Mapping[str, list[float]] = field(default_factory=dict)
     best_epoch: int = 0
     epoch: int = 0
@@ -113,52 +105,127 @@ class PhaseRun:
 
     @property
     def step(self) -> int:
-        """Steps of this phase that are done."""
+        """The steps of this phase that are done."""
         return self.epoch * self.steps_per_epoch + self.batch
 
+    def end_epoch(self, model: nn.Module, settings: PhaseSettings, validation: Mapping[str, list[float]]) -> bool:
+        """Take an epoch's evaluation; returns whether any exit improved, in which case the weights are kept."""
+        values = validation[settings.metric]
+        improved = self.stopper.update({number: values[number - 1] for number in sorted(settings.phase.scored)})
+        self.epoch, self.batch = self.epoch + 1, 0
+        if improved:
+            self.best, self.best_validation, self.best_epoch = _snapshot(model), validation, self.epoch
+        return improved
 
-def gather_sums(job: Job, run: PhaseRun) -> None:
-    """Process 0 takes everybody's sums, the others start from none: so the state that is saved is whole."""
-    for sums in (run.sums, *([run.tracker.sums] if run.tracker else [])):
-        whole = total(sums)
-        sums.copy_(whole if job.world.is_main else torch.zeros_like(whole))
+
+def start_progress(model: MultiExitModel, settings: PhaseSettings, device: torch.device) -> PhaseProgress:
+    """Return the state before the first step. Learned weights are drawn from the seed."""
+    learned = None
+    if settings.objective.learned is not None:
+        torch.manual_seed(derive_seed(settings.seed, "l2w", settings.phase.number))
+        learned = LearnedWeights(len(settings.phase.scored), settings.objective.learned, device=device)
+    return PhaseProgress(
+        make_optimizer((p for p in model.parameters() if p.requires_grad), settings.optimizer),
+        learned,
+        EarlyStopper(settings.patience, settings.metric == "score" and settings.objective.task.higher_is_better),
+        _snapshot(model),
+        settings.steps_per_epoch,
+    )
 
 
-def save_state(job: Job, run: PhaseRun) -> None:
-    """Write where this phase stands, in one step."""
-    tensors = with_prefix("model", run.model.state_dict()) | with_prefix("best", run.best)
-    tensors |= with_prefix("optimizer", optimizer_tensors(run.optimizer)) | {"sums": run.sums}
-    if run.tracker:
-        tensors["dominance"] = run.tracker.sums
-    if run.learned:
-        tensors |= with_prefix("l2w", run.learned.network.state_dict())
-        tensors |= with_prefix("l2w-optimizer", optimizer_tensors(run.learned.optimizer))
-    values = dict(run.place.values) | {
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+class EpochSums:
+    """What an epoch adds up in this process, on the device, so that no step waits for it.
+
+    `losses` [2, exit] are Σ loss · rows and Σ rows; `first_bad` [exit] is the first step whose loss is not finite; `tracker`
+    keeps the sums of gradient dominance where that is measured.
+    """
+
+    def __init__(self, num_exits: int, device: torch.device, tracker: Tracker | None = None) -> None:
+        self.losses = torch.zeros(2, num_exits, dtype=wide(device), device=device)
+        self.first_bad = torch.full((num_exits,), NEVER, device=device)
+        self.tracker = tracker
+
+    def add(self, index: Tensor, losses: Tensor, rows: int, *, step: int) -> None:
+        """Add the mean losses over `rows` rows of the exits with these indices from 0, and note those that are not finite."""
+        self.losses[0].index_add_(0, index, (losses * rows).to(self.losses.dtype))
+        self.losses[1].index_add_(0, index, torch.full_like(losses, rows, dtype=self.losses.dtype))
+        seen = self.first_bad[index]
+        self.first_bad.index_copy_(0, index, torch.where(torch.isfinite(losses), seen, seen.clamp(max=step)))
+
+    def take(self) -> dict[str, Any]:
+        """Return the epoch's means over all processes, as they go into metrics.jsonl, and start again from 0.
+
+        An exit that no step trained has a loss of NaN.
+        """
+        sums = total(self.losses).cpu()
+        self.losses.zero_()
+        found: dict[str, Any] = {"train_loss": (sums[0] / sums[1]).tolist()}
+        return found | ({"gradient_dominance": self.tracker.take()} if self.tracker else {})
+
+    def first_not_finite(self) -> tuple[int, int] | None:
+        """Return the first step and exit (number from 1) in any process whose loss was not finite, or None."""
+        bad = total(self.first_bad, op="min").tolist()
+        return None if min(bad) == NEVER else (min(bad), bad.index(min(bad)) + 1)
+
+    def gather(self, world: World) -> None:
+        """Give process 0 everybody's sums and the others none, so that what process 0 saves is whole."""
+        for sums in self._all():
+            whole = total(sums)
+            sums.copy_(whole if world.is_main else torch.zeros_like(whole))
+
+    def _all(self) -> list[Tensor]:
+        return [self.losses, *([self.tracker.sums] if self.tracker else [])]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a resume file keeps."""
+        return {"sums": self.losses} | ({"dominance": self.tracker.sums} if self.tracker else {})
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `tensors()` gave. A run that is resumed with --track had not been tracked: then its part is missing."""
+        self.losses.copy_(tensors["sums"])
+        if self.tracker and "dominance" in tensors:
+            self.tracker.sums.copy_(tensors["dominance"])
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the type that sums are kept in; mps has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def resume_state(model: nn.Module, progress: PhaseProgress, sums: EpochSums, run_values: Mapping[str, Any]) -> State:
+    """Return where a phase stands, for the resume file. `run_values` say where its run stands."""
+    tensors = with_prefix("model", model.state_dict()) | with_prefix("best", progress.best)
+    tensors |= with_prefix("optimizer", optimizer_tensors(progress.optimizer)) | sums.tensors()
+    if progress.learned:
+        tensors |= with_prefix("l2w", progress.learned.network.state_dict())
+        tensors |= with_prefix("l2w-optimizer", optimizer_tensors(progress.learned.optimizer))
+    values = {
         "fresh": False,
-        "epoch": run.epoch,
-        "batch": run.batch,
-        "best_epoch": run.best_epoch,
-        "best_validation": dict(run.best_validation),
-        "stopper": run.stopper.state(),
-        "seconds": run.seconds,
+        "epoch": progress.epoch,
+        "batch": progress.batch,
+        "best_epoch": progress.best_epoch,
+        "best_validation": dict(progress.best_validation),
+        "stopper": progress.stopper.state(),
+        "seconds": progress.seconds,
     }
-    job.folder.save_state(State(tensors, values))
+    return State(tensors, dict(run_values) | values)
 
 
-def restore_state(job: Job, run: PhaseRun, state: State) -> None:
-    """Take up where the phase stood when `save_state` wrote `state`."""
-    device = run.sums.device
-    run.model.load_state_dict(under_prefix("model", state.tensors))
-    run.best = {name: tensor.to(device) for name, tensor in under_prefix("best", state.tensors).items()}
-    restore_optimizer(run.optimizer, under_prefix("optimizer", state.tensors))
-    if run.learned:
-        run.learned.network.load_state_dict(under_prefix("l2w", state.tensors))
-        restore_optimizer(run.learned.optimizer, under_prefix("l2w-optimizer", state.tensors))
-    run.stopper.restore(state.values["stopper"])
-    if job.world.is_main:
-        run.sums.copy_(state.tensors["sums"])
-        if run.tracker and "dominance" in state.tensors:  # else the epoch's first part was not tracked
-            run.tracker.sums.copy_(state.tensors["dominance"])
-    run.epoch, run.batch = state.values["epoch"], state.values["batch"]
-    run.best_epoch, run.best_validation = state.values["best_epoch"], state.values["best_validation"]
-    run.seconds = state.values["seconds"]
+def restore_state(state: State, model: nn.Module, progress: PhaseProgress, sums: EpochSums, world: World) -> None:
+    """Take up where the phase stood when `resume_state` gave `state`; the sums, which are everybody's, in process 0."""
+    values = state.values
+    model.load_state_dict(under_prefix("model", state.tensors))
+    progress.best = {name: tensor.to(world.device) for name, tensor in under_prefix("best", state.tensors).items()}
+    restore_optimizer(progress.optimizer, under_prefix("optimizer", state.tensors))
+    if progress.learned:
+        progress.learned.network.load_state_dict(under_prefix("l2w", state.tensors))
+        restore_optimizer(progress.learned.optimizer, under_prefix("l2w-optimizer", state.tensors))
+    progress.stopper.restore(values["stopper"])
+    if world.is_main:
+        sums.restore(state.tensors)
+    progress.epoch, progress.batch, progress.seconds = values["epoch"], values["batch"], values["seconds"]
+    progress.best_epoch, progress.best_validation = values["best_epoch"], values["best_validation"]

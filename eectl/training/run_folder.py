@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError
 from eectl.core.files import clean_json, read_metadata, read_tensors, replacing, write_tensors
-from eectl.recipe.reading import dump_recipe, read_recipe
+from eectl.recipe.reading import dump_recipe, flatten, read_recipe
 from eectl.recipe.recipe import Recipe
 
 KIND = "resume-state"
@@ -103,7 +103,7 @@ class RunFolder:
             raise EectlError(
                 f"{self.path}: holds {self.results()[0].name} but no recipe.yaml, so no run to resume; give another -o"
             )
-        there, here = (_flat(r.model_dump(mode="json")) for r in (read_recipe(str(self.recipe)), recipe))
+        there, here = (flatten(r.model_dump(mode="json")) for r in (read_recipe(str(self.recipe)), recipe))
         differ = [
             f"{key} is {there.get(key)} there and {here.get(key)} here"
             for key in sorted(there | here)
@@ -157,12 +157,6 @@ class RunFolder:
             shutil.copyfile(last, temporary)
         self.state.unlink(missing_ok=True)
         shutil.rmtree(self.path / "replaced", ignore_errors=True)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {key: item for name, inner in value.items() for key, item in _flat(inner, f"{prefix}{name}.").items()}
-    return {prefix.removesuffix("."): value}
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,92 +1,185 @@
 """`eectl train`: a recipe's phases, one after the other, into a run folder. The loop inside a phase is `loop`'s."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from eectl.core.distributed import join, leave, main_first
-from eectl.core.errors import EectlError
+from eectl.core.console import silent
+from eectl.core.distributed import World, join, leave, main_first
+from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.progress import Display
-from eectl.data import Augmenter, Dataset, load_data
+from eectl.data import Dataset, load_data
 from eectl.models.build import build_model
 from eectl.models.checkpoint import About, read_about, save_checkpoint
-from eectl.models.losses import TASKS
 from eectl.recipe.recipe import ModelSpec, Recipe
-from eectl.recipe.regimes import phase_numbered
+from eectl.recipe.regimes import Phase, phase_numbered
+from eectl.training.feed import training_data
+from eectl.training.find_recipe import find_recipe
 from eectl.training.gradient_dominance import check_track
 from eectl.training.l2w import check_run
-from eectl.training.loop import run_phase
+from eectl.training.loop import Journal, NotFiniteError, Tracking, run_phase
 from eectl.training.network import Network, first_network, planned_phases, resolve, with_combine, with_exits, without_combine
-from eectl.training.phase import Job, Place
+from eectl.training.phase import phase_settings
 from eectl.training.run_folder import RunFolder, State, under_prefix, with_prefix
+from eectl.training.running import make_execution
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left: `path` is its model.safetensors."""
+    """A finished run: `path` is its model.safetensors, `about` what that file says beside its weights."""
 
     path: Path
     about: About
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as JSON-able data."""
+        return {"kind": "training", "schema": 1, "path": str(self.path), **self.about.to_json()}
+
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path | None = None,
     *,
-    out: Path,
+    regime: str | None = None,
+    phase: int | None = None,
+    start: str | Path | None = None,
+    out: str | Path | None = None,
+    changes: Sequence[str] = (),
+    seed: int | None = None,
+    epochs: int | None = None,
+    pretrained: bool = False,
+    data: str | Path | None = None,
+    text: str | Sequence[str] | None = None,
+    target: str | None = None,
+    task: str | None = None,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
     device: str = "auto",
+    data_root: str | Path | None = None,
+    download: bool = False,
     resume: bool = False,
     overwrite: bool = False,
-    download: bool = False,
-    quiet: bool = False,
     track: str | None = None,
     track_every: int | None = None,
+    quiet: bool = True,
+    say: Callable[[str], None] = silent,
 ) -> Trained | None:
-    """Run a recipe's regime, or its one `phase`, into the folder `out`; returns None in all processes but the first.
+    """Train a regime, or one phase of it, into a run folder: `eectl train`.
 
-    `track` names what is measured on the way into metrics.jsonl (gradient-dominance), on every `track_every`-th batch; none: as
-    often as a tenth of the time allows. It changes no weight, so it is no part of the recipe.
-    Raises EectlError for what the user can mend, Interrupted after SIGINT or SIGTERM, with the state saved.
+    Args:
+        recipe: a recipe, the name of a shipped one, or a path; default: that of `start`, else `digits`.
+        regime: disjoint, joint, mixed, branch-wise, separate, alternating or mixed-gradual; default: the recipe's.
+        phase: run this phase alone: 1 backbone, 2 everything, 3 heads; staged regimes count their stages.
+        start: a checkpoint to start from.
+        out: the run's folder; default: runs/RECIPE-REGIME[-phase-N]-seed-S.
+        changes: changes of the recipe, such as `"optimizer.lr=1e-4"`.
+        seed: seed of weights, order and augmentation; default: the recipe's.
+        epochs: at most this many per phase; default: the recipe's.
+        pretrained: start from the weights that torchvision, timm or the Hugging Face hub publish.
+        data: data of your own: a folder of images by class, or a file of texts.
+        text: the column with the text, or the two columns of pairs.
+        target: the column to predict, for texts.
+        task: classification or regression, for texts.
+        backbone: the network, such as `timm/resnet18` or `hf/./FOLDER`.
+        weights: start from the network's weights in this .safetensors file.
+        device: auto, cpu, cuda, cuda:N or mps.
+        data_root: where the data lies; default: where the recipe says.
+        download: fetch the data set if it is missing.
+        resume: go on where the run in `out` stopped, or start it.
+        overwrite: replace a run that `out` holds.
+        track: `gradient-dominance` measures it on the way, into metrics.jsonl. It changes no weight.
+        track_every: on every N-th batch; default: as often as a tenth of the time allows.
+        quiet: show no progress on stderr.
+        say: is called with each line of that progress, in the first process, whether quiet or not.
+
+    Returns:
+        The finished run; None in every process but the first.
+
+    Raises:
+        EectlError: what the user can mend.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+
+    Example:
+        >>> done = train("digits", regime="joint", epochs=2, out="runs/joint")  # doctest: +SKIP
+        >>> done.path  # doctest: +SKIP
+        PosixPath('runs/joint/model.safetensors')
     """
+    given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "start": start and Path(start)}
+    given |= {"data_root": data_root and Path(data_root), "pretrained": pretrained or None, "data": data, "text": text or None}
+    given |= {"target": target, "task": task, "backbone": backbone, "weights": weights}
+    found = find_recipe(recipe, changes=changes, given=given)
     if track is not None:
-        check_track(track, compiled=recipe.compile)
+        check_track(track, compiled=found.recipe.compile)
     elif track_every is not None:
         raise EectlError(f"--track-every {track_every}: nothing is tracked; add --track gradient-dominance")
     world = join(device)
-    folder = RunFolder(out)
-    display = Display(quiet=quiet or not world.is_main)
+    display = Display(quiet=quiet or not world.is_main, say=say if world.is_main else silent)
+    for note in found.notes:
+        display.say(note)
     try:
-        if world.is_main and folder.holds_a_run() and not (resume or overwrite):
-            raise EectlError(
-                f"{out} holds a run; --resume to go on with it, --overwrite to replace it, or another folder with -o"
+        with _explained(found.recipe, world):
+            return _train(
+                found.recipe,
+                RunFolder(Path(out) if out else found.folder),
+                world=world,
+                display=display,
+                download=download,
+                resume=resume,
+                overwrite=overwrite,
+                tracking=None if track is None else Tracking(track_every),
             )
-        if download:
-            main_first(world, lambda: load_data(recipe.data, device=torch.device("cpu"), download=True))
-        data = load_data(recipe.data, device=world.device)
-        network = first_network(recipe, data.info)
-        asked, recipe = recipe, resolve(recipe, network)
-        for note in (*data.notes, *_check(asked, recipe, network)):
-            display.say(note)
-        if recipe.loss_weights == "l2w":
-            sizes = [recipe.batch_size, *(change.batch_size or recipe.batch_size for change in recipe.phases.values())]
-            check_run(data.info.task, processes=world.size, batch_sizes=sizes)
-        with folder.locked() if world.is_main else nullcontext():
-            main_first(world, lambda: _prepare(folder, recipe, data, resume=resume))
-            if resume and folder.finished():
-                display.say(f"{folder.model} is there: this run has come to its end")
-                return _trained(folder) if world.is_main else None
-            augmenter = Augmenter(data.info, data.augment, len(data.info.classes))
-            job = Job(recipe, world, folder, data, augmenter, display, TASKS[data.info.task])
-            job.track, job.track_every = track is not None, track_every
-            with _signals(job.caught):
-                _run(job, network, folder.load_state())
-            return _trained(folder) if world.is_main else None
+    finally:
+        display.close()
+        leave()
+
+
+def _train(
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    world: World,
+    display: Display,
+    download: bool,
+    resume: bool,
+    overwrite: bool,
+    tracking: Tracking | None,
+) -> Trained | None:
+    """Read the data, make the network, check both against the recipe, and run the phases that are left."""
+    if world.is_main and folder.holds_a_run() and not (resume or overwrite):
+        raise EectlError(
+            f"{folder.path} holds a run; --resume to go on with it, --overwrite to replace it, or another folder with -o"
+        )
+    if download:
+        main_first(world, lambda: load_data(recipe.data, device=torch.device("cpu"), download=True))
+    data = load_data(recipe.data, device=world.device)
+    network = first_network(recipe, data.info)
+    asked, recipe = recipe, resolve(recipe, network)
+    for note in (*data.notes, *_check(asked, recipe, network)):
+        display.say(note)
+    if recipe.loss_weights == "l2w":
+        sizes = [recipe.batch_size, *(change.batch_size or recipe.batch_size for change in recipe.phases.values())]
+        check_run(data.info.task, processes=world.size, batch_sizes=sizes)
+    with folder.locked() if world.is_main else nullcontext():
+        main_first(world, lambda: _prepare(folder, recipe, data, resume=resume))
+        if resume and folder.finished():
+            display.say(f"{folder.model} is there: this run has come to its end")
+        else:
+            with _signals() as signals:
+                run = TrainingRun(recipe, folder, data, world, display, signals, tracking)
+                _run_phases(run, network, folder.load_state())
+        return Trained(folder.model, read_about(folder.model)) if world.is_main else None
+
+
+@contextmanager
+def _explained(recipe: Recipe, world: World) -> Iterator[None]:
+    """Turn a full memory, and a batch too small for BatchNorm, into an EectlError that says what to change."""
+    try:
+        yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -94,17 +187,10 @@ def train(
             f"batch_size {recipe.batch_size} leaves a process one image, of which BatchNorm takes no statistics; raise batch_size"
         ) from error
     except torch.OutOfMemoryError as error:
-        raise EectlError(
-            f"out of memory on {world.device}; try --set batch_size={max(recipe.batch_size // 2, 1)} (it is {recipe.batch_size}, "
-            f"over all processes), --set eval_batch_size={max(recipe.eval_batch_size // 2, 1)}, or --set precision=bf16"
+        also = f", --set eval_batch_size={max(recipe.eval_batch_size // 2, 1)}, or --set precision=bf16"
+        raise out_of_memory(
+            world.device, option="--set batch_size=", size=recipe.batch_size, note="over all processes", also=also
         ) from error
-    finally:
-        display.close()
-        leave()
-
-
-def _trained(folder: RunFolder) -> Trained:
-    return Trained(folder.model, read_about(folder.model))
 
 
 def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
@@ -114,7 +200,8 @@ def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
     notes = [f"not in the weights that were loaded, so fresh: {', '.join(fresh)}"] if fresh else []
     if network.model.after:
         if asked.exits.after not in (None, network.model.after):
-            notes.append(f"the exits are those of {recipe.init}, after blocks {_list(network.model.after)}, not the recipe's")
+            blocks = ", ".join(map(str, network.model.after))
+            notes.append(f"the exits are those of {recipe.init}, after blocks {blocks}, not the recipe's")
     else:
         with_exits(network, recipe.exits, seed=recipe.seed)
     if network.model.combine is not None and not phases[0].combine:
@@ -128,10 +215,6 @@ def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
             f"phase {phases[0].number} trains on a backbone that is frozen at random weights; start from a checkpoint, --from"
         )
     return notes
-
-
-def _list(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
 
 
 def _prepare(folder: RunFolder, recipe: Recipe, data: Dataset, *, resume: bool) -> None:
@@ -154,14 +237,44 @@ def _prepare(folder: RunFolder, recipe: Recipe, data: Dataset, *, resume: bool) 
 
 
 def _splits(data: Dataset) -> dict[str, dict[str, Any]]:
-    """Size and fingerprint of each split."""
+    """Return size and fingerprint of each split."""
     return {name: {"size": len(split), "fingerprint": split.fingerprint} for name, split in data.splits.items()}
 
 
-def _run(job: Job, network: Network, state: State | None) -> None:
-    """The phases from where the state stands, or from the first."""
-    recipe, folder = job.recipe, job.folder
+@dataclass(frozen=True)
+class TrainingRun:
+    """What all phases of a run share, fixed before the first: the resolved recipe, the data, and where and how it runs."""
+
+    recipe: Recipe
+    folder: RunFolder
+    data: Dataset
+    world: World
+    display: Display
+    signals: Sequence[int]
+    tracking: Tracking | None
+
+    def about(self, network: Network) -> About:
+        """Return what a checkpoint of this run says beside its weights."""
+        recipe, info = self.recipe.model_dump(mode="json"), asdict(self.data.info)
+        return About(network.spec, recipe, info, _splits(self.data), network.history, network.parent)
+
+    def values(self, network: Network, done: int, *, fresh: bool) -> dict[str, Any]:
+        """Return what a resume state says of the run: `done` phases, whether the next has not begun, the network and the data."""
+        return {
+            "done": done,
+            "fresh": fresh,
+            "splits": _splits(self.data),
+            "spec": network.spec.model_dump(mode="json"),
+            "history": list(network.history),
+            "parent": network.parent,
+        }
+
+
+def _run_phases(run: TrainingRun, network: Network, state: State | None) -> None:
+    """Run the phases from where the state stands, or from the first, and save a checkpoint after each."""
+    recipe, folder, display = run.recipe, run.folder, run.display
     phases = planned_phases(recipe)
+    data, execution = training_data(run.data), make_execution(recipe, network.model.backbone, run.world.device)
     start = str(recipe.init) if recipe.init else "none, since this phase starts from fresh weights"
     done, resumed = 0, None
     if state is not None:
@@ -169,41 +282,58 @@ def _run(job: Job, network: Network, state: State | None) -> None:
         network = _network_from(state)
         resumed = None if state.values["fresh"] else state
         start = str(folder.phase(phases[done - 1].number)) if done else start
-        job.display.say(f"{folder.path}: going on with phase {phases[min(done, len(phases) - 1)].number}")
+        display.say(f"{folder.path}: going on with phase {phases[min(done, len(phases) - 1)].number}")
     for position, phase in enumerate(phases[done:], done):
-        if phase.needs_heads(len(recipe.exits.after or ()) + 1) and not network.model.after:
-            network = with_exits(network, recipe.exits, seed=recipe.seed)
-            job.display.say(f"attaching {recipe.exits.head} exits after blocks {_list(network.model.after)}")
-        if not network.model.after:
-            phase = phase_numbered(recipe.regime, 1, phase.number)
-        network = with_combine(network, seed=recipe.seed) if phase.combine else without_combine(network)
-        where = Place(_values(job, network, position, fresh=False), start, partial(_keep, job, network))
-        entry = run_phase(job, network.model, phase, place=where, resumed=resumed)
+        network, phase = _network_for(phase, network, recipe, display)
+        settings = phase_settings(recipe, phase, network.model, data, num_processes=run.world.size)
+        journal = Journal(folder, display, run.values(network, position, fresh=False), run.signals)
+        try:
+            entry = run_phase(
+                network.model,
+                settings,
+                data,
+                execution=execution,
+                world=run.world,
+                journal=journal,
+                tracking=run.tracking,
+                resumed=resumed,
+            )
+        except NotFiniteError as fault:
+            raise _diverged(fault, run, network, start) from fault
+        entry |= {"regime": recipe.regime, "start": recipe.start}
         network, resumed = replace(network, history=(*network.history, entry)), None
         path = folder.phase(phase.number)
-        if job.world.is_main:
-            digest = save_checkpoint(path, network.model, about(job, network))
-            network = replace(network, parent=digest)
-            fresh = State(with_prefix("model", network.model.state_dict()), _values(job, network, position + 1, fresh=True))
-            folder.save_state(fresh)
+        if run.world.is_main:
+            network = replace(network, parent=save_checkpoint(path, network.model, run.about(network)))
+            folder.save_state(_between_phases(run, network, position + 1))
         start = str(path)
-    main_first(job.world, lambda: folder.finish(folder.phase(phases[-1].number)))
+    main_first(run.world, lambda: folder.finish(folder.phase(phases[-1].number)))
 
 
-def _keep(job: Job, network: Network) -> Path:
-    path = job.folder.path / "last-good.safetensors"
-    save_checkpoint(path, network.model, about(job, network))
-    return path
+def _network_for(phase: Phase, network: Network, recipe: Recipe, display: Display) -> tuple[Network, Phase]:
+    """Return the network with what the phase trains: exits, or ensembles; and the phase as that network numbers its exits."""
+    if phase.needs_heads(len(recipe.exits.after or ()) + 1) and not network.model.after:
+        network = with_exits(network, recipe.exits, seed=recipe.seed)
+        blocks = ", ".join(map(str, network.model.after))
+        display.say(f"attaching {recipe.exits.head} exits after blocks {blocks}")
+    if not network.model.after:
+        phase = phase_numbered(recipe.regime, 1, phase.number)
+    return with_combine(network, seed=recipe.seed) if phase.combine else without_combine(network), phase
 
 
-def _values(job: Job, network: Network, done: int, *, fresh: bool) -> dict[str, Any]:
-    """What a resume state says of the run: `done` phases, whether the next has not begun, the network and the data."""
-    about_network = {
-        "spec": network.spec.model_dump(mode="json"),
-        "history": list(network.history),
-        "parent": network.parent,
-    }
-    return {"done": done, "fresh": fresh, "splits": _splits(job.data), **about_network}
+def _between_phases(run: TrainingRun, network: Network, done: int) -> State:
+    return State(with_prefix("model", network.model.state_dict()), run.values(network, done, fresh=True))
+
+
+def _diverged(fault: NotFiniteError, run: TrainingRun, network: Network, start: str) -> EectlError:
+    """Return the error for a loss that is not finite; where there are good weights, they are kept as last-good.safetensors."""
+    kept = run.folder.path / "last-good.safetensors"
+    if fault.restored and run.world.is_main:
+        save_checkpoint(kept, network.model, run.about(network))
+    return EectlError(
+        f"{fault}; the last good checkpoint is {kept if fault.restored else start}; train again with a lower optimizer.lr or "
+        "--set optimizer.clip_norm=1, and --overwrite or another -o"
+    )
 
 
 def _network_from(state: State) -> Network:
@@ -213,15 +343,10 @@ def _network_from(state: State) -> Network:
     return Network(model, spec, tuple(state.values["history"]), state.values["parent"])
 
 
-def about(job: Job, network: Network) -> About:
-    """What a checkpoint of this run says beside its weights."""
-    recipe, info = job.recipe.model_dump(mode="json"), asdict(job.data.info)
-    return About(network.spec, recipe, info, _splits(job.data), network.history, network.parent)
-
-
 @contextmanager
-def _signals(caught: list[int]) -> Iterator[None]:
-    """SIGINT and SIGTERM are noted for the loop to see; a second SIGINT stops at once."""
+def _signals() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM in a list for the loop to see; a second SIGINT stops at once."""
+    caught: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         if caught and number == signal.SIGINT:
@@ -231,7 +356,7 @@ def _signals(caught: list[int]) -> Iterator[None]:
     heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in heard}
     try:
-        yield
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

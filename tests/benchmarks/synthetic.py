@@ -16,16 +16,17 @@ import torch
 
 from eectl.core.distributed import World
 from eectl.core.progress import Display
-from eectl.data import Augmenter, DataInfo, Dataset, Split, data_info
+from eectl.data import DataInfo, Dataset, Split, data_info
 from eectl.data.images import MemoryImages
-from eectl.models.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.reading import read_recipe
 from eectl.recipe.recipe import Recipe
-from eectl.training.loop import run_phase
+from eectl.training.feed import training_data
+from eectl.training.loop import Journal, run_phase
 from eectl.training.network import first_network, planned_phases, resolve, with_exits
-from eectl.training.phase import Job, Place
+from eectl.training.phase import phase_settings
 from eectl.training.run_folder import RunFolder
+from eectl.training.running import make_execution
 
 # For --quick alone.
 TOY = {
@@ -90,10 +91,11 @@ def train_epoch(model: MultiExitModel, recipe: Recipe, data: Dataset, device: to
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder(Path(name))
         folder.saved_at = time.monotonic() + 1e9  # a run saves its state in a small share of its time; not in this epoch
-        augmenter = Augmenter(data.info, data.augment, len(data.info.classes))
-        job = Job(recipe, World(0, 1, device), folder, data, augmenter, clock, TASKS[data.info.task])
+        rows = training_data(data)
         (phase,) = planned_phases(recipe)
-        run_phase(job, model, phase, place=Place({}, "none", lambda: Path(name)))
+        settings = phase_settings(recipe, phase, model, rows, num_processes=1)
+        execution, world = make_execution(recipe, model.backbone, device), World(0, 1, device)
+        run_phase(model, settings, rows, execution=execution, world=world, journal=Journal(folder, clock, {}))
     return clock.epochs[-1]
 
 

@@ -17,16 +17,18 @@ import torch
 
 from eectl.core.distributed import World
 from eectl.core.progress import Display
-from eectl.data import Augmenter, DataInfo, Dataset, Split, data_info
+from eectl.data import DataInfo, Dataset, Split, data_info
 from eectl.data.images import MemoryImages
-from eectl.models.losses import TASKS
 from eectl.recipe.reading import make_recipe, parse_yaml, read_recipe, shipped_recipes
 from eectl.recipe.recipe import Recipe
 from eectl.recipe.regimes import REGIMES
 from eectl.training.dry_run import plan
-from eectl.training.loop import Job, Place, run_phase
+from eectl.training.feed import training_data
+from eectl.training.loop import Journal, run_phase
 from eectl.training.network import first_network, planned_phases, resolve, with_exits
+from eectl.training.phase import phase_settings
 from eectl.training.run_folder import RunFolder
+from eectl.training.running import make_execution
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(shipped_recipes())
@@ -214,13 +216,19 @@ def test_a_recipe_takes_two_steps_of_the_loop(name, tmp_path):
     recipe = resolve(recipe, network)
     network = with_exits(network, recipe.exits, seed=0)
     (phase,) = planned_phases(recipe)
-    task = TASKS[info.task]
-    augmenter = Augmenter(info, data.augment, len(info.classes))
+    rows = training_data(data)
     folder = RunFolder(tmp_path)
     folder.saved_at = math.inf  # no resume states: they are large, and tested elsewhere
-    job = Job(recipe, World(0, 1, CPU), folder, data, augmenter, Display(quiet=True), task)
+    settings = phase_settings(recipe, phase, network.model, rows, num_processes=1)
     before = {key: value.clone() for key, value in network.model.named_parameters()}
-    entry = run_phase(job, network.model, phase, place=Place({}, "none", lambda: tmp_path))
+    entry = run_phase(
+        network.model,
+        settings,
+        rows,
+        execution=make_execution(recipe, network.model.backbone, CPU),
+        world=World(0, 1, CPU),
+        journal=Journal(folder, Display(quiet=True), {}),
+    )
     assert (entry["steps"], entry["epochs"]) == (2, 1)
     (row,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert len(row["train_loss"]) == network.model.num_exits and all(0 < loss < 100 for loss in row["train_loss"])

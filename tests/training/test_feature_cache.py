@@ -52,10 +52,10 @@ def in_phases(folder):
 def test_with_and_without_the_cache(small, tmp_path, capsys, name):
     """Every kind of head, both frozen phases: the same weights, epochs and metrics, but for rounding."""
     recipe = small(*STILL, "phases={1: {epochs: 1}}", "optimizer.lr=3e-3", *CASES[name])
-    train(recipe, out=tmp_path / "kept", device="cpu")
+    train(recipe, out=tmp_path / "kept", device="cpu", quiet=False)
     kept_in = capsys.readouterr().err.count(KEPT.format(150 + 144))
     assert kept_in == (2 if "ztw" in name else 1)
-    train(recipe.model_copy(update={"cache_features": 0.0}), out=tmp_path / "plain", device="cpu")
+    train(recipe.model_copy(update={"cache_features": 0.0}), out=tmp_path / "plain", device="cpu", quiet=False)
     assert "the frozen backbone runs" not in capsys.readouterr().err
     kept, plain = (weights(tmp_path / each / "model.safetensors") for each in ("kept", "plain"))
     start = weights(tmp_path / "kept" / "phase-1.safetensors")
@@ -83,7 +83,7 @@ def test_texts_with_and_without_the_cache(small, tmp_path, monkeypatch, capsys):
     recipe = small("batch_size=16", "eval_batch_size=7", "regime=disjoint", "epochs=3", "optimizer.lr=0.02",
                    data=data | {"max_length": 20}, backbone={"name": TOY.name}, exits={"after": [0, 1]})  # fmt: skip
     for name, limit in (("kept", 2e9), ("plain", 0.0)):
-        train(recipe.model_copy(update={"cache_features": limit}), out=tmp_path / name, device="cpu")
+        train(recipe.model_copy(update={"cache_features": limit}), out=tmp_path / name, device="cpu", quiet=False)
     assert KEPT.format(180) in capsys.readouterr().err
     kept, plain = (weights(tmp_path / each / "model.safetensors") for each in ("kept", "plain"))
     for key, tensor in plain.items():
@@ -97,7 +97,7 @@ def test_how_often_the_backbone_sees_a_row(small, tmp_path, capsys, seen, change
     start = tmp_path / "start" / "phase-1.safetensors"
     seen.clear()
     recipe = small(*STILL, "phase=3", f"init='{start}'", "epochs=3", "patience=3", "batch_size=30", *changes)
-    train(recipe, out=tmp_path / "run", device="cpu")
+    train(recipe, out=tmp_path / "run", device="cpu", quiet=False)
     assert [row["phase"] for row in rows(tmp_path / "run")] == [3, 3, 3]
     assert sum(seen) - seen.count(1) == times * (150 + 144)
     assert ("the frozen backbone runs once" in capsys.readouterr().err) == (times == 1)
@@ -106,15 +106,15 @@ def test_how_often_the_backbone_sees_a_row(small, tmp_path, capsys, seen, change
 def test_what_does_not_fit_is_not_kept_and_it_is_said(small, tmp_path, capsys):
     """Two maps of 16 and 32 channels, of 4×4 cells each twice, and 10 logits; in float32."""
     size = 4 * (2 * 16 * (16 + 32) + 10) * (150 + 144)
-    train(small(*STILL, "epochs=1", f"cache_features={size}"), out=tmp_path / "fits", device="cpu")
+    train(small(*STILL, "epochs=1", f"cache_features={size}"), out=tmp_path / "fits", device="cpu", quiet=False)
     assert f"of 294 rows takes {size / 1e6:.1f} MB and is kept\n" in capsys.readouterr().err
-    train(small(*STILL, "epochs=1", f"cache_features={size - 1}"), out=tmp_path / "does-not", device="cpu")
+    train(small(*STILL, "epochs=1", f"cache_features={size - 1}"), out=tmp_path / "does-not", device="cpu", quiet=False)
     said = capsys.readouterr().err
     assert f"runs at every step: what heads read of 294 rows takes {size / 1e6:.1f} MB, and cache_features allows" in said
 
 
 def test_learned_weighting_runs_the_backbone_and_says_so(small, tmp_path, capsys):
-    train(small(*STILL, "epochs=1", "loss_weights=l2w"), out=tmp_path / "run", device="cpu")
+    train(small(*STILL, "epochs=1", "loss_weights=l2w"), out=tmp_path / "run", device="cpu", quiet=False)
     assert "phase 3: the frozen backbone runs at every step: l2w takes its batches as they are" in capsys.readouterr().err
 
 

@@ -133,7 +133,7 @@ def test_stopped_in_the_ensembles_phase_and_resumed(small, tmp_path, ztw_run):
 
 def test_training_the_heads_again_leaves_the_ensembles_out(small, tmp_path, ztw_run, capsys):
     start = ztw_run / "model.safetensors"
-    train(small("phase=3", f"init='{start}'", "epochs=1"), out=tmp_path / "run", device="cpu")
+    train(small("phase=3", f"init='{start}'", "epochs=1"), out=tmp_path / "run", device="cpu", quiet=False)
     assert f"the ensembles of {start} are left out: phase 3 trains what they stand on" in capsys.readouterr().err.replace(
         "\n", " "
     )

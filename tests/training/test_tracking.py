@@ -308,11 +308,11 @@ def test_what_cannot_be_tracked_leaves_no_folder(small, tmp_path, capsys):
     with pytest.raises(EectlError, match=r"unknown --track 'gradients'.*known: gradient-dominance"):
         train(small(), out=folder, device="cpu", track="gradients")
     with pytest.raises(EectlError, match="compiled networks do not allow; --set compile=false"):
-        train(small("compile=true"), out=folder, device="cpu", track="gradient-dominance")
+        train(small("compile=true"), out=folder, device="cpu", track="gradient-dominance", quiet=False)
     with pytest.raises(EectlError, match="--track-every 5: nothing is tracked; add --track gradient-dominance"):
         train(small(), out=folder, device="cpu", track_every=5)
     assert not Path(folder).exists()
-    train(small("regime=disjoint", "epochs=1"), out=folder, device="cpu", track="gradient-dominance")
+    train(small("regime=disjoint", "epochs=1"), out=folder, device="cpu", track="gradient-dominance", quiet=False)
     said = capsys.readouterr().err
     assert said.count("phase 1: gradient dominance is not tracked: it trains on one exit at a time") == 1
     assert said.count("phase 3: gradient dominance is not tracked: the backbone is frozen") == 1

@@ -257,13 +257,13 @@ def test_one_image_per_step_and_batchnorm(small, tmp_path):
 
 
 def test_what_a_user_should_know_is_said(small, tmp_path, joint_run, capsys):
-    train(small("phase=3", "exits.after=[8]", "epochs=1"), out=tmp_path / "run", device="cpu")
+    train(small("phase=3", "exits.after=[8]", "epochs=1"), out=tmp_path / "run", device="cpu", quiet=False)
     said = capsys.readouterr().err
     assert "the exit after the last block, 8, saves nothing" in said
     assert "frozen at random weights" in said
     start = joint_run / "model.safetensors"
     recipe = small("epochs=1", f"init='{start}'", "exits.after=[2]", "backbone.name=resnet18")
-    train(recipe, out=tmp_path / "again", device="cpu")
+    train(recipe, out=tmp_path / "again", device="cpu", quiet=False)
     said = capsys.readouterr().err
     assert f"the exits are those of {start}, after blocks 1, 4, not the recipe's" in said
     assert f"the backbone is that of {start}, resnet20, not the recipe's resnet18" in said

@@ -1,6 +1,7 @@
 """No step waits for its device: an epoch on the meta device, which has no values to give back, its copies being watched."""
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from toy_text import make_rows, write_csv, write_tokenizer
 
 from eectl.core.distributed import World
 from eectl.core.progress import Display
-from eectl.data import Augmenter, load_data
-from eectl.models.losses import TASKS
-from eectl.training.loop import _begin, _cached, _train_epoch
+from eectl.data import load_data
+from eectl.training.feed import training_data
+from eectl.training.loop import Journal, begin_phase, make_feed, train_epoch
 from eectl.training.network import first_network, planned_phases, resolve, with_exits
-from eectl.training.phase import Job, Place
+from eectl.training.phase import phase_settings
 from eectl.training.run_folder import RunFolder
+from eectl.training.running import make_execution
 
 META = torch.device("meta")
 AUGMENT = {"resized_crop": [0.5, 1.0], "trivial": True, "crop": 1, "flip": True, "rotation": 10, "contrast": 0.2, "erasing": 0.5}
@@ -52,14 +54,17 @@ def epoch(recipe, folder, monkeypatch, *, phase=0):
     network = first_network(recipe, data.info)
     recipe = resolve(recipe, network)
     model = with_exits(network, recipe.exits, seed=0).model
-    augmenter, task = Augmenter(data.info, data.augment, data.info.num_outputs), TASKS[data.info.task]
-    job = Job(recipe, World(0, 1, META), RunFolder(folder), data, augmenter, Display(quiet=True), task)
-    run = _begin(job, model, planned_phases(recipe)[phase], Place({}, "", lambda: folder))
-    run.cached = _cached(job, run)
-    augmenter.eval(torch.empty(1, *data.info.input_shape, device=META))  # its constants go there once
+    known_data, world, display = training_data(data), World(0, 1, META), Display(quiet=True)
+    execution = make_execution(recipe, model.backbone, META)
+    settings = phase_settings(recipe, planned_phases(recipe)[phase], model, known_data, num_processes=1)
+    net, progress, sums = begin_phase(model, settings, execution=execution, world=world, tracking=None, display=display)
+    feed = make_feed(model, settings, known_data, execution=execution, world=world, display=display)
+    known_data.augmenter.eval(torch.empty(1, *data.info.input_shape, device=META))  # its constants go there once
+    run_folder = RunFolder(folder)
+    run_folder.saved_at = math.inf  # saving waits for the device, and is not asked for here however slow the machine
     with Copies() as copies:
-        _train_epoch(job, run)
-    assert run.step >= 4
+        train_epoch(net, settings, feed, progress, sums, world=world, journal=Journal(run_folder, display, {}))
+    assert progress.step >= 4
     return copies.goes_on
 
 

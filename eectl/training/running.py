@@ -1,0 +1,91 @@
+"""How a network runs in training: its device, memory layout and precision, and DDP or torch.compile around it.
+
+All of it is resolved before the first phase; nothing here knows what is trained.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eectl.core.distributed import World
+from eectl.models.backbone import Backbone
+from eectl.models.heads import ExitOutput
+from eectl.models.multi_exit import MultiExitModel
+from eectl.recipe.recipe import Recipe
+from eectl.recipe.regimes import Phase
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a network computes.
+
+    `low_precision` is the type that autocast computes in, None for plain float32. `recomputes` says that blocks run again in the
+    backward pass, which takes less memory and more time.
+    """
+
+    device: torch.device
+    channels_last: bool
+    low_precision: torch.dtype | None
+    compiled: bool = False
+    recomputes: bool = False
+
+    @property
+    def precision(self) -> str:
+        """The recipe's name of the precision: float32 or bf16."""
+        return "float32" if self.low_precision is None else "bf16"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context that a forward pass runs in."""
+        return nullcontext() if self.low_precision is None else torch.autocast(self.device.type, self.low_precision)
+
+    def laid_out(self, inputs: Tensor) -> Tensor:
+        """Return a batch of inputs in the memory layout that the network has."""
+        return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
+
+
+@dataclass(frozen=True)
+class RunningNetwork:
+    """A network that is ready to train.
+
+    `run` is `model` as training steps call it: in DDP where there are several processes, compiled where that is asked for.
+    """
+
+    model: MultiExitModel
+    run: Callable[..., list[ExitOutput]]
+    execution: Execution
+
+
+def make_execution(recipe: Recipe, backbone: Backbone, device: torch.device) -> Execution:
+    """Resolve a recipe's `precision` and `channels_last` for a network and a device."""
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "float32"
+    return Execution(
+        device,
+        backbone.lies_channels_last(recipe.channels_last),
+        torch.bfloat16 if precision == "bf16" else None,
+        compiled=recipe.compile,
+        recomputes=recipe.checkpoint_activations,
+    )
+
+
+def start_network(model: MultiExitModel, phase: Phase, execution: Execution, world: World) -> RunningNetwork:
+    """Move the network to its device, freeze what the phase does not train, and wrap it: in this order.
+
+    DDP looks at what requires a gradient when it wraps a network, so frozen parts must be frozen before.
+    """
+    model.to(execution.device)
+    if execution.channels_last:
+        model.to(memory_format=torch.channels_last)
+    model.set_trainable(phase.segments, phase.heads, combine=phase.combine)
+    model.checkpoint_activations(execution.recomputes)
+    runner: nn.Module = model
+    if world.size > 1:
+        devices = [world.device] if world.device.type == "cuda" else None
+        unused = len(phase.losses) > 1 or model.backbone.blocks_serve_later_exits
+        runner = nn.parallel.DistributedDataParallel(runner, devices, find_unused_parameters=unused)
+    return RunningNetwork(model, torch.compile(runner) if execution.compiled else runner, execution)
