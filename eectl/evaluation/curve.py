@@ -24,11 +24,11 @@ def check_plot_path(path: Path) -> None:
         raise EectlError(f"--plot {path}: allowed are files that end in .{', .'.join(PLOT_FORMATS)}")
 
 
-def plot_curve(path: Path, result: Evaluation) -> None:
+def plot_curve(path: Path, result: Evaluation, *, paper: bool = False) -> None:
     """Draw accuracy (or MSE) against the mean cost in % of the plain backbone, as PNG, PDF or SVG by the suffix.
 
     The line is the whole sweep on the same split: a diagnostic, since nobody may choose on it. Budgets are vertical lines, dots
-    the exits on their own, diamonds the policies. Raises EectlError for another suffix.
+    the exits on their own, diamonds the policies. `paper` leaves the title out. Raises EectlError for another suffix.
     """
     check_plot_path(path)
     import matplotlib
@@ -44,6 +44,8 @@ def plot_curve(path: Path, result: Evaluation) -> None:
         _draw_exits(axes, result, scale)
         _draw_policies(axes, result, scale)
         _dress(axes, result, scale)
+        if not paper:
+            axes.set_title(f"{result.split} split, {result.num_rows:,} rows, {result.criterion}", fontsize=10, loc="left")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
         with replacing(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:].lower())
@@ -92,6 +94,5 @@ def _dress(axes: "Axes", result: Evaluation, scale: float) -> None:
     name = TASKS[result.task].score_name
     axes.set_ylabel(f"{name}, %" if scale > 1 else f"{name}, lower is better")
     axes.set_xlabel(f"mean cost of a row, % of the plain backbone's {COSTS[result.cost]} (budgets on top)")
-    axes.set_title(f"{result.split} split, {result.num_rows:,} rows, {result.criterion}", fontsize=10, loc="left")
     axes.grid(axis="y", color="#e4e4e4", lw=0.6)
     axes.set_axisbelow(True)

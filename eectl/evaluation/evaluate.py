@@ -29,6 +29,7 @@ def evaluate(
     protocol: str = "calibrated",
     out: str | Path | None = None,
     plot: str | Path | None = None,
+    paper: bool = False,
     predictions: str | Path | None = None,
     save_predictions: str | Path | None = None,
     device: str = "auto",
@@ -47,6 +48,7 @@ def evaluate(
         protocol: `calibrated`, or `paper` for the authors' rule on the test split itself.
         out: Where to write the evaluation, for `report`.
         plot: Where to draw the curve, a .png, .pdf or .svg.
+        paper: Draw it without a title.
         predictions: Predictions of the test split, in place of a pass over it.
         save_predictions: Where to keep what the pass gives.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -92,7 +94,7 @@ def evaluate(
         for note in notes:
             say(f"note: {note}")
         if plot:
-            plot_curve(plot, result)
+            plot_curve(plot, result, paper=paper)
             say(f"{plot}: written")
         if out:
             write_evaluation(out, result)

@@ -85,8 +85,7 @@ def _find(source: Path, say: Callable[[str], None]) -> _Found | None:
     if not source.exists():
         raise EectlError(f"{source}: no such file or folder; name run folders, checkpoints or evaluation files")
     if source.suffix == ".json":
-        checkpoint = source.with_name(CHECKPOINT)
-        return _Found(str(source), source, None if _is_whole(source) or not checkpoint.exists() else checkpoint)
+        return _Found(str(source), source, None)
     if source.suffix != ".safetensors":
         raise EectlError(f"{source}: not a run; name run folders, checkpoints (.safetensors) or evaluation files (.json)")
     file = source.with_name(EVALUATION)
@@ -95,13 +94,8 @@ def _find(source: Path, say: Callable[[str], None]) -> _Found | None:
     return _Found(str(source), file, source)
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether an evaluation says itself where it came from."""
-    return read_evaluation(file).origin is not None
-
-
 def _read(found: _Found) -> Run:
-    """The run, from its evaluation; what an older evaluation does not say comes from the checkpoint, which must be its own."""
+    """Return the run that an evaluation is of; a checkpoint that was found with it must be its own."""
     evaluation = read_evaluation(found.file)
     if found.checkpoint is not None:
         digest = read_metadata(found.checkpoint)["weights"]
