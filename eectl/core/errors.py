@@ -1,4 +1,4 @@
-"""What a user can mend: one exception type, and the one way to look a name up in a table.
+"""Mistakes that a user can mend: one exception type, the way to look a name up in a table, and the message of a full memory.
 
 An `EectlError` becomes one line on stderr and an exit code, `Interrupted` an exit code; anything else that is raised is our
 bug and keeps its traceback.
@@ -32,11 +32,6 @@ class Interrupted(BaseException):  # an Exception would be swallowed by the libr
         self.hint = hint
 
 
-def out_of_memory(device: object, *, option: str, size: int) -> EectlError:
-    """Return the error for a device whose memory was too small for `size` rows at once; `option` is what sets that number."""
-    return EectlError(f"out of memory on {device}; try {option} {max(size // 2, 1)} (it is {size})")
-
-
 def closest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the nearest of `known`, or an empty string."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -48,3 +43,17 @@ def lookup(table: Mapping[str, T], name: str, *, what: str) -> T:
     if name in table:
         return table[name]
     raise EectlError(f"unknown {what} '{name}'{closest(name, table)}; known: {', '.join(table)}")
+
+
+def out_of_memory(device: object, option: str, size: int, *, note: str = "", also: str = "") -> EectlError:
+    """Return the error for a device whose memory is full, which proposes half of a batch size.
+
+    Args:
+        device: the device that is full.
+        option: what sets the batch size, up to the number: `--batch-size ` or `--set batch_size=`.
+        size: the batch size that did not fit.
+        note: more about that size, such as `over all processes`.
+        also: what else would help.
+    """
+    current = ", ".join([f"it is {size}", *([note] if note else [])])
+    return EectlError(f"out of memory on {device}; try {option}{max(size // 2, 1)} ({current}){also}")

@@ -174,8 +174,12 @@ class Backbone(nn.Module, ABC):
         """How many blocks there are."""
         return len(self.block_names)
 
-    def lies_channels_last(self, wish: bool | str) -> bool:
-        """Return whether weights and images lie in memory channels last, by the recipe's `channels_last`: true, false or auto."""
+    def lies_channels_last(self, wish: "bool | str") -> bool:
+        """Return whether the network and its images lie in memory channels last.
+
+        Args:
+            wish: the recipe's `channels_last`: True, False, or `auto` for what this network is fastest with.
+        """
         return self.prefers_channels_last if wish == "auto" else bool(wish)
 
     @abstractmethod
