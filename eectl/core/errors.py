@@ -48,16 +48,15 @@ def lookup(table: Mapping[str, T], name: str, *, what: str) -> T:
     raise EectlError(f"unknown {what} '{name}'{closest(name, table)}; known: {', '.join(table)}")
 
 
-def out_of_memory(device: object, *, option: str, size: int, note: str = "", also: str = "") -> EectlError:
+def out_of_memory(device: object, option: str, size: int, *, note: str = "", also: str = "") -> EectlError:
     """Return the error for a device whose memory is full, which proposes half of a batch size.
 
     Args:
         device: the device that is full.
-        option: what sets the batch size: `--batch-size`, or `--set batch_size=`.
+        option: what sets the batch size, up to the number: `--batch-size ` or `--set batch_size=`.
         size: the batch size that did not fit.
         note: more about that size, such as `over all processes`.
         also: what else would help.
     """
     current = ", ".join([f"it is {size}", *([note] if note else [])])
-    smaller = f"{option}{'' if option.endswith('=') else ' '}{max(size // 2, 1)}"
-    return EectlError(f"out of memory on {device}; try {smaller} ({current}){also}")
+    return EectlError(f"out of memory on {device}; try {option}{max(size // 2, 1)} ({current}){also}")

@@ -145,7 +145,7 @@ def _measure(
             shares = session.costs.shares
             measured.append(measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds))
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(session.world.device, option="--batch-size", size=size) from error
+            raise out_of_memory(session.world.device, "--batch-size ", size) from error
     return Bench(
         checkpoint=session.checkpoint.digest,
         device=device_name(session.world.device),

@@ -201,7 +201,7 @@ def _pass(session: Session, split: Split, criterion: Criterion, keeper: Keeper |
             keeper=keeper,
         )
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(world.device, option="--batch-size", size=size) from error
+        raise out_of_memory(world.device, "--batch-size ", size) from error
     return table if split.lengths is None else table[:, :, order.argsort()]  # texts come by length
 
 

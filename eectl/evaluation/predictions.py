@@ -60,7 +60,7 @@ class Keeper:
 
 
 def _runs(rows: Tensor) -> Iterator[tuple[int, int]]:
-    """The stretches of row numbers that rise by one, as positions from and up to."""
+    """Yield the stretches of row numbers that rise by one, as positions from and up to."""
     cuts = (rows.diff() != 1).nonzero()[:, 0] + 1
     yield from pairwise([0, *cuts.tolist(), len(rows)])
 

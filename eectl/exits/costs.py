@@ -1,4 +1,4 @@
-"""What each exit costs, in multiply-adds (MACs) of one row. Counts with fvcore on the pieces that really run.
+"""The cost of each exit in multiply-adds (MACs) of one row, counted with fvcore on the pieces that really run.
 
 Counted: convolutions, linear layers, matrix products and attention. Element-wise operations, norms and pooling are listed as not
 counted; any operation on neither list is an error, so that no cost is lost in silence. The time of a run is not measured here.
@@ -55,7 +55,7 @@ class Costs:
 
 
 def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
-    """The costs of `model` for one input of `input_shape`, texts at their full length, counted piece by piece in eval mode.
+    """Count the costs of `model` for one input of `input_shape`, texts at their full length, piece by piece in eval mode.
 
     The model's parameters, buffers and training flags stay as they are, and PyTorch's fused attention comes back on after.
     Raises EectlError for an operation that is neither counted nor known to be negligible.
@@ -87,7 +87,7 @@ def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
 
 @contextlib.contextmanager
 def _counting(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no graph and no fused attention kernels, which the counter cannot see; all restored after."""
+    """Go to eval mode without a graph and without fused attention, which the counter cannot see; all is restored after."""
     modes = {module: module.training for module in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
@@ -112,19 +112,19 @@ def _flat(hidden: Hidden) -> tuple[Tensor, ...]:
 
 
 def _like(hidden: Hidden, flat: Sequence[Tensor]) -> Hidden:
-    """`flat` in the form of `hidden`; the inverse of _flat."""
+    """Return `flat` in the form of `hidden`; the inverse of _flat."""
     scales, mask = (flat, None) if hidden.mask is None else (flat[:-1], flat[-1])
     return Hidden(scales[0] if isinstance(hidden.x, Tensor) else tuple(scales), mask)
 
 
 def _count_hidden(place: str, owner: nn.Module, run: Callable[[Hidden], Hidden], hidden: Hidden) -> tuple[int, Hidden]:
-    """The MACs of a piece from Hidden to Hidden, and what it gives."""
+    """Return the MACs of a piece from Hidden to Hidden, and what it gives."""
     cost = _count(place, owner, lambda *flat: _flat(run(_like(hidden, flat))), _flat(hidden))
     return cost, run(hidden)
 
 
 def _count_output(place: str, model: MultiExitModel, number: int, hidden: Hidden, earlier: Sequence[ExitOutput | None]) -> int:
-    """The MACs of exit `number`'s head alone, with the outputs of the exits before it."""
+    """Return the MACs of exit `number`'s head alone, with the outputs of the exits before it."""
 
     def run(*flat: Tensor) -> tuple[Tensor, ...]:
         output = model.leave(_like(hidden, flat), number, earlier)
@@ -154,13 +154,13 @@ def _count(place: str, owner: nn.Module, run: Callable[..., tuple[Tensor, ...]],
     if unknown:
         raise EectlError(
             f"the cost of {', '.join(unknown)} in {place} is not known; "
-            "add each to COUNTED or UNCOUNTED in eectl/costs.py, or write the network without them"
+            "add each to COUNTED or UNCOUNTED in eectl/exits/costs.py, or write the network without them"
         )
     return total
 
 
 def _product(inner: int) -> Callable[[list[Any], list[Any]], int]:
-    """Counts a matrix product: output elements × the last dimension of argument `inner`; any batch shape, broadcast or not."""
+    """Return a counter of matrix products: output elements × the last dimension of argument `inner`, whatever the batch shape."""
 
     def count(inputs: list[Any], outputs: list[Any]) -> int:
         return prod(_shape(outputs[0])) * _shape(inputs[inner])[-1]
@@ -169,12 +169,12 @@ def _product(inner: int) -> Callable[[list[Any], list[Any]], int]:
 
 
 def _shape(value: Any) -> list[int]:
-    """The shape of a traced tensor."""
+    """Return the shape of a traced tensor."""
     return [int(size) for size in get_shape(value)]
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001
-    """Counts softmax(q kᵀ) v; q is [row, head, query, width], k and v [row, head, key, width]. The softmax is not counted."""
+    """Return the MACs of softmax(q kᵀ) v without the softmax; q is [row, head, query, width], k and v [row, head, key, width]."""
     query, key, value = (_shape(tensor) for tensor in inputs[:3])
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 

@@ -44,7 +44,7 @@ class _Party:
 
     @staticmethod
     def of(inputs: Tensor, start: int = 0) -> "_Party":
-        """A batch that comes in; its rows are numbered from `start`."""
+        """Return a batch that comes in as a party; its rows are numbered from `start`."""
         rows = torch.arange(start, start + len(inputs), device=inputs.device)
         return _Party(inputs, rows, memory=inputs.untyped_storage().data_ptr())
 
@@ -54,7 +54,7 @@ class _Party:
         return len(self.rows) - self.num_gone
 
     def answer(self, output: ExitOutput, number: int) -> Answers:
-        """All rows that have no answer yet leave at exit `number`, from 1."""
+        """Let all rows that have no answer yet leave at exit `number`, from 1."""
         waiting = slice(None) if self.gone is None else (~self.gone).nonzero()[:, 0]
         self.num_gone = len(self.rows)
         return Answers(self.rows[waiting], output.logits[waiting], number - 1)
@@ -74,13 +74,13 @@ class _Party:
         self.gone, self.num_gone, self.wasted = None, 0, 0.0
 
     def _is_the_callers(self) -> bool:
-        """Whether the hidden state lies in the memory of the inputs, as blocks that do nothing would leave it."""
+        """Return whether the hidden state lies in the memory of the inputs, as blocks that do nothing would leave it."""
         assert isinstance(self.hidden, Hidden)
         scales = (self.hidden.x,) if isinstance(self.hidden.x, Tensor) else self.hidden.x
         return self.memory in {scale.untyped_storage().data_ptr() for scale in scales}
 
     def split(self, count: int) -> "tuple[_Party, _Party]":
-        """The first `count` rows and the rest, as views."""
+        """Return the first `count` rows and the rest, as views."""
         assert self.gone is None and isinstance(self.hidden, Hidden)
         hidden, rows = self.hidden.split(count), (self.rows[:count], self.rows[count:])
         earlier = [_split(each, count) for each in self.earlier]
@@ -89,7 +89,7 @@ class _Party:
 
     @staticmethod
     def cat(parties: "Sequence[_Party]") -> "_Party":
-        """All of their rows as one party."""
+        """Return all of their rows as one party."""
         if len(parties) == 1:
             return parties[0]
         hidden = Hidden.cat([party.hidden for party in parties if isinstance(party.hidden, Hidden)])
@@ -111,7 +111,7 @@ class Router:
         self._remembers = self._rule.remembers or any(getattr(head, "uses_earlier", False) for head in model.exits)
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [row, class] of the exit at which each row leaves, and that exit's index [row], from 0.
+        """Return the logits [row, class] of the exit at which each row leaves, and that exit's index [row], from 0.
 
         Once every row has left nothing more runs.
         """
@@ -129,7 +129,7 @@ class Router:
         return in_order(answers)
 
     def stream(self, batches: Iterable[Tensor], *, batch_size: int) -> Iterator[Answers]:
-        """Answers as they come, for the rows of `batches` numbered from 0: segments after the first see full batches.
+        """Yield answers as they come, for the rows of `batches` numbered from 0: segments after the first see full batches.
 
         Survivors wait in a queue per exit until `batch_size` of them are there; what is left when the batches end runs from the
         first exit on, each time with what waits at the next. With `times`, rows wait only where the segment takes enough longer
@@ -161,7 +161,7 @@ class Router:
                 yield from run(queues[number].get(batch_size), number)
 
     def _alone(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """A single row stops or goes on: nothing is indexed."""
+        """Run a single row until it stops: nothing is indexed."""
         model, number = self._model, 1
         hidden: Hidden | Tensor = inputs
         earlier: list[ExitOutput | None] = []
@@ -198,7 +198,7 @@ class Router:
         return [each.logits for each in earlier if each is not None] if self._rule.remembers else ()
 
     def _pays(self, party: _Party, number: int) -> bool:
-        """Whether to regroup after exit `number`: once carrying the rows that left costs more than dropping them.
+        """Return whether to regroup after exit `number`: once carrying the rows that left costs more than dropping them.
 
         What was lost by waiting so far counts: so many short segments cannot lose more than regrouping once would have cost,
         and the same again.
@@ -210,7 +210,7 @@ class Router:
         return party.wasted > self._times.regroup(number, moved=min(party.num_gone, party.num_waiting))
 
     def _queueing_pays(self, number: int, rows: int, batch_size: int) -> bool:
-        """Whether survivors of exit `number` gain more from a full batch than it takes to copy them into one."""
+        """Return whether survivors of exit `number` gain more from a full batch than it takes to copy them into one."""
         if self._times is None:
             return True
         return self._times.crowd(number + 1, rows=rows, among=batch_size) > self._times.regroup(number, moved=rows)
@@ -243,12 +243,12 @@ class _Queue:
 
 
 def early_exit(model: MultiExitModel, inputs: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
-    """Logits [row, class] of the exit at which each row leaves, and that exit's index [row], from 0; see Router."""
+    """Return the logits [row, class] of the exit at which each row leaves, and that exit's index [row], from 0; see Router."""
     return Router(model, policy)(inputs)
 
 
 def in_order(answers: Sequence[Answers]) -> tuple[Tensor, Tensor]:
-    """Logits [row, class] and exits [row] of all rows 0..N−1, each of which is in one of `answers`."""
+    """Return the logits [row, class] and exits [row] of all rows 0..N−1, each of which is in one of `answers`."""
     rows = torch.cat([each.rows for each in answers])
     logits = torch.cat([each.logits for each in answers])
     exits = torch.empty_like(rows)
@@ -269,7 +269,7 @@ def _split(output: ExitOutput | None, count: int) -> tuple[ExitOutput | None, Ex
 
 
 def _cat(outputs: Sequence[ExitOutput | None]) -> ExitOutput | None:
-    """One exit's outputs on several parties; None where nobody reads them."""
+    """Return one exit's outputs on several parties; None where nobody reads them."""
     there = [each for each in outputs if each is not None]
     if not there:
         return None

@@ -191,7 +191,8 @@ def _of_size(bench: _Bench, asked: int | None, in_use: int | None, *, path: Path
     there = ", ".join(map(str, by_size)) or "none"
     if asked is None and by_size:
         if len(by_size) > 1 and in_use not in by_size:
-            raise EectlError(f"{path} has times at batch sizes {there}; pick one, as in --cost latency:{next(iter(by_size))}")
+            pick = f"--cost latency:{next(iter(by_size))}"
+            raise EectlError(f"{path} has times at batch sizes {there}; pick one, as in {pick}, or with --batch-size")
         return by_size[in_use] if in_use in by_size else bench.measured[0]
     if asked not in by_size:
         wanted, size = ("", "") if asked is None else (f" at batch size {asked}", f" --batch-size {asked}")

@@ -188,9 +188,7 @@ def _explained(recipe: Recipe, world: World) -> Iterator[None]:
         ) from error
     except torch.OutOfMemoryError as error:
         also = f", --set eval_batch_size={max(recipe.eval_batch_size // 2, 1)}, or --set precision=bf16"
-        raise out_of_memory(
-            world.device, option="--set batch_size=", size=recipe.batch_size, note="over all processes", also=also
-        ) from error
+        raise out_of_memory(world.device, "--set batch_size=", recipe.batch_size, note="over all processes", also=also) from error
 
 
 def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:

@@ -5,6 +5,10 @@ import json
 import pytest
 import running
 
+from eectl.evaluation import calibrate as calibrating
+from eectl.evaluation.bench import bench
+from eectl.evaluation.calibrate import calibrate
+from eectl.evaluation.evaluate import evaluate
 from eectl.models.checkpoint import read_checkpoint_metadata
 from eectl.training.train import train
 
@@ -87,6 +91,45 @@ def test_costs_in_time(work, eectl):
     eectl("evaluate m.safetensors -o macs.json")
     assert "the cost of a row is MACs and time on toy" in eectl("report macs.json time-evaluation.json", code=1)[1]
     assert "Budgets and costs are time, measured on toy" in eectl("report time-evaluation.json --format markdown")[0]
+
+
+def test_of_several_batch_sizes_the_one_in_use(work, eectl):
+    write_bench(work / "several.json", work / "m.safetensors")
+    line = "calibrate-thresholds m.safetensors --cost latency --bench several.json --budgets 70,115 --json"
+    found = json.loads(eectl(f"{line} --batch-size 32 -o in-use.json")[0])
+    assert (found["plain_cost"], found["measured"]) == (100_000, "toy, 2 threads, batches of 32")
+    found = json.loads(eectl(f"{line} --batch-size 1 -o in-use.json --overwrite")[0])
+    assert found["plain_cost"] == 1_000_000
+
+
+def test_every_request_is_checked_before_data_is_loaded(work, eectl, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(calibrating, "open_session", never)
+    write_bench(work / "early.json", work / "m.safetensors")
+    line = "calibrate-thresholds m.safetensors -o never.json"
+    assert "pick one" in eectl(f"{line} --cost latency --bench early.json", code=1)[1]
+    assert "pick one" in eectl(f"{line} --cost latency --bench early.json --batch-size 8", code=1)[1]
+    assert "is for regression" in eectl(f"{line} --criterion difference", code=1)[1]
+    with pytest.raises(AssertionError, match="loaded"):
+        calibrate("m.safetensors", out="never.json", cost="latency:32", bench="early.json")
+
+
+def test_the_functions_return_what_the_commands_print(work, eectl, capsys):
+    policy = calibrate("m.safetensors", budgets=[40, 70], out="api.json", criterion="margin", device="cpu")
+    result = evaluate("m.safetensors", policy="api.json", budgets=70, device="cpu", batch_size=16)
+    times = bench("m.safetensors", policy=work / "api.json", batch_size=[4], seconds=0.01, out="api-bench.json", device="cpu")
+    assert capsys.readouterr() == ("", "")
+    line = "calibrate-thresholds m.safetensors --budgets 40,70 --criterion margin --device cpu -o api-2.json --json"
+    printed, written = json.loads(eectl(line)[0]), json.loads((work / "api.json").read_text())
+    assert written == printed == json.loads(json.dumps(policy.to_json()))
+    line = "evaluate m.safetensors --policy api.json --budgets 70 --device cpu --batch-size 16 --json"
+    assert json.loads(eectl(line)[0]) == json.loads(json.dumps(result.to_json()))
+    assert json.loads((work / "api-bench.json").read_text()) == json.loads(json.dumps(times.to_json()))
+    lines = []
+    evaluate("m.safetensors", out=work / "api-evaluation.json", plot="api.svg", device="cpu", say=lines.append)
+    assert "api.svg: written" in lines and any("144 rows, fewer than 200" in each for each in lines)
 
 
 def test_times_that_will_not_do(work, eectl):
