@@ -1,7 +1,7 @@
 """The panel Train of `eectl --help`: train and attach-heads. Heavy imports stay inside the commands."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,11 +21,14 @@ from eectl.cli.options import (
     say,
 )
 
+if TYPE_CHECKING:
+    from eectl.recipe.recipe import Recipe
+
 
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="a YAML file or a shipped recipe's name; none: that of --from, else digits",
+        typer.Argument(metavar="[RECIPE]", help="a YAML file or a shipped recipe's name; default: that of --from, else digits",
                        autocompletion=complete_recipes_and_files, show_default=False),
     ] = None,
     regime: Annotated[str | None, typer.Option(help="disjoint, joint, mixed, branch-wise, separate, alternating, mixed-gradual",
@@ -34,7 +37,7 @@ def train(
                                               "backbone; staged regimes count their stages", show_default=False)] = None,
     start: Annotated[Path | None, typer.Option("--from", help="a checkpoint to start from", autocompletion=complete_files,
                                                show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; none: runs/RECIPE-REGIME[-phase-N]-seed-S",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE-REGIME[-phase-N]-seed-S",
                                              show_default=False)] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, such as "
                                                       "optimizer.lr=1e-4; may be repeated", show_default=False)] = None,
@@ -47,10 +50,12 @@ def train(
     download: Annotated[bool, typer.Option("--download", help="fetch the data set if it is missing")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped, or start it")] = False,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the recipe, the phases and the costs, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what the recipe amounts to and a rough time, and stop; needs "
+                                          "no network")] = False,
+    full: Annotated[bool, typer.Option("--full", help="with --dry-run: the whole recipe")] = False,
     track: Annotated[str | None, typer.Option(help="measure gradient-dominance on the way, into metrics.jsonl",
                                               autocompletion=among("gradient-dominance"), show_default=False)] = None,
-    track_every: Annotated[int | None, typer.Option(min=1, help="on every N-th batch; none: as a tenth of the time allows",
+    track_every: Annotated[int | None, typer.Option(min=1, help="on every N-th batch; default: as a tenth of the time allows",
                                                     metavar="N", show_default=False)] = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -63,21 +68,9 @@ def train(
     given = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data_root": data_root, "start": start}
     given["pretrained"] = pretrained or None
     if dry_run:
-        from eectl.evaluation.tables import show_costs
-        from eectl.training.dry_run import plan
-        from eectl.training.tables import show_phases, show_recipe
-
-        planned = plan(find_recipe(recipe, changes=changes or (), given=given).recipe)
-        show_recipe(planned.recipe)
-        show_phases(
-            planned.recipe,
-            planned.phases,
-            default_weights=planned.default_weights,
-            shares=planned.priced.costs.backbone_shares,
-        )
-        show_costs(planned.priced.costs, after=planned.priced.spec.after)
+        _show_plan(find_recipe(recipe, changes=changes or (), given=given).recipe, device=device, full=full)
         return
-    from eectl.training.tables import show_training
+    from eectl.training.tables import show_training, weak_exits
     from eectl.training.train import train as run
 
     done = run(
@@ -87,7 +80,26 @@ def train(
     )  # fmt: skip
     if done is not None:
         show_training(done.path, done.about)
+        for line in weak_exits(done.about):
+            say(f"note: {line}")
         say(f"next: {_next_after_training(done.path, has_exits=bool(done.about.spec.after))}")
+
+
+def _show_plan(recipe: "Recipe", *, device: str, full: bool) -> None:
+    from eectl.evaluation.tables import show_costs
+    from eectl.training.dry_run import estimate_time, plan
+    from eectl.training.tables import show_phases, show_recipe, show_rows, show_times
+
+    planned = plan(recipe)
+    for note in planned.notes:
+        say(f"note: {note}")
+    costs = planned.priced.costs
+    show_recipe(planned.recipe, full=full)
+    show_rows(planned.rows, planned.classes)
+    show_phases(planned.recipe, planned.phases, default_weights=planned.default_weights, shares=costs.backbone_shares)
+    show_costs(costs, after=planned.priced.spec.after)
+    times = estimate_time(planned, device=device)
+    show_times(planned.recipe, planned.phases, times.seconds, times.how)
 
 
 def _next_after_training(path: Path, *, has_exits: bool) -> str:
@@ -106,7 +118,8 @@ def attach_heads(
     head: Annotated[str, typer.Option(help="linear, mlp-WIDTH, sdn, ztw, ztw-arithmetic, gpf, gpf-WIDTH, gpf-lancopku, "
                                            "gpf-lancopku-WIDTH; auto: sdn on CNNs, linear on transformers",
                                       autocompletion=among("auto", *HEADS))] = "auto",
-    seed: Annotated[int | None, typer.Option(help="seed of the heads' weights; none: the recipe's", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the heads' weights; default: the recipe's",
+                                              show_default=False)] = None,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Put untrained exits on the backbone of a checkpoint.
@@ -115,10 +128,9 @@ def attach_heads(
     """
     from eectl.training.attach import attach_heads as attach
 
-    network = attach(checkpoint, after=after, placement=placement, head=head, out=out, seed=seed, overwrite=overwrite)
-    blocks = ", ".join(map(str, network.spec.after))
-    say(f"{out}: untrained {network.spec.heads[0]} exits after blocks {blocks}")
-    depth = network.model.backbone.depth
-    if network.spec.after[-1] == depth - 1:
-        say(f"exit {len(network.spec.after)} follows the last block, {depth - 1}: leaving there saves nothing")
+    made = attach(checkpoint, out=out, after=after, placement=placement, head=head, seed=seed, overwrite=overwrite)
+    spec = made.about.spec
+    say(f"{out}: untrained {spec.heads[0]} exits after blocks {', '.join(map(str, spec.after))}")
+    if spec.after[-1] == made.depth - 1:
+        say(f"exit {len(spec.after)} follows the last block, {made.depth - 1}: leaving there saves nothing")
     say(f"next: eectl train --phase 3 --from {out} -o {out.with_suffix('')}-trained")
