@@ -213,11 +213,11 @@ def flops(
 ) -> None:  # fmt: skip
     """Print what each exit costs: multiply-adds (MACs) of one input, heads passed on the way included."""
     from eectl.core.console import show_json
-    from eectl.evaluation.tables import costs_json, show_costs
-    from eectl.training.dry_run import costs_of
+    from eectl.evaluation.tables import show_costs
+    from eectl.training.dry_run import flops as count
 
-    measured = costs_of(source, changes=changes or [], data_root=data_root)
+    measured = count(source, changes=changes or (), data_root=data_root)
     if json:
-        show_json(costs_json(measured.costs, after=measured.spec.after))
+        show_json(measured.to_json())
     else:
         show_costs(measured.costs, after=measured.spec.after)

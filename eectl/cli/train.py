@@ -1,7 +1,7 @@
 """The panel Train of `eectl --help`: train and attach-heads. Heavy imports stay inside the commands."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +30,9 @@ from eectl.recipe.choices import (
     described,
     listed,
 )
+
+if TYPE_CHECKING:
+    from eectl.recipe.recipe import Recipe
 
 PHASES = listed(f"{number} {title}" for number, title in PHASE_CHOICES.items())
 
@@ -70,7 +73,9 @@ def train(
     download: Annotated[bool, typer.Option("--download", help="fetch the data set if it is missing")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped, or start it")] = False,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the recipe, the phases and the costs, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what the recipe amounts to and a rough time, and stop; needs "
+                                          "no network")] = False,
+    full: Annotated[bool, typer.Option("--full", help="with --dry-run: the whole recipe")] = False,
     track: Annotated[str | None, typer.Option(help=f"measure {listed(TRACK_CHOICES)} on the way, into metrics.jsonl",
                                               autocompletion=among(*TRACK_CHOICES), show_default=False)] = None,
     track_every: Annotated[int | None, typer.Option(min=1, help="on every N-th batch; default: as a tenth of the time allows",
@@ -88,24 +93,12 @@ def train(
     given |= {"start": start, "pretrained": pretrained or None, "data": data, "text": text or None, "target": target}
     given |= {"task": task, "backbone": backbone, "weights": weights}
     if dry_run:
-        from eectl.evaluation.tables import show_costs
-        from eectl.training.dry_run import plan
-        from eectl.training.tables import show_phases, show_recipe
-
         found = find_recipe(recipe, changes=changes or (), given=given)
         for note in found.notes:
             say(note)
-        planned = plan(found.recipe)
-        show_recipe(planned.recipe)
-        show_phases(
-            planned.recipe,
-            planned.phases,
-            default_weights=planned.default_weights,
-            shares=planned.priced.costs.backbone_shares,
-        )
-        show_costs(planned.priced.costs, after=planned.priced.spec.after)
+        _show_plan(found.recipe, device=device, full=full)
         return
-    from eectl.training.tables import show_training
+    from eectl.training.tables import show_training, weak_exits
     from eectl.training.train import train as run
 
     done = run(
@@ -114,7 +107,26 @@ def train(
     )  # fmt: skip
     if done is not None:
         show_training(done.path, done.about)
+        for line in weak_exits(done.about):
+            say(f"note: {line}")
         say(f"next: {_next_after_training(done.path, has_exits=bool(done.about.spec.after))}")
+
+
+def _show_plan(recipe: "Recipe", *, device: str, full: bool) -> None:
+    from eectl.evaluation.tables import show_costs
+    from eectl.training.dry_run import estimate_time, plan
+    from eectl.training.tables import show_phases, show_recipe, show_rows, show_times
+
+    planned = plan(recipe)
+    for note in planned.notes:
+        say(f"note: {note}")
+    costs = planned.priced.costs
+    show_recipe(planned.recipe, full=full)
+    show_rows(planned.rows, planned.classes)
+    show_phases(planned.recipe, planned.phases, default_weights=planned.default_weights, shares=costs.backbone_shares)
+    show_costs(costs, after=planned.priced.spec.after)
+    times = estimate_time(planned, device=device)
+    show_times(planned.recipe, planned.phases, times.seconds, times.how)
 
 
 def _next_after_training(path: Path, *, has_exits: bool) -> str:
@@ -141,10 +153,9 @@ def attach_heads(
     """
     from eectl.training.attach import attach_heads as attach
 
-    network = attach(checkpoint, after=after, placement=placement, head=head, out=out, seed=seed, overwrite=overwrite)
-    blocks = ", ".join(map(str, network.spec.after))
-    say(f"{out}: untrained {network.spec.heads[0]} exits after blocks {blocks}")
-    depth = network.model.backbone.depth
-    if network.spec.after[-1] == depth - 1:
-        say(f"exit {len(network.spec.after)} follows the last block, {depth - 1}: leaving there saves nothing")
+    made = attach(checkpoint, out=out, after=after, placement=placement, head=head, seed=seed, overwrite=overwrite)
+    spec = made.about.spec
+    say(f"{out}: untrained {spec.heads[0]} exits after blocks {', '.join(map(str, spec.after))}")
+    if spec.after[-1] == made.depth - 1:
+        say(f"exit {len(spec.after)} follows the last block, {made.depth - 1}: leaving there saves nothing")
     say(f"next: eectl train --phase 3 --from {out} -o {out.with_suffix('')}-trained")

@@ -18,17 +18,21 @@ class Display:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._epochs = self._steps = 0
+        self._epochs, self._seconds = 0, 0.0
+        self._score_name = "accuracy"
+        self._has_header = False
 
     def say(self, text: str) -> None:
         """Show one line."""
         self.console.print(text, markup=False)
         self._say(text)
 
-    def start_phase(self, number: int, title: str, *, epochs: int, steps: int, done: int) -> None:
-        """Announce a phase, of which `done` steps are done."""
+    def start_phase(
+        self, number: int, title: str, *, epochs: int, steps: int, done: int, score_name: str, seconds: float
+    ) -> None:
+        """Announce a phase, of which `done` steps are done and `seconds` spent; `score_name` says how its exits are scored."""
         self.close()
-        self._epochs, self._steps = epochs, steps
+        self._epochs, self._score_name, self._seconds, self._has_header = epochs, score_name, seconds, False
         self.say(f"phase {number}: {title}; at most {epochs} epochs of {steps} steps")
         if self.console.is_terminal and not self.console.quiet:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -42,10 +46,13 @@ class Display:
             self._bar.advance(self._task)
 
     def epoch(self, row: Mapping[str, Any], *, since_improvement: int) -> None:
-        """Show an epoch that is done; `row` is its line of metrics.jsonl."""
-        scores = " ".join(f"{score:.4f}" for score in row["validation_score"])
-        waited = f", {since_improvement} without improvement" if since_improvement else ""
-        self.say(f"phase {row['phase']} epoch {row['epoch']}/{self._epochs}: validation {scores}{waited}")
+        """Show an epoch that is done; `row` is its line of metrics.jsonl. A phase's first comes under a header."""
+        if not self._has_header:
+            self.say(epoch_header(len(row["validation_score"]), self._score_name))
+            self._has_header = True
+        seconds, self._seconds = row["seconds"] - self._seconds, row["seconds"]
+        more = {"seconds": seconds, "since_improvement": since_improvement, "score_name": self._score_name}
+        self.say(epoch_line(row, num_epochs=self._epochs, **more))
 
     @contextlib.contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[], None]]:
@@ -63,3 +70,39 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+SHOWN_EXITS = 5  # with more, a line would be longer than 80 columns
+
+
+def shown_exits(num_exits: int) -> list[int]:
+    """Return the exits (numbers from 1) that an epoch's line shows: all, or of many the first, the middle ones and the last."""
+    if num_exits <= SHOWN_EXITS:
+        return list(range(1, num_exits + 1))
+    return [1 + round(place * (num_exits - 1) / (SHOWN_EXITS - 1)) for place in range(SHOWN_EXITS)]
+
+
+def epoch_header(num_exits: int, score_name: str) -> str:
+    """Return the lines above a phase's epochs, at most 80 columns wide."""
+    unit = " in %" if score_name == "accuracy" else ""
+    some = "" if num_exits <= SHOWN_EXITS else f"; all {num_exits} exits: metrics.jsonl"
+    exits = "".join(f"{f'exit {number}':>8}" for number in shown_exits(num_exits))
+    columns = f"{'epoch':>9}{'train loss':>11}{'lr':>9}{'s':>7}{exits}"
+    return f"{f'validation {score_name}{unit}{some}':>{len(columns)}}\n{columns}"
+
+
+def epoch_line(row: Mapping[str, Any], *, num_epochs: int, seconds: float, since_improvement: int, score_name: str) -> str:
+    """Return an epoch's line: training loss (mean over the exits), last learning rate, seconds and scores.
+
+    Args:
+        row: the epoch's row of metrics.jsonl.
+        since_improvement: epochs since any exit improved; `-3` at the end of the line says that it is three.
+    """
+    losses = [loss for loss in row["train_loss"] if loss is not None and loss == loss]  # an exit that no step trained has NaN
+    loss = f"{sum(losses) / len(losses):.4g}" if losses else "-"
+    scores = row["validation_score"]
+    shown = (scores[number - 1] for number in shown_exits(len(scores)))
+    cells = "".join(f"{100 * score:8.2f}" if score_name == "accuracy" else f"{score:8.4g}" for score in shown)
+    waited = f" -{since_improvement}" if since_improvement else ""
+    epoch = f"{row['epoch']}/{num_epochs}"
+    return f"{epoch:>9}{loss:>11}{row['lr']:>9.2g}{seconds:>7.1f}{cells}{waited}"

@@ -1,7 +1,7 @@
 """The tables that `evaluate`, `calibrate-thresholds` and `flops` print. Computes only shares, differences and units."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -192,28 +192,6 @@ def show_costs(costs: "Costs", *, after: Sequence[int]) -> None:
         console.print(
             f"! exit {number} saves nothing: it costs {costs.shares[number - 1]:.1%} of the plain backbone", markup=False
         )
-
-
-def costs_json(costs: "Costs", *, after: Sequence[int]) -> dict[str, Any]:
-    """Return the costs as JSON-able data; `unit` is the multiply-add."""
-    return {
-        "kind": "costs",
-        "schema": 1,
-        "unit": "MACs",
-        "plain": costs.plain,
-        "parameters": costs.parameters,
-        "exits": [
-            {
-                "number": number,
-                "after": after[number - 1] if number <= len(after) else None,
-                "cost": cost,
-                "share": costs.shares[number - 1],
-                "heads": sum(costs.heads[:number]),
-                "head_parameters": costs.head_parameters[number - 1] if number <= len(after) else None,
-            }
-            for number, cost in enumerate(costs.exits, 1)
-        ],
-    }
 
 
 def human(count: float) -> str:

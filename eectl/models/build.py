@@ -190,7 +190,8 @@ BACKBONES: dict[str, AdapterLoader] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _torchvision),
     **dict.fromkeys(("vit", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"), _torchvision),
 }
-LIBRARIES: dict[str, AdapterLoader] = {"timm/": _timm, "hf/": _transformers}  # by the prefix of a name
+TIMM, TRANSFORMERS = "timm/", "hf/"  # what the names of their networks begin with
+LIBRARIES: dict[str, AdapterLoader] = {TIMM: _timm, TRANSFORMERS: _transformers}
 INPUTS: dict[AdapterLoader, str] = {
     **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _timm), "images"),
     _transformers: "texts",

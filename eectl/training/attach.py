@@ -1,6 +1,9 @@
-"""`eectl attach-heads`: a checkpoint with fresh, untrained exits on its backbone."""
+"""`eectl attach-heads`: put fresh, untrained exits on the backbone of a checkpoint."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs
@@ -10,23 +13,46 @@ from eectl.recipe.recipe import ExitsSection
 from eectl.training.network import Network, resolve_exits, with_exits
 
 
+@dataclass(frozen=True)
+class Attached:
+    """A checkpoint with untrained exits: its file, what that says beside the weights, and how many blocks its backbone has."""
+
+    path: Path
+    about: About
+    depth: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return {"kind": "attached-heads", "schema": 1, "path": str(self.path), "depth": self.depth, **self.about.to_json()}
+
+
 def attach_heads(
-    path: Path,
+    checkpoint: str | Path,
     *,
-    out: Path,
-    after: str | None = None,
+    out: str | Path,
+    after: str | Sequence[int] | None = None,
     placement: str | None = None,
     head: str = "auto",
     seed: int | None = None,
     overwrite: bool = False,
-) -> Network:
-    """Write `out`: the backbone of the checkpoint `path` with the exits asked for, in place of any it had.
+) -> Attached:
+    """Write a checkpoint's backbone with the exits asked for, in place of any it had: `eectl attach-heads`.
 
-    `after` is a list such as `2,4,6`, `seed` draws the heads' weights (none: the recipe's). Raises EectlError for blocks out of
-    range or repeated, an unknown placement or head, or an existing `out`.
+    Args:
+        checkpoint: the checkpoint whose backbone is taken.
+        out: the checkpoint to write.
+        after: the blocks that an exit follows, as numbers or as text such as `"2,4,6"`. Give this or `placement`.
+        placement: every-N, dense-sparse or sparse-dense (paper §4.6).
+        head: the kind of head; auto: sdn on CNNs, linear on transformers.
+        seed: draws the heads' weights; default: the checkpoint's recipe's.
+        overwrite: replace `out` if it exists.
+
+    Raises:
+        EectlError: blocks out of range or repeated, an unknown placement or head, or an existing `out`.
     """
+    path, target = Path(checkpoint), Path(out)
     exits = _read_exits(after, placement, head)
-    check_outputs([out], inputs=[path], overwrite=overwrite)
+    check_outputs([target], inputs=[path], overwrite=overwrite)
     loaded = load_checkpoint(path)
     about = loaded.about
     bare = Network(
@@ -38,19 +64,21 @@ def attach_heads(
     exits = resolve_exits(exits, bare)
     network = with_exits(bare, exits, seed=about.recipe["seed"] if seed is None else seed)
     recipe = dict(about.recipe) | {"exits": exits.model_dump(mode="json")} | ({} if seed is None else {"seed": seed})
-    save_checkpoint(out, network.model, About(network.spec, recipe, about.data, about.splits, network.history, network.parent))
-    return network
+    made = About(network.spec, recipe, about.data, about.splits, network.history, network.parent)
+    save_checkpoint(target, network.model, made)
+    return Attached(target, made, network.model.backbone.depth)
 
 
-def _read_exits(after: str | None, placement: str | None, head: str) -> ExitsSection:
+def _read_exits(after: str | Sequence[int] | None, placement: str | None, head: str) -> ExitsSection:
     if (after is None) == (placement is None):
         raise EectlError("give either --after (blocks, such as 2,4,6) or --placement (every-2, dense-sparse, sparse-dense)")
     if after is None:
         return ExitsSection(placement=placement, head=head)
-    parts = [part.strip() for part in after.split(",")]
+    parts = [part.strip() for part in after.split(",")] if isinstance(after, str) else [str(block) for block in after]
+    given = ",".join(parts)
     if not all(part.isdecimal() for part in parts):
-        raise EectlError(f"--after {after}: give block numbers from 0, such as 2,4,6")
+        raise EectlError(f"--after {given}: give block numbers from 0, such as 2,4,6")
     blocks = tuple(map(int, parts))
     if len(set(blocks)) != len(blocks):
-        raise EectlError(f"--after {after}: a block stands twice; each takes one exit")
+        raise EectlError(f"--after {given}: a block stands twice; each takes one exit")
     return ExitsSection(after=blocks, head=head)

@@ -93,7 +93,13 @@ def run_phase(
     progress.seconds += time.monotonic() - started
     number, task = settings.phase.number, settings.objective.task
     journal.display.start_phase(
-        number, settings.phase.title, epochs=settings.epochs, steps=settings.steps_per_epoch, done=progress.step
+        number,
+        settings.phase.title,
+        epochs=settings.epochs,
+        steps=settings.steps_per_epoch,
+        done=progress.step,
+        score_name=task.score_name,
+        seconds=progress.seconds,
     )
     while progress.epoch < settings.epochs and not progress.stopper.should_stop:
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""A training run's folder: what lies where, the resume state, the metrics, and the lock. Knows no model and no loop."""
+"""A training run's folder: its files, the resume state, the metrics, and the lock. Knows no model and no loop."""
 
 import contextlib
 import fcntl
@@ -25,26 +25,32 @@ SAVE_SHARE = 0.05  # saving the resume state may take this share of the time
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands: tensors by name, and the rest as JSON."""
+    """A run's resume state: tensors by name, and the rest as JSON-able values."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
 
 
 class RunFolder:
-    """`recipe.yaml`, `metrics.jsonl`, `phase-N.safetensors`, `model.safetensors` and `resume/` under one path."""
+    """The files of a run under one path.
+
+    They are `recipe.yaml`, `metrics.jsonl`, `results.csv`, `curves.png`, `phase-N.safetensors`, `model.safetensors` and
+    `resume/`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.yaml"
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model.safetensors"
+        self.table = path / "results.csv"
+        self.picture = path / "curves.png"
         self.state = path / "resume" / "state.safetensors"
         self.saved_at = time.monotonic()
         self._save_seconds = 0.0
 
     def phase(self, number: int) -> Path:
-        """The checkpoint that phase `number` leaves."""
+        """Return the path of the checkpoint that phase `number` leaves."""
         return self.path / f"phase-{number}.safetensors"
 
     @contextlib.contextmanager
@@ -65,17 +71,17 @@ class RunFolder:
             yield
 
     def results(self) -> list[Path]:
-        """What a run has left here so far."""
-        own = [self.metrics, self.model, self.state, self.path / "last-good.safetensors"]
+        """Return the files that a run has left here so far."""
+        own = [self.metrics, self.model, self.table, self.picture, self.state, self.path / "last-good.safetensors"]
         phases = [path for path in self.path.glob("phase-*.safetensors") if path.stem.removeprefix("phase-").isdecimal()]
         return [path for path in [*own, *phases] if path.exists()]
 
     def holds_a_run(self) -> bool:
-        """Whether there is something here that a new run would replace; one that stopped before its first step left nothing."""
+        """Return whether a new run would replace something; a run that stopped before its first step left nothing."""
         return bool(self.results()) or (self.recipe.exists() and not self.state.parent.exists())
 
     def finished(self) -> bool:
-        """Whether the run that was started here came to its end."""
+        """Return whether the run that was started here came to its end."""
         return self.model.exists() and not self.state.exists()
 
     def set_aside(self) -> None:
@@ -121,11 +127,11 @@ class RunFolder:
             raise EectlError(f"{self.metrics}: cannot be written ({error.strerror}); free some space and --resume") from error
 
     def rows(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds."""
+        """Return the rows of metrics.jsonl, one per epoch."""
         return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
 
     def due(self) -> bool:
-        """Whether enough time has passed since the last save for the next to cost little."""
+        """Return whether enough time has passed since the last save for the next to cost little."""
         return time.monotonic() - self.saved_at >= self._save_seconds / SAVE_SHARE
 
     def save_state(self, state: State) -> None:
@@ -137,7 +143,7 @@ class RunFolder:
         self._save_seconds = self.saved_at - started
 
     def load_state(self) -> State | None:
-        """The resume state, if there is one."""
+        """Return the resume state, if there is one."""
         if not self.state.exists():
             return None
         tensors, metadata = read_tensors(self.state, kind=KIND, schema=SCHEMA)
@@ -152,7 +158,7 @@ class RunFolder:
             file.truncate(min(size, self.metrics.stat().st_size))
 
     def finish(self, last: Path) -> None:
-        """The run came to its end: model.safetensors is what the last phase left, and nothing is left to resume."""
+        """End the run: copy the last phase's checkpoint to model.safetensors, and remove what only a resume would need."""
         with replacing(self.model) as temporary:
             shutil.copyfile(last, temporary)
         self.state.unlink(missing_ok=True)
@@ -160,17 +166,17 @@ class RunFolder:
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every name gets `prefix.` in front."""
+    """Return the tensors with `prefix.` in front of every name."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix.`, without it."""
+    """Return the tensors whose names start with `prefix.`, without it."""
     return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state as named tensors: `index.key`; numbers become float64 scalars."""
+    """Return an optimizer's state as named tensors: `index.key`; numbers become float64 scalars."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)

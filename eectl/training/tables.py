@@ -1,11 +1,10 @@
-"""What a plan, a finished run and a checkpoint look like: tables on stdout. Results of measuring are `report`'s.
-
-No torch: `eectl info` reads no weights.
-"""
+"""Print a plan, a finished run and a checkpoint as tables on stdout. No torch: `eectl info` reads no weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from eectl.core.console import make_console, make_table, print_table, score_text
 from eectl.models.checkpoint import About
@@ -15,15 +14,62 @@ from eectl.recipe.regimes import Phase
 from eectl.recipe.weighting import exit_weights
 
 
-def show_recipe(recipe: Recipe) -> None:
-    """The recipe as YAML."""
-    print(dump_recipe(recipe), end="")
+def show_recipe(recipe: Recipe, *, full: bool) -> None:
+    """Print as YAML what a recipe says that the defaults do not, or with `full` all of it."""
+    if full:
+        print(dump_recipe(recipe), end="")
+        return
+    own = _differences(recipe.model_dump(mode="json", exclude_none=True), Recipe().model_dump(mode="json", exclude_none=True))
+    print("# what differs from the defaults; --full shows the whole recipe")
+    print(yaml.safe_dump(own, sort_keys=False, allow_unicode=True), end="")
+
+
+def _differences(value: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stands in `value` and not so in `default`, section by section."""
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        other = default.get(key)
+        if isinstance(item, Mapping) and isinstance(other, Mapping):
+            found |= {key: own} if (own := _differences(item, other)) else {}
+        elif item != other:
+            found[key] = item
+    return found
+
+
+def show_rows(rows: Mapping[str, int], classes: Sequence[str]) -> None:
+    """Print the rows of each split and the classes."""
+    console = make_console()
+    console.print("rows: " + ", ".join(f"{name} {count:,}" for name, count in rows.items()), markup=False)
+    if "test" not in rows:
+        console.print("there is no test split: evaluate will have nothing to measure on", markup=False)
+    numbered = list(classes) == [str(number) for number in range(len(classes))]
+    names = "" if numbered or not classes else f": {_classes_text(classes)}"
+    console.print(f"classes: {len(classes) or 'none, the target is a number'}{names}", markup=False, soft_wrap=True)
+
+
+def show_times(recipe: Recipe, phases: Sequence[Phase], seconds: Sequence[float], how: str) -> None:
+    """Print how long each phase may take, roughly: `seconds` an epoch, for as many epochs as the recipe allows."""
+    console = make_console()
+    console.print("time, a rough estimate", style="bold", markup=False)
+    for phase, each in zip(phases, seconds, strict=True):
+        epochs = phase_change(recipe, phase).epochs or recipe.epochs
+        most = f"at most {_duration(each * epochs)} for {epochs} epochs" if epochs > 1 else "one epoch"
+        console.print(f"  phase {phase.number}: {_duration(each)} an epoch, {most}", markup=False)
+    console.print(f"  {how}", markup=False)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time with two digits and a unit: `0.4 s`, `12 min`, `3.5 h`, `6.1 days`."""
+    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds / 86400:,.0f} days"
 
 
 def show_phases(
     recipe: Recipe, phases: tuple[Phase, ...], *, default_weights: str = "uniform", shares: Sequence[float] = ()
 ) -> None:
-    """What each phase trains, what it leaves frozen, on which losses and with which optimizer.
+    """Print what each phase trains, what it leaves frozen, on which losses and with which optimizer.
 
     `default_weights` is what the heads take for `loss_weights: auto`, `shares` the attached exits' shares of the backbone's cost.
     """
@@ -54,7 +100,7 @@ def show_phases(
 def _weights(
     recipe: Recipe, weighting: str | Sequence[float], exits: Sequence[int], num_exits: int, shares: Sequence[float]
 ) -> str:
-    """How the exits of a loss are weighted, in words."""
+    """Return in words how the exits of a loss are weighted."""
     if exits == [num_exits]:
         return "1"
     numbers = exit_weights(weighting, num_exits=num_exits, taking_part=exits, slope=recipe.weight_slope, shares=shares)
@@ -70,7 +116,7 @@ def _weights(
 
 
 def _parts(segments: "set[int] | frozenset[int]", heads: "set[int] | frozenset[int]", num_exits: int) -> str:
-    """Segments and heads in words."""
+    """Return segments and heads in words."""
     words = []
     if segments:
         words.append("backbone" if len(segments) == num_exits else f"segment {spans(segments)}")
@@ -80,7 +126,7 @@ def _parts(segments: "set[int] | frozenset[int]", heads: "set[int] | frozenset[i
 
 
 def spans(numbers: "set[int] | frozenset[int]") -> str:
-    """Numbers as runs: `1–3, 5`."""
+    """Return numbers as runs: `1–3, 5`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -91,8 +137,8 @@ def spans(numbers: "set[int] | frozenset[int]") -> str:
 
 
 def show_training(path: Path, about: About) -> None:
-    """The result of a run: each exit on the validation split, at the weights that were kept."""
-    entry = [entry for entry in about.history if "phase" in entry][-1]
+    """Print the result of a run: each exit on the validation split, at the weights that were kept."""
+    entry = _last_phase(about)
     why = "patience ran out" if entry["stopped_by"] == "patience" else "the cap was reached"
     title = f"phase {entry['phase']} ({entry['title']}): epoch {entry['restored_epoch']} of {entry['epochs']} kept, {why}"
     table = make_table("exit", "after block", f"validation {SCORE_NAMES[about.task]}", "validation loss")
@@ -106,23 +152,86 @@ def show_training(path: Path, about: About) -> None:
     console.print(str(path), markup=False, soft_wrap=True)
 
 
+def _last_phase(about: About) -> Mapping[str, Any]:
+    return [entry for entry in about.history if "phase" in entry][-1]
+
+
+def weak_exits(about: About) -> list[str]:
+    """Return a line for each trained exit that is worse on the validation split than an exit before it.
+
+    Accuracies must differ by more than a standard error of one of them, mean squared errors by more than 2 %: smaller differences
+    are no news.
+    """
+    scores, name = _last_phase(about)["validation"]["score"], SCORE_NAMES[about.task]
+    rows, lines = about.splits["validation"]["size"], []
+    best = 1
+    for number, score in enumerate(scores, 1):
+        other = scores[best - 1]
+        if number in about.untrained or score is None or other is None:
+            continue
+        if about.task == "classification":
+            worse, better = other - score > (score * (1 - score) / rows) ** 0.5, score > other
+        else:
+            worse, better = score > 1.02 * other, score < other
+        if worse:
+            pair = (f"exit {each} ({name} {score_text(scores[each - 1], None, about.task)})" for each in (number, best))
+            lines.append(f"{' is worse than '.join(pair)}, which costs less")
+        best = number if better else best
+    return lines
+
+
 def _ensembles(kind: str | None) -> str:
     return "" if kind is None else f", in {kind} ensembles"
 
 
+SHOWN_ARGS = 4  # a text network's configuration has 14; they are in `eectl info --json`
+SHOWN_CLASSES = 20
+
+
+def _args_text(args: Mapping[str, Any]) -> str:
+    """Return a network's options in words, of a long configuration what shapes it most."""
+    if len(args) > SHOWN_ARGS:
+        sizes = {"num_hidden_layers": "layers", "hidden_size": "wide", "num_attention_heads": "attention heads"}
+        told = [f"{args[key]} {word}" for key, word in sizes.items() if key in args]
+        return f" ({', '.join([*told, f'{len(args)} options in all'])}; --json)"
+    return f" {dict(args)}" if args else ""
+
+
+def _classes_text(classes: Sequence[str]) -> str:
+    names = ", ".join(classes[:SHOWN_CLASSES])
+    return names if len(classes) <= SHOWN_CLASSES else f"{names}, … ({len(classes)} in all; --json)"
+
+
+def _preprocessing_text(about: About) -> str:
+    """Return in words how stored images or texts become what the network takes."""
+    data, spec = about.data, about.data_spec
+    if data.get("kind") == "text":
+        columns = " and ".join(spec.text)
+        return f"column {columns}, tokens of {spec.tokenizer}, cut to {about.spec.input_shape[-1]}"
+    channels, height, width = about.spec.input_shape
+    if spec.image_size is None:
+        size = f"{height}×{width} as stored"
+    else:
+        size = f"short side to {spec.resize or spec.image_size}, centre {height}×{width}, {spec.interpolation}"
+    colour = "grey" if channels == 1 else "RGB"
+    mean, std = (" ".join(f"{value:.4g}" for value in data[name]) for name in ("mean", "std"))
+    return f"{colour}, {size}; (pixel / 255 - {mean}) / {std}"
+
+
 def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
-    """A checkpoint's network, data and history."""
+    """Print a checkpoint's network, data, preprocessing and history."""
     console = make_console()
     spec, data = about.spec, about.data
     shape = "×".join(map(str, spec.input_shape))
-    args = f" {dict(spec.backbone.args)}" if spec.backbone.args else ""
     outputs = "a number out (regression)" if about.task == "regression" else f"{spec.num_outputs} classes"
     lines = {
-        "network": f"{spec.backbone.name}{args}, {shape} inputs, {outputs}",
+        "network": f"{spec.backbone.name}{_args_text(spec.backbone.args)}, {shape} inputs, {outputs}",
         "exits": f"{spec.heads[0]} after blocks {', '.join(map(str, spec.after))}{_ensembles(spec.combine)}"
         if spec.after
         else "none attached",
         "data": f"{data['name']}, " + ", ".join(f"{name} {split['size']:,}" for name, split in about.splits.items()),
+        "classes": _classes_text(data["classes"]) if data["classes"] else f"none; the target is {about.recipe['data']['target']}",
+        "inputs": _preprocessing_text(about),
         "weights": metadata["weights"],
         "parent": about.parent or "none",
         "made with": ", ".join(f"{name} {number}" for name, number in metadata["versions"].items()),

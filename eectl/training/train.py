@@ -17,7 +17,7 @@ from eectl.core.progress import Display
 from eectl.data import Dataset, load_data
 from eectl.models.build import build_model
 from eectl.models.checkpoint import About, read_about, save_checkpoint
-from eectl.recipe.recipe import ModelSpec, Recipe
+from eectl.recipe.recipe import SCORE_NAMES, ModelSpec, Recipe
 from eectl.recipe.regimes import Phase, phase_numbered
 from eectl.training.feed import training_data
 from eectl.training.find_recipe import find_recipe
@@ -26,6 +26,7 @@ from eectl.training.l2w import check_run
 from eectl.training.loop import Journal, NotFiniteError, Tracking, run_phase
 from eectl.training.network import Network, first_network, planned_phases, resolve, with_combine, with_exits, without_combine
 from eectl.training.phase import phase_settings
+from eectl.training.results import write_results
 from eectl.training.run_folder import RunFolder, State, under_prefix, with_prefix
 from eectl.training.running import make_execution
 
@@ -304,6 +305,7 @@ def _run_phases(run: TrainingRun, network: Network, state: State | None) -> None
         if run.world.is_main:
             network = replace(network, parent=save_checkpoint(path, network.model, run.about(network)))
             folder.save_state(_between_phases(run, network, position + 1))
+            _write_results(run, network)
         start = str(path)
     main_first(run.world, lambda: folder.finish(folder.phase(phases[-1].number)))
 
@@ -317,6 +319,15 @@ def _network_for(phase: Phase, network: Network, recipe: Recipe, display: Displa
     if not network.model.after:
         phase = phase_numbered(recipe.regime, 1, phase.number)
     return with_combine(network, seed=recipe.seed) if phase.combine else without_combine(network), phase
+
+
+def _write_results(run: TrainingRun, network: Network) -> None:
+    """Write results.csv and curves.png of the phases so far."""
+    folder, info = run.folder, run.data.info
+    title = f"{info.name}, {network.spec.backbone.name}, {run.recipe.regime}, seed {run.recipe.seed}"
+    fault = write_results(folder.table, folder.picture, folder.rows(), score_name=SCORE_NAMES[info.task], title=title)
+    if fault is not None:
+        run.display.say(fault)
 
 
 def _between_phases(run: TrainingRun, network: Network, done: int) -> State:

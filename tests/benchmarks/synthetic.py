@@ -75,7 +75,7 @@ class Clock(Display):
         self._steps = 0
         self._after_step = after_step
 
-    def start_phase(self, number: int, title: str, *, epochs: int, steps: int, done: int) -> None:
+    def start_phase(self, number: int, title: str, *, epochs: int, steps: int, done: int, **_: object) -> None:
         self._steps, self._started = 0, time.perf_counter()
 
     def step(self) -> None:

@@ -275,7 +275,8 @@ def test_overwrite_leaves_other_peoples_files(small, tmp_path):
     (folder / "notes.txt").write_text("mine")
     train(small("epochs=1"), out=folder, device="cpu", overwrite=True, quiet=True)
     names = {path.name for path in folder.iterdir()}
-    assert names == {"recipe.yaml", "metrics.jsonl", "model.safetensors", "phase-2.safetensors", "notes.txt", "resume"}
+    run = {"recipe.yaml", "metrics.jsonl", "results.csv", "curves.png", "model.safetensors", "phase-2.safetensors", "resume"}
+    assert names == run | {"notes.txt"}
 
 
 def test_two_runs_in_one_folder(small, tmp_path):

@@ -1,0 +1,94 @@
+"""What a finished phase leaves for people beside its checkpoint: `results.csv` and `curves.png`, both made of metrics.jsonl."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eectl.core.errors import EectlError
+from eectl.core.figures import line_style, save_figures
+from eectl.core.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+PER_EXIT = ("train_loss", "validation_loss", "validation_score")
+
+
+def write_results(csv_path: Path, picture: Path, rows: Sequence[Row], *, score_name: str, title: str) -> str | None:
+    """Write the rows of metrics.jsonl as a table and as a picture; returns why there is none, where they could not be written.
+
+    A run is not lost for want of either: its numbers are in metrics.jsonl.
+
+    Args:
+        score_name: what the score is: accuracy or MSE.
+        title: stands above the picture.
+    """
+    try:
+        write_csv(csv_path, rows)
+        draw_curves(picture, rows, score_name=score_name, title=title)
+    except (EectlError, ImportError, OSError, RuntimeError, ValueError) as error:
+        return f"{csv_path.name} or {picture.name} could not be written ({error}); the numbers are in metrics.jsonl"
+    return None
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write one line per epoch: phase, epoch, step, lr, seconds, improved, and each exit's losses and score.
+
+    Columns of exit k end in `_k`; those that a phase did not have are empty.
+    """
+    exits = range(1, 1 + max((len(row["validation_score"]) for row in rows), default=0))
+    plain = ("phase", "epoch", "step", "lr", "seconds", "improved")
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([*plain, *(f"{name}_{number}" for name in PER_EXIT for number in exits)])
+        for row in rows:
+            values = [row[name][number - 1] if number <= len(row[name]) else None for name in PER_EXIT for number in exits]
+            table.writerow([*(row[name] for name in plain), *("" if value is None else value for value in values)])
+
+
+def draw_curves(path: Path, rows: Sequence[Row], *, score_name: str, title: str) -> None:
+    """Draw each exit's validation loss and score over the epochs of all phases, with a line where a phase begins."""
+    percent = score_name == "accuracy"
+    num_exits = max(len(row["validation_score"]) for row in rows)
+
+    def draw(figure: "Figure") -> None:
+        figure.set_size_inches(7.2, 5.6)
+        loss, score = figure.subplots(2, 1, sharex=True)
+        for axes, name, scale in ((loss, "validation_loss", 1), (score, "validation_score", 100 if percent else 1)):
+            for number in range(1, num_exits + 1):
+                _line(axes, rows, name, number, num_exits, scale)
+            _mark_phases(axes, rows, with_names=axes is loss)
+        loss.set_ylabel("validation loss")
+        score.set_ylabel(f"validation {score_name}{' (%)' if percent else ''}")
+        score.set_xlabel("epoch, all phases counted")
+        handles, labels = score.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize=9, frameon=False)
+        figure.suptitle(title, fontsize=10)
+
+    save_figures([path], draw)
+
+
+def _line(axes: "Axes", rows: Sequence[Row], name: str, number: int, num_exits: int, scale: float) -> None:
+    """Draw exit `number`, from 1; while no exits are attached, the only one is the network's own head, the last of all."""
+    values = []
+    for row in rows:
+        own = number if len(row[name]) == num_exits else 1 if number == num_exits else 0
+        value = row[name][own - 1] if own else None
+        values.append(math.nan if value is None else scale * value)
+    label = f"exit {number}" + (" (own head)" if number == num_exits else "")
+    every = max(1, len(rows) // 12)
+    axes.plot(range(1, len(rows) + 1), values, label=label, markevery=every, **line_style(number - 1))
+
+
+def _mark_phases(axes: "Axes", rows: Sequence[Row], *, with_names: bool) -> None:
+    for index, row in enumerate(rows):
+        if index and row["phase"] == rows[index - 1]["phase"]:
+            continue
+        if index:
+            axes.axvline(index + 0.5, color="0.6", lw=0.8)
+        if with_names:
+            axes.text(index + 0.6, 1.02, f"phase {row['phase']}", transform=axes.get_xaxis_transform(), fontsize=8, color="0.3")
