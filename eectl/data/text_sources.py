@@ -25,6 +25,7 @@ from eectl.recipe.text_sets import GLUE_PREFIX, NEWSGROUPS, TEXT_SETS
 
 FILES = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
 GLUE_FILES = {"train": ("train",), "test": ("validation", "dev", "validation_matched", "dev_matched")}  # test labels are hidden
+MOST_FRACTIONS = 20  # more different numbers with fractions than this are the values of a regression, not classes
 _KINDS = ", ".join(kind[1:] for kind in READERS)
 
 
@@ -95,20 +96,22 @@ def _classes(table: Table, target: str) -> tuple[str, ...]:
     classes = sorted_classes(names)
     if len(classes) < 2:
         raise EectlError(f"{table.path}: column '{target}' has the one class '{classes[0]}'; two or more are needed")
-    if 2 * len(classes) > len(names) and all(map(_is_number, classes)):
+    if _are_values(classes, len(names)):
         raise EectlError(
             f"{table.path}: column '{target}' has {len(classes)} different numbers in {len(names)} rows, which are no classes; "
-            "set data.task to regression"
+            "set data.task to regression (--task regression)"
         )
     return classes
 
 
-def _is_number(name: str) -> bool:
+def _are_values(classes: Sequence[str], rows: int) -> bool:
+    """Whether the `classes` of a column are the values of a number: half as many as rows, or more than 20 and with fractions."""
     try:
-        float(name)
+        values = [float(name) for name in classes]
     except ValueError:
         return False
-    return True
+    fractions = any(not number.is_integer() for number in values)
+    return 2 * len(classes) > rows or (fractions and len(classes) > MOST_FRACTIONS)
 
 
 def _part(table: Table, spec: DataSection, classes: Sequence[str], *, empty: bool = False) -> TextPart:

@@ -68,7 +68,7 @@ def _require(path: Path, names: Iterable[str], there: Sequence[str]) -> None:
         if name not in there:
             raise EectlError(
                 f"{path}: no column '{name}'{closest(name, there)}; it has {', '.join(map(repr, there)) or 'none'}; "
-                "set data.text and data.target"
+                "set data.text and data.target (--text and --target)"
             )
 
 
@@ -173,7 +173,9 @@ def names_of(table: Table, name: str) -> list[str]:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, str | int):
-            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r}, not a class; set data.task to regression?")
+            raise EectlError(
+                f"{table.where(row)}: column '{name}' is {value!r}, not a class; set data.task to regression (--task regression)"
+            )
         result.append(str(value))
     return result
 
