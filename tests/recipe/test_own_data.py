@@ -126,6 +126,11 @@ def test_kinds_of_data_are_told_by_their_names(photos, reviews, tmp_path):
             kind_of(tmp_path / path)
 
 
+def test_data_lies_in_one_place(photos):
+    with pytest.raises(EectlError, match=r"--data .*photos.*--data-root"):
+        own_data(data=photos, changes=['data.root="elsewhere"'])
+
+
 def test_data_given_as_a_recipe_is_answered_with_the_line_to_type(photos, reviews, tmp_path):
     with pytest.raises(EectlError, match=f"eectl train --data {photos} --backbone"):
         read_recipe(str(photos))
