@@ -23,6 +23,7 @@ ROOMS = [  # from the bottom; rooms of one line do not see each other
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 NO_TORCH = [
     *("core", "core.errors", "core.files", "core.tensor_parts", "core.console", "recipe.recipe", "recipe.reading", "models"),
+    *("recipe.choices", "recipe.own_data", "recipe.schema", "recipe.data_paths"),
     *("models.build", "models.checkpoint", "training.tables", "reports.published", "analyses", "cli.app"),
 ]
 

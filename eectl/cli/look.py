@@ -8,7 +8,7 @@ from eectl.cli.options import Checkpoint, Json, complete_recipes
 
 
 def info(checkpoint: Checkpoint, json: Json = False) -> None:
-    """Say what a checkpoint holds and how it came about."""
+    """Show what a checkpoint holds and how it was made."""
     from eectl.core.console import show_json
     from eectl.models.checkpoint import read_about, read_checkpoint_metadata
     from eectl.training.tables import show_info

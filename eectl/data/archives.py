@@ -24,7 +24,9 @@ WNID = re.compile(r"n\d{8}")
 
 
 def load_tinyimagenet(spec: DataSection, download: bool) -> StoredImages:
-    """TinyImageNet as shipped, in `data.root` or its tiny-imagenet-200; val_annotations.txt labels the test split.
+    """Return TinyImageNet as its archive unpacks, from `data.root` or tiny-imagenet-200 in it.
+
+    The official validation images, which val_annotations.txt labels, are the test split.
 
     Classes are in the order of their sorted wnids and named by words.txt. Raises EectlError for another layout.
     """
@@ -53,7 +55,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _annotated(val: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """TinyImageNet's validation images by name, with the class that val_annotations.txt gives: name, wnid, box."""
+    """Return TinyImageNet's validation images, sorted by name, with the classes that val_annotations.txt gives them."""
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     files = []
     for line_number, line in enumerate(_lines(val / "val_annotations.txt"), 1):
@@ -68,7 +70,9 @@ def _annotated(val: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:
 
 
 def load_imagenette(spec: DataSection, download: bool) -> StoredImages:
-    """Imagenette in torchvision's layout, `data.variant` of it: `data.root` holds its folder, or is it; val is the test split.
+    """Return Imagenette in torchvision's layout, in the form `data.variant`; its validation images are the test split.
+
+    `data.root` is its folder, or holds it.
 
     Without a variant the one that is there is taken, and 160px downloaded. Raises EectlError for another layout.
     """
@@ -96,7 +100,7 @@ def _imagenette_folder(spec: DataSection, download: bool) -> Path:
 
 
 def _download(variant: str, root: Path) -> None:
-    """torchvision's own download of Imagenette into its own layout below `root`."""
+    """Let torchvision download Imagenette into its own layout below `root`."""
     from torchvision import datasets
 
     try:
@@ -108,7 +112,9 @@ def _download(variant: str, root: Path) -> None:
 
 
 def load_imagenet(spec: DataSection, download: bool) -> StoredImages:
-    """ImageNet-1k as torchvision's ImageNet unpacks it into `data.root`; val is the test split, classes are wnids.
+    """Return ImageNet-1k as torchvision's ImageNet unpacks it into `data.root`; its validation images are the test split.
+
+    Classes are named by wnid.
 
     Its meta.bin is a pickle and is not read. Raises EectlError for another layout or number of classes.
     """
@@ -127,7 +133,7 @@ def load_imagenet(spec: DataSection, download: bool) -> StoredImages:
 def _wnid_folders(
     root: Path, wnids: tuple[str, ...], classes: tuple[str, ...], spec: DataSection, *, layout: str
 ) -> StoredImages:
-    """{train,val}/<wnid>/* with images of any size, which become squares of 224 unless `image_size` says otherwise."""
+    """Return {train,val}/<wnid>/* with images of any size, which become squares of 224 unless `image_size` says otherwise."""
     shape = spec.channels or 3, spec.image_size or 224, spec.image_size or 224
     parts = {}
     for name, folder in {"train": root / "train", "test": root / "val"}.items():

@@ -17,7 +17,7 @@ from eectl.recipe.data_section import AugmentSection
 
 
 class Augmenter:
-    """Turns uint8 images into what the network takes, as `augment` says for training and plainly for everything else.
+    """Turns uint8 images into what the network takes: varied as `augment` says for training, and plainly for everything else.
 
     Texts pass as they are.
     """
@@ -30,7 +30,7 @@ class Augmenter:
         self._std = torch.tensor(info.std)[None, :, None, None]
 
     def eval(self, images: Tensor) -> Tensor:
-        """float32 [n, C, H, W], normalised, from uint8 [n, C, H, W]; texts as they are."""
+        """Return uint8 images [n, C, H, W] as normalised float32 images [n, C, H, W]; texts pass as they are."""
         if self._is_text:
             return images
         if self._mean.device != images.device:
@@ -39,7 +39,7 @@ class Augmenter:
 
     @torch.no_grad()
     def train(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised float32 [n, C, H, W], and int64 targets [n], or soft ones [n, class] where images are mixed.
+        """Return varied, normalised float32 images [n, C, H, W] and int64 targets [n], or soft ones [n, class] of mixed images.
 
         The order is the paper's: geometry and colour, normalisation, erasing (to 0, the mean), then Mixup or CutMix.
         """
@@ -67,7 +67,7 @@ class Augmenter:
         return inputs, targets
 
     def _mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixup or CutMix over the batch; with both on, one of the two by a fair coin."""
+        """Apply Mixup or CutMix to the batch; with both on, a fair coin decides."""
         from torchvision.transforms import v2
 
         mixup = self._augment.cutmix == 0 or (self._augment.mixup > 0 and bool(torch.rand(()) < 0.5))
@@ -78,7 +78,7 @@ class Augmenter:
 
 
 def _to(values: Tensor, images: Tensor) -> Tensor:
-    """One value per image, on the images' device, shaped [n, 1, 1, 1]."""
+    """Bring one value per image to the images' device, shaped [n, 1, 1, 1]."""
     return send(values, images.device).view(-1, 1, 1, 1)
 
 
@@ -86,22 +86,19 @@ def _uniform(count: int, low: float, high: float) -> Tensor:
     return torch.rand(count) * (high - low) + low
 
 
-# --- geometry ----------------------------------------------------------------------------------------------------------
-
-
 def _identities(count: int) -> Tensor:
     return torch.eye(2, 3).repeat(count, 1, 1)
 
 
 def _rotations(degrees: Tensor) -> Tensor:
-    """[n, 2, 3] matrices that turn images counter-clockwise, as torchvision's rotate."""
+    """Return matrices [n, 2, 3] that turn images counter-clockwise, as torchvision's rotate does."""
     radians = torch.deg2rad(degrees)
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
     return torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
 
 
 def _warp(images: Tensor, matrices: Tensor, *, mode: str = "nearest", padding: str = "zeros") -> Tensor:
-    """Each image read through its matrix [n, 2, 3], which maps where a pixel goes to where it comes from.
+    """Warp each image by its matrix [n, 2, 3], which maps where a pixel goes to where it comes from.
 
     Coordinates are pixels (x, y) from the image's centre. No matmul: TF32 or bf16 would blur the coordinates.
     """
@@ -116,14 +113,14 @@ def _warp(images: Tensor, matrices: Tensor, *, mode: str = "nearest", padding: s
 
 
 def padded_crop(images: Tensor, padding: int) -> Tensor:
-    """Each image shifted by up to `padding` pixels both ways, zeros coming in: a random crop after padding."""
+    """Shift each image by up to `padding` pixels both ways, with zeros coming in: a random crop after padding."""
     matrices = _identities(len(images))
     matrices[:, :, 2] = torch.randint(-padding, padding + 1, (len(images), 2)).float()
     return _warp(images, matrices)
 
 
 def resized_crop(images: Tensor, area: tuple[float, float]) -> Tensor:
-    """A random box of each image, its share of the area in `area` and its ratio in 3/4..4/3, enlarged to the whole (bilinear)."""
+    """Cut a random box out of each image and enlarge it: its share of the area is in `area`, its ratio in 3/4..4/3."""
     height, width = images.shape[-2:]
     box_height, box_width, found = _boxes(len(images), images.shape[-2:], area=area, ratio=(3 / 4, 4 / 3))
     box_height = torch.where(found, box_height, min(height, round(width * 4 / 3)))
@@ -138,7 +135,7 @@ def resized_crop(images: Tensor, area: tuple[float, float]) -> Tensor:
 
 
 def erase(inputs: Tensor, probability: float) -> Tensor:
-    """A random box of some images set to 0, as torchvision's RandomErasing: 2–33 % of the area, ratio 0.3..3.3."""
+    """Set a random box of some images to 0, as torchvision's RandomErasing does: 2–33 % of the area, ratio 0.3..3.3."""
     height, width = inputs.shape[-2:]
     chosen = torch.rand(len(inputs)) < probability
     box_height, box_width, found = _boxes(len(inputs), inputs.shape[-2:], area=(0.02, 0.33), ratio=(0.3, 3.3), margin=1)
@@ -151,14 +148,14 @@ def erase(inputs: Tensor, probability: float) -> Tensor:
 
 
 def _floor_uniform(free: Tensor) -> Tensor:
-    """One whole number per element, uniform in 0..free."""
+    """Draw a whole number for each element, uniform in 0..free."""
     return (torch.rand(len(free)) * (free + 1)).floor().long().clamp(min=0).minimum(free.clamp(min=0))
 
 
 def _boxes(
     count: int, size: torch.Size, *, area: tuple[float, float], ratio: tuple[float, float], margin: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Heights and widths of random boxes (int64 [n]), and which fit in `size`: the first of ten tries, as torchvision's."""
+    """Draw heights and widths of boxes (int64 [n]), the first of ten tries that fits in `size`, and say which fit."""
     pixels = (torch.rand(count, 10) * (area[1] - area[0]) + area[0]) * size[0] * size[1]
     ratios = torch.exp(torch.rand(count, 10) * math.log(ratio[1] / ratio[0]) + math.log(ratio[0]))
     heights, widths = (pixels * ratios).sqrt().round().long(), (pixels / ratios).sqrt().round().long()
@@ -167,11 +164,8 @@ def _boxes(
     return heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0], fits.any(dim=1)
 
 
-# --- TrivialAugmentWide ------------------------------------------------------------------------------------------------
-
-
 def draw_trivial(count: int) -> tuple[Tensor, Tensor]:
-    """An operation (index into TRIVIAL) and its signed magnitude for each of `count` images, on the CPU."""
+    """Draw an operation (index into TRIVIAL) and its signed magnitude for each of `count` images, on the CPU."""
     operations = torch.randint(len(TRIVIAL), (count,))
     bins = torch.randint(31, (count,))
     signs = torch.randint(2, (count,)) * 2 - 1
@@ -181,7 +175,7 @@ def draw_trivial(count: int) -> tuple[Tensor, Tensor]:
 
 
 def trivial_augment(images: Tensor, operations: Tensor, magnitudes: Tensor, *, mode: str = "nearest") -> Tensor:
-    """uint8 images with operation `operations[i]` at `magnitudes[i]` (both on the CPU) applied to image i."""
+    """Apply operation `operations[i]` at `magnitudes[i]` (both on the CPU) to uint8 image i."""
     result = images.clone()
 
     def rows_of(*names: str) -> Tensor:
@@ -201,7 +195,7 @@ def trivial_augment(images: Tensor, operations: Tensor, magnitudes: Tensor, *, m
 
 
 def _trivial_matrices(operations: Tensor, magnitudes: Tensor, size: torch.Size) -> Tensor:
-    """[n, 2, 3] matrices of torchvision's geometric operations; it shears about the corner, not the centre."""
+    """Return matrices [n, 2, 3] of torchvision's geometric operations; it shears about the corner, not the centre."""
     shear_x, shear_y, shift_x, shift_y, degrees = (
         torch.where(operations == TRIVIAL_NAMES.index(name), magnitudes, 0.0) for name in GEOMETRIC
     )
@@ -214,7 +208,7 @@ def _trivial_matrices(operations: Tensor, magnitudes: Tensor, size: torch.Size) 
 
 
 def _grey(images: Tensor) -> Tensor:
-    """float32 [n, 1, H, W] luma in whole grey levels, as torchvision's rgb_to_grayscale."""
+    """Return luma in whole grey levels, float32 [n, 1, H, W], as torchvision's rgb_to_grayscale does."""
     if images.shape[1] == 1:
         return images.float()
     red, green, blue = images.float().unbind(1)
@@ -238,7 +232,7 @@ def _color(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
-    """Against a 3×3 blur; the outermost pixels stay."""
+    """Blend images with their 3×3 blur; the outermost pixels stay."""
     if min(images.shape[-2:]) <= 2:
         return images
     channels = images.shape[1]

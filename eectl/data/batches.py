@@ -11,7 +11,7 @@ from eectl.data.splits import Batch, Split
 
 
 def num_batches(split: Split, batch_size: int) -> int:
-    """Steps of an epoch: whole batches of `batch_size` rows over all processes, or the one short batch there is."""
+    """Return the steps of an epoch: whole batches of `batch_size` rows over all processes, or the one short batch there is."""
     return max(len(split) // batch_size, 1)
 
 
@@ -21,7 +21,7 @@ WINDOW = 50  # batches of texts among which rows are sorted by length
 def train_batches(
     split: Split, *, batch_size: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """This process's part (rows `rank::world`) of every global batch of the epoch, from step `start`.
+    """Yield this process's part (rows `rank::world`) of every global batch of the epoch, from step `start`.
 
     The order is a function of (seed, epoch); an incomplete last batch is dropped unless it is the only one. Texts are batched
     with others of about their length, in batches that come in random order. Raises EectlError where a process would get no rows.
@@ -40,7 +40,7 @@ def train_batches(
 
 
 def _by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
-    """The same rows, sorted by length within windows of WINDOW batches; then the batches are shuffled.
+    """Sort rows by length within windows of WINDOW batches, and shuffle the batches.
 
     Windows are cut from a random order, so a row's neighbours differ from epoch to epoch.
     """
@@ -56,11 +56,11 @@ def longest_first(rows: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def eval_order(split: Split, *, rank: int = 0, world: int = 1) -> Tensor:
-    """This process's rows (`rank::world`) in the order in which `eval_batches` gives them: texts by length, longest first."""
+    """Return this process's rows (`rank::world`) in the order of `eval_batches`: images in order, texts longest first."""
     return longest_first(torch.arange(rank, len(split), world), split.lengths)
 
 
 def eval_batches(split: Split, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """This process's rows (`rank::world`, in order, but texts by length) in batches of `batch_size`, the last one short."""
+    """Yield this process's rows (`rank::world`) in batches of `batch_size`, the last one short; texts come longest first."""
     rows = eval_order(split, rank=rank, world=world)
     yield from split.batches(torch.split(rows, batch_size) if len(rows) else ())

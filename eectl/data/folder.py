@@ -1,4 +1,4 @@
-"""Finds the images of a folder data set, `root/train/<class>/…`, and refuses what would train on something else than meant.
+"""Finding the images of a folder data set, `root/train/<class>/…`, and refusing what would train on something else than meant.
 
 Reads names, and one image for its size; decoding is `images`' business.
 """
@@ -56,14 +56,14 @@ def load_folder(spec: DataSection, download: bool) -> StoredImages:
 
 
 def class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """The image files of each class's folder and the class's number, in that order, sorted by path."""
+    """Return the image files of each class's folder, sorted by path, with the class's number."""
     return [(path, label) for label, class_ in enumerate(classes) for path in _images(folder / class_)]
 
 
 def file_part(
     files: Sequence[tuple[Path, int]], root: Path, shape: tuple[int, int, int], spec: DataSection, *, resize: bool
 ) -> Part:
-    """Labelled image files as a part of a StoredImages; with `resize` they may have any size, else all have that of `shape`."""
+    """Return labelled image files as a part; with `resize` they may have any size, else all have that of `shape`."""
     short = (spec.resize or shape[1]) if resize else None
     paths = tuple(path for path, _ in files)
     images = FileImages(paths, root, shape, short, spec.workers, torch.device("cpu"), spec.interpolation)
@@ -78,7 +78,7 @@ def _only(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """The names of the class folders below `folder`, sorted."""
+    """Return the names of the class folders below `folder`, sorted."""
     return tuple(sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")))
 
 
@@ -94,7 +94,7 @@ def check_same_classes(folder: Path, classes: tuple[str, ...], train: Path, *, l
 
 
 def _images(folder: Path) -> list[Path]:
-    """The image files at any depth below a class folder, sorted."""
+    """Return the image files at any depth below a class folder, sorted."""
     found = []
     for parent, _, names in os.walk(folder, followlinks=True):
         found += [Path(parent, name) for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
@@ -107,7 +107,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _shape(first: Path, spec: DataSection) -> tuple[int, int, int]:
-    """Channels, height and width of all images: image_size, or the size of the first."""
+    """Return the channels, height and width that all images have or get: image_size, or the size of the first."""
     from PIL import Image
 
     channels = spec.channels or 3

@@ -26,13 +26,13 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 class MemoryImages:
-    """uint8 [N, C, H, W] on the device; `prepare` is applied to what is read, where the result would not fit."""
+    """Images in memory, uint8 [N, C, H, W] on the device; `prepare` brings each batch to the network's shape as it is read."""
 
     def __init__(self, pixels: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> None:
         self._pixels, self._prepare = pixels, prepare
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
-        """The images of each tensor of rows."""
+        """Yield the images of each tensor of rows."""
         for rows in send_all(batches, self._pixels.device):
             images = self._pixels.index_select(0, rows)
             yield self._prepare(images) if self._prepare else images
@@ -40,8 +40,10 @@ class MemoryImages:
 
 @dataclass(frozen=True)
 class FileImages(Dataset[Tensor | str]):
-    """Image files that become uint8 [C, H, W] of one `shape`: by a short side of `resize` pixels and a centre crop, or, when
-    `read` draws, by a random box of the stored image with a share of its area in `crop`. Without `resize` all have the shape.
+    """Image files that become uint8 [C, H, W] of one `shape`.
+
+    The short side is brought to `resize` pixels and the centre cut out; when `read` draws, a random box of the stored image with
+    a share of its area in `crop` is taken instead. Without `resize` all files have the shape.
 
     `read` sends them to `device` through `workers` processes (0: none).
     """
@@ -57,11 +59,11 @@ class FileImages(Dataset[Tensor | str]):
     draw: int | None = None
 
     def select(self, rows: Iterable[int], device: torch.device) -> "FileImages":
-        """Only these rows, in this order, read to `device`."""
+        """Return these rows alone, in this order, read to `device`."""
         return replace(self, paths=tuple(self.paths[row] for row in rows), device=device)
 
     def __getitem__(self, rows: Tensor) -> Tensor | str:
-        """Images [n, C, H, W], or the text of an EectlError: a DataLoader would wrap a raised one in a traceback."""
+        """Return images [n, C, H, W], or the text of an EectlError: a DataLoader would wrap a raised one in a traceback."""
         images = torch.empty(len(rows), *self.shape, dtype=torch.uint8)
         try:
             for image, row in zip(images, rows.tolist(), strict=True):
@@ -72,7 +74,7 @@ class FileImages(Dataset[Tensor | str]):
         return images
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
-        """The images of each tensor of rows, in order, read ahead; raises EectlError that names a bad file.
+        """Yield the images of each tensor of rows, in order, read ahead; raises EectlError that names a bad file.
 
         A row's random box is a function of `draw` and the row alone, so neither workers nor a resumed epoch change it.
         """
@@ -90,7 +92,7 @@ class FileImages(Dataset[Tensor | str]):
             yield images.to(self.device, non_blocking=True)
 
     def load(self) -> Tensor:
-        """All images at once, decoded by threads: uint8 [N, C, H, W] on the CPU."""
+        """Return all images at once, decoded by threads: uint8 [N, C, H, W] on the CPU."""
         images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
         arrays = images.numpy()
 
@@ -107,7 +109,7 @@ class FileImages(Dataset[Tensor | str]):
         return images
 
     def ids(self, labels: Sequence[int]) -> Ids:
-        """The 64-bit ids of files that are not read ahead of time: BLAKE2b over relative path, size and label."""
+        """Return the 64-bit ids of files that are not read ahead of time: BLAKE2b over relative path, size and label."""
         keys = (
             f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\0{label}".encode()
             for path, label in zip(self.paths, labels, strict=True)
@@ -116,7 +118,7 @@ class FileImages(Dataset[Tensor | str]):
         return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
 
     def decode(self, path: Path, seed: int | None = None) -> NDArray[np.uint8]:
-        """One file as uint8 [C, H, W], its random box if there is a `seed`, else whole or its centre.
+        """Return a file as uint8 [C, H, W]: its random box if there is a `seed`, else its centre or the whole.
 
         Raises EectlError for a file that is broken, too deep or of another size.
         """
@@ -136,7 +138,7 @@ class FileImages(Dataset[Tensor | str]):
 
 
 def open_image(path: Path, mode: str) -> "Image.Image":
-    """An image file in PIL's mode L or RGB; raises EectlError for one that is broken or too deep."""
+    """Open an image file in PIL's mode L or RGB; raises EectlError for one that is broken or has more than 8 bits."""
     from PIL import Image
 
     try:
@@ -155,7 +157,7 @@ def in_mode(image: "Image.Image", mode: str, *, where: object) -> "Image.Image":
 
 
 def centre_square(image: "Image.Image", short: int, side: int, interpolation: str) -> "Image.Image":
-    """The centre square of `side` pixels of an image whose short side is brought to `short`; rounds as torchvision does."""
+    """Bring an image's short side to `short` and cut out the centre square of `side` pixels; rounds as torchvision does."""
     width, height = (length * short // min(image.size) for length in image.size)
     if (width, height) != image.size:
         image = image.resize((width, height), _resampling(interpolation))
@@ -164,7 +166,7 @@ def centre_square(image: "Image.Image", short: int, side: int, interpolation: st
 
 
 def _random_box(image: "Image.Image", area: tuple[float, float], seed: int) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of torchvision's RandomResizedCrop with ratios 3/4..4/3; the global generator stays as it is."""
+    """Draw left, top, right and bottom as torchvision's RandomResizedCrop does; the global generator stays as it is."""
     from torchvision.transforms import RandomResizedCrop
 
     with torch.random.fork_rng(devices=[]):
@@ -174,7 +176,7 @@ def _random_box(image: "Image.Image", area: tuple[float, float], seed: int) -> t
 
 
 def _cut(image: "Image.Image", box: tuple[int, int, int, int], size: tuple[int, int], interpolation: str) -> "Image.Image":
-    """A box of an image, resized; cut first, so that nothing outside it is mixed in."""
+    """Cut a box out of an image, then resize it, so that nothing outside it is mixed in."""
     return image.crop(box).resize(size, _resampling(interpolation))
 
 
@@ -185,7 +187,7 @@ def _resampling(interpolation: str) -> "Image.Resampling":
 
 
 def prepare(images: Tensor, shape: tuple[int, int, int], interpolation: str = "bilinear") -> Tensor:
-    """uint8 images [n, C, H, W] with the channels and size of `shape`: grey repeated, colour to luma, antialiased."""
+    """Bring uint8 images [n, C, H, W] to the channels and size of `shape`: grey repeated, colour to luma, antialiased."""
     channels = shape[0]
     if images.shape[1] > channels:
         luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
@@ -201,7 +203,7 @@ def _resized(images: Tensor, size: tuple[int, int], interpolation: str) -> Tenso
 
 
 def reduced(constants: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Per-channel constants for another number of channels: grey repeated, colour weighted as luma."""
+    """Return per-channel constants for another number of channels: grey repeated, colour weighted as luma."""
     if len(constants) == channels:
         return constants
     if len(constants) == 1:
@@ -211,7 +213,7 @@ def reduced(constants: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Part:
-    """Images as a data set stores them, uint8 [N, C, H, W] on the CPU or files, and their int64 labels [N]."""
+    """One part of a data set as it is stored: images, uint8 [N, C, H, W] on the CPU or files, and their int64 labels [N]."""
 
     images: Tensor | FileImages
     labels: NDArray[np.int64]
@@ -219,7 +221,10 @@ class Part:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """A data set as it is stored: `parts` are train and, where it has them, validation and test; constants are for 0..1."""
+    """A data set of images as it is stored.
+
+    `parts` are train and, where it has them, validation and test; `mean` and `std` are per channel, for pixels in 0..1.
+    """
 
     classes: tuple[str, ...]
     mean: tuple[float, ...]

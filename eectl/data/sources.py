@@ -1,4 +1,4 @@
-"""The data sets eectl knows, each a function from the recipe's data section to labelled images as they are stored.
+"""The data sets of images that eectl knows, each a function from the recipe's data section to images as they are stored.
 
 Nothing is resized or moved to a device here. A set that is missing is downloaded only where that was asked for.
 """
@@ -30,7 +30,7 @@ IDX_KINDS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
 
 
 def load_digits(spec: DataSection, _: bool) -> StoredImages:
-    """scikit-learn's bundled 1,797 handwritten digits, 8×8 grey; a stratified fifth, by split_seed, is the test split."""
+    """Return scikit-learn's bundled 1,797 digits, 8×8 grey; a fifth, drawn by class and split_seed, is the test split."""
     from sklearn import datasets
 
     bundle = datasets.load_digits()
@@ -46,7 +46,7 @@ def load_digits(spec: DataSection, _: bool) -> StoredImages:
 def _load_idx(
     name: str, dataset: str, classes: tuple[str, ...], mean: float, std: float, spec: DataSection, download: bool
 ) -> StoredImages:
-    """MNIST or Fashion-MNIST from its four idx files, gzipped or not, in `data.root` or where torchvision puts them."""
+    """Return MNIST or Fashion-MNIST from its idx files, gzipped or not, in `data.root` or where torchvision puts them."""
     root = spec.root.expanduser()
     folders = (root, root / dataset / "raw")
     if download and not any(_idx_file(folder, "train", "images") for folder in folders):
@@ -81,7 +81,7 @@ def _idx_part(folder: Path, prefix: str, num_classes: int) -> Part:
 
 
 def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """The uint8 array of an idx file: 0, 0, 8, number of dimensions, big-endian sizes, bytes."""
+    """Return the uint8 array of an idx file: 0, 0, 8, number of dimensions, big-endian sizes, bytes."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -96,7 +96,7 @@ def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
 def _load_cifar(
     name: str, dataset: str, mean: tuple[float, ...], std: tuple[float, ...], spec: DataSection, download: bool
 ) -> StoredImages:
-    """CIFAR through torchvision, which checks the published checksums; `data.root` holds its folder, or is it."""
+    """Return CIFAR through torchvision, which checks the published checksums; `data.root` is its folder, or holds it."""
     from torchvision import datasets
 
     loader = getattr(datasets, dataset)
@@ -123,7 +123,7 @@ def _channels_first(images: NDArray[np.uint8]) -> Tensor:
 
 
 def _download(name: str, dataset: str, root: Path) -> None:
-    """torchvision's own download into its own layout below `root`."""
+    """Let torchvision download a data set into its own layout below `root`."""
     from torchvision import datasets
 
     try:

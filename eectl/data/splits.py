@@ -1,4 +1,4 @@
-"""What a data set is to the rest of eectl: its facts, its splits and their identity, and how training rows are carved up.
+"""A data set as the rest of eectl sees it: its facts, its splits and their fingerprints, and how training rows are carved up.
 
 Carving depends on the labels and `split_seed` alone; a split's fingerprint says which samples it holds, in order.
 """
@@ -25,12 +25,12 @@ QUANTILES = 10  # groups of equal size by which a regression's rows are drawn
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device; no step waits for it. A GPU is sure to copy on its own only what lies in pinned memory."""
+    """Copy a CPU tensor to the device without waiting; a GPU is sure to copy on its own only from pinned memory."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def send_all(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Tensors [n] of numbers on the device, in one copy for all."""
+    """Copy tensors [n] to the device, all in one copy."""
     if device.type == "cpu" or not batches:
         return batches
     return torch.split(send(torch.cat(list(batches)), device), [len(batch) for batch in batches])
@@ -38,7 +38,7 @@ def send_all(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor
 
 @dataclass(frozen=True)
 class DataInfo:
-    """A data set as the network sees it.
+    """The facts of a data set that a network is built and trained by.
 
     `kind` is image or text, `task` an entry of losses.TASKS. Images: `input_shape` is channels, height, width; mean and std are
     per channel, for 0..1. Text: `input_shape` is 3 planes and the most tokens, mean and std are empty, and `largest_token` is
@@ -56,7 +56,7 @@ class DataInfo:
 
     @property
     def num_outputs(self) -> int:
-        """What the network gives per row: a logit per class, or one number."""
+        """How many numbers the network gives for each row: a logit per class, or one for regression."""
         return 1 if self.task == "regression" else len(self.classes)
 
 
@@ -64,15 +64,15 @@ class Inputs(Protocol):
     """Where a split's images or texts are: in memory or in files."""
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
-        """The inputs on the device, as in Batch, for each int64 tensor of rows in turn.
+        """Yield the inputs on the device, as in Batch, for each int64 tensor of rows in turn.
 
-        `draw` seeds what reading for training draws for each row; none: read as for evaluation.
+        `draw` seeds what reading for training draws for each row; None: nothing is drawn, as in evaluation.
         """
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets [n] on the device, and which rows of the split they are (int64 [n], CPU).
+    """Some rows of a split: inputs and targets [n] on the device, and which rows they are (int64 [n], CPU).
 
     Images are uint8 [n, C, H, W]. Texts are int64 [n, 3, token]: token ids, attention mask (1 = real) and token type ids, padded
     to the longest of the batch. Targets are int64 classes, or float32 for regression.
@@ -84,7 +84,7 @@ class Batch:
 
 
 class Split:
-    """Some labelled images or texts: `labels` [N] on the CPU, int64 or float32, `ids` a 64-bit content hash of each.
+    """The rows of one split: `labels` [N] on the CPU, int64 or float32, `ids` a 64-bit content hash of each, and the inputs.
 
     `lengths` (int64 [N], CPU) are the tokens of texts, None for images. `read_as` says how they were made into inputs, where
     that is not the recipe's alone; it goes into the fingerprint.
@@ -112,23 +112,23 @@ class Split:
 
     @property
     def noun(self) -> str:
-        """What its rows are, for messages."""
+        """What messages call its rows."""
         return "images" if self.lengths is None else "texts"
 
     def reading(self, inputs: Inputs) -> "Split":
-        """The same rows, targets and order with other inputs."""
+        """Return the same rows, targets and order with other inputs."""
         other = copy(self)
         other._inputs = inputs
         return other
 
     def rows(self, index: Tensor) -> Tensor:
-        """The inputs of an int64 tensor of rows, on the device, as in Batch."""
+        """Return the inputs of an int64 tensor of rows, on the device, as in Batch."""
         if self.lengths is not None:
             return next(self._inputs.read([index.cpu()]))
         return torch.cat(list(self._inputs.read(torch.split(index.cpu(), 64))))
 
     def batches(self, rows: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Batch]:
-        """A Batch for each int64 CPU tensor of rows, read ahead where the images are in files; `draw` as for Inputs."""
+        """Yield a Batch for each int64 CPU tensor of rows, read ahead where the images are in files; `draw` as for Inputs."""
         sent = send_all(rows, self._targets.device)
         for index, there, inputs in zip(rows, sent, self._inputs.read(rows, draw=draw), strict=True):
             yield Batch(inputs, self._targets.index_select(0, there), index)
@@ -136,7 +136,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set and its splits: train, validation, calibration, and test unless a folder has none.
+    """A data set and its splits: train, validation, calibration, and test where there is one.
 
     `notes` say what the user should know about what was read.
     `augment` is what is left to do to a training batch on the device: the recipe's, less what reading does per image.
@@ -149,7 +149,7 @@ class Dataset:
 
 
 def check_disjoint(a: Split, b: Split) -> int:
-    """How many samples of the smaller split are also in the other, by content.
+    """Return how many rows of the smaller split are also in the other, by content.
 
     Raises EectlError above 1 %: the splits come from different split seeds, or a folder holds copies. Texts that stand more than
     once within a split (`thanks`) are counted, but raise nothing: they say that people repeat themselves.
@@ -184,13 +184,13 @@ def without_test(spec: DataSection, splits: Collection[str]) -> tuple[str, ...]:
 
 
 def _repeated(ids: Ids) -> Ids:
-    """The ids that stand more than once."""
+    """Return the ids that stand more than once."""
     distinct, counts = np.unique(ids, return_counts=True)
     return distinct[counts > 1]
 
 
 def content_ids(pixels: NDArray[np.uint8], labels: Sequence[int]) -> Ids:
-    """The 64-bit ids of images in memory: BLAKE2b over an image's bytes and its label."""
+    """Return the 64-bit ids of images in memory: BLAKE2b over an image's bytes and its label."""
     hashes = (
         hashlib.blake2b(image.tobytes() + int(label).to_bytes(4, "little"), digest_size=8).digest()
         for image, label in zip(pixels, labels, strict=True)
@@ -262,7 +262,7 @@ def limited(rows: Rows, labels: NDArray[np.int64], split: str, spec: DataSection
 def stratified(
     rows: Rows, labels: NDArray[np.int64], count: int, seed: int, *, place: str, noun: str = "images"
 ) -> tuple[Rows, Rows]:
-    """`rows` without `count` that are drawn by class, and those; both sorted. Raises EectlError where a class is too small."""
+    """Return `rows` without `count` that are drawn by class, and those, both sorted; raises EectlError for too small a class."""
     from sklearn.model_selection import train_test_split
 
     sizes = np.unique_counts(labels[rows]).counts

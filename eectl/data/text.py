@@ -40,7 +40,7 @@ CHUNK = 4096  # texts that are tokenised at a time
 
 
 class Texts:
-    """Token ids of texts, one after the other (int32 [Σ lengths], with their types as uint8), on the device.
+    """The tokens of all texts of a split, one text after the other: int32 ids and uint8 types [Σ lengths], on the device.
 
     `lengths` int64 [N] stay on the CPU. Rows are padded with `padding` to the longest of a batch, to a multiple of 8, and to at
     most `max_length` tokens.
@@ -57,7 +57,7 @@ class Texts:
         )
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
-        """int64 [n, 3, token] on the device for each tensor of rows: token ids, attention mask, token type ids."""
+        """Yield int64 [n, 3, token] on the device for each tensor of rows: token ids, attention mask, token type ids."""
         for rows, index in zip(batches, send_all(batches, self._device), strict=True):
             longest = int(self.lengths[rows].max()) if len(rows) else 0
             width = min(-(-longest // PAD_TO) * PAD_TO, self._max_length)
@@ -70,7 +70,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of some texts on the CPU: ids int32 and types uint8 [Σ lengths], lengths int64 [N]; `num_cut` were too long."""
+    """The tokens of some texts, on the CPU: ids int32 and types uint8 [Σ lengths], lengths int64 [N]; `num_cut` were too long."""
 
     ids: NDArray[np.int32]
     types: NDArray[np.uint8]
@@ -78,12 +78,12 @@ class Encoded:
     num_cut: int
 
     def digest(self) -> bytes:
-        """What another tokenizer or length would change."""
+        """Return a hash that changes with the tokenizer and with the length at which texts are cut."""
         return hashlib.sha256(self.ids.tobytes() + self.types.tobytes() + self.lengths.tobytes()).digest()
 
 
 def load_text(spec: DataSection, *, device: torch.device, download: bool = False) -> Dataset:
-    """A text data set, split and tokenised, with its tokens on `device`.
+    """Return a text data set, split and tokenised, with its tokens on `device`.
 
     Classification splits are stratified by class, those of a regression by the tenth that the target lies in. Ids are of texts
     and targets; a fingerprint is of the tokens too, so that another tokenizer is noticed. Raises EectlError for anything missing
@@ -111,12 +111,12 @@ def load_text(spec: DataSection, *, device: torch.device, download: bool = False
 
 
 def text_info(spec: DataSection) -> DataInfo:
-    """A text data set's facts; reads no more than the target column of the training file, where the classes are not known."""
+    """Return a text data set's facts; where its classes are not known, the target column of the training file is read."""
     return DataInfo(spec.name, text_classes(spec), (PLANES, spec.max_length), (), (), spec.task, "text")
 
 
 def load_tokenizer(name: str, *, download: bool = False) -> Any:
-    """The tokenizer in a folder, or of a hub id from the library's cache, or from the hub where `download` allows it.
+    """Return the tokenizer in a folder, or that of a hub id: from the library's cache, or from the hub if `download` allows it.
 
     Raises EectlError where there is none.
     """
@@ -140,8 +140,7 @@ def load_tokenizer(name: str, *, download: bool = False) -> Any:
 
 
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_length: int) -> Encoded:
-    """Tokens of texts, or of pairs, with the tokenizer's special tokens; longer ones are cut to `max_length`, pairs at the
-    longer text.
+    """Tokenise texts, or pairs of texts, with special tokens; those over `max_length` are cut, pairs at the longer text.
 
     Raises EectlError for a tokenizer that makes nothing of a text.
     """
@@ -168,7 +167,7 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_length: int)
 
 
 def _tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int | None) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids and types of each text, cut where there is a `max_length`."""
+    """Return the ids and types of each text, cut where there is a `max_length`."""
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(
         *columns,
@@ -205,7 +204,7 @@ def _split(name: str, part: TextPart, encoded: Encoded, padding: int, max_length
 
 
 def text_ids(part: TextPart) -> Ids:
-    """The 64-bit ids of texts: BLAKE2b over a row's texts and its target."""
+    """Return the 64-bit ids of texts: BLAKE2b over a row's texts and its target."""
     keys = (
         "\0".join((*row, repr(target))).encode("utf-8", "surrogatepass")
         for row, target in zip(part.texts, part.targets.tolist(), strict=True)

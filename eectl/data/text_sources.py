@@ -1,4 +1,4 @@
-"""The text data sets eectl knows, each a function from the recipe's data section to texts and targets as they are stored.
+"""The data sets of texts that eectl knows, each a function from the recipe's data section to texts as they are stored.
 
 Nothing is tokenised here. A set that is missing is downloaded only where that was asked for; no pickled cache is read.
 """
@@ -25,12 +25,13 @@ from eectl.recipe.text_sets import GLUE_PREFIX, NEWSGROUPS, TEXT_SETS
 
 FILES = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
 GLUE_FILES = {"train": ("train",), "test": ("validation", "dev", "validation_matched", "dev_matched")}  # test labels are hidden
+MOST_FRACTIONS = 20  # more different numbers with fractions than this are the values of a regression, not classes
 _KINDS = ", ".join(kind[1:] for kind in READERS)
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """Texts of one part, row by row (one or two strings), and their targets: int64 classes, or float64 numbers."""
+    """One part of a data set: texts row by row (one or two strings), and targets, int64 classes or float64 numbers."""
 
     texts: list[tuple[str, ...]]
     targets: NDArray[Any]
@@ -38,14 +39,16 @@ class TextPart:
 
 @dataclass(frozen=True)
 class StoredTexts:
-    """A text data set as it is stored: `parts` are train and, where it has them, validation and test."""
+    """A data set of texts as it is stored: `parts` are train and, where it has them, validation and test."""
 
     classes: tuple[str, ...]
     parts: dict[str, TextPart]
 
 
 def load_files(spec: DataSection, download: bool) -> StoredTexts:
-    """`train`, and optionally `validation` and `test`, each a CSV, TSV, JSONL or Parquet file with the columns of the recipe.
+    """Return the texts of train, and of validation and test where they are: CSV, TSV, JSONL or Parquet files in `data.root`.
+
+    `data.root` may be one such file, which is then train.
 
     Classes are those of the training file. Raises EectlError for another layout, missing columns and cells that will not do.
     """
@@ -55,7 +58,7 @@ def load_files(spec: DataSection, download: bool) -> StoredTexts:
 
 
 def text_classes(spec: DataSection) -> tuple[str, ...]:
-    """The classes of a text data set, from a table or from its training file's target column alone; none for regression."""
+    """Return the classes of a text data set, from a table or its training file's target column; none for regression."""
     if spec.name in TEXT_SETS or spec.task == "regression":
         return TEXT_SETS[spec.name].classes if spec.name in TEXT_SETS else ()
     return _classes(read_table(_find(spec, FILES, download=False)["train"], [spec.target]), spec.target)
@@ -95,24 +98,26 @@ def _classes(table: Table, target: str) -> tuple[str, ...]:
     classes = sorted_classes(names)
     if len(classes) < 2:
         raise EectlError(f"{table.path}: column '{target}' has the one class '{classes[0]}'; two or more are needed")
-    if 2 * len(classes) > len(names) and all(map(_is_number, classes)):
+    if _are_values(classes, len(names)):
         raise EectlError(
             f"{table.path}: column '{target}' has {len(classes)} different numbers in {len(names)} rows, which are no classes; "
-            "set data.task to regression"
+            "set data.task to regression (--task regression)"
         )
     return classes
 
 
-def _is_number(name: str) -> bool:
+def _are_values(classes: Sequence[str], rows: int) -> bool:
+    """Whether the `classes` of a column are the values of a number: half as many as rows, or more than 20 and with fractions."""
     try:
-        float(name)
+        values = [float(name) for name in classes]
     except ValueError:
         return False
-    return True
+    fractions = any(not number.is_integer() for number in values)
+    return 2 * len(classes) > rows or (fractions and len(classes) > MOST_FRACTIONS)
 
 
 def _part(table: Table, spec: DataSection, classes: Sequence[str], *, empty: bool = False) -> TextPart:
-    """A table's texts and targets; raises EectlError for a class that is not among `classes`."""
+    """Return a table's texts and targets; raises EectlError for a class that is not among `classes`."""
     rows = list(zip(*(texts(table, name, empty=empty) for name in spec.text), strict=True))
     if spec.task == "regression":
         return TextPart(rows, numbers(table, spec.target))
@@ -131,7 +136,9 @@ def _part(table: Table, spec: DataSection, classes: Sequence[str], *, empty: boo
 
 
 def _load_glue(task: str, spec: DataSection, download: bool) -> StoredTexts:
-    """A GLUE task: its training set, and its development set (MNLI: the matched one) as test, since test labels are hidden.
+    """Return a GLUE task: its training set, and as test its development set (of MNLI the matched one).
+
+    Labels of the official test sets are hidden.
 
     Reads the library's Parquet files, or JSONL, CSV or TSV with the library's column names, in `data.root`, `TASK/` or
     `glue/TASK/` below it, or a folder that the library's save_to_disk wrote there. A download is kept as `root/glue/TASK/`.
@@ -162,7 +169,7 @@ def _is_glue(folder: Path) -> bool:
 
 
 def _saved_tables(folder: Path, spec: DataSection) -> dict[str, Table]:
-    """What the library's save_to_disk wrote."""
+    """Read what the library's save_to_disk wrote."""
     saved = _datasets(folder).load_from_disk(str(folder))
     tables = {}
     for part, names in GLUE_FILES.items():
@@ -187,7 +194,7 @@ def _datasets(place: object) -> Any:
 
 
 def _download_glue(task: str, folder: Path) -> None:
-    """The library's copy (from its cache where it has one) as Parquet, a file at a time."""
+    """Store the library's copy (from its cache where it has one) as Parquet, a file at a time."""
     library = _datasets(f"{GLUE_PREFIX}{task}")
     names = {"train": "train", "validation": "validation_matched" if task == "mnli" else "validation"}
     try:
@@ -204,7 +211,7 @@ def _download_glue(task: str, folder: Path) -> None:
 
 
 def _load_newsgroups(spec: DataSection, download: bool) -> StoredTexts:
-    """20 Newsgroups by date, from `20news-bydate-train/<group>/<post>` and `…-test/` in `data.root`.
+    """Return 20 Newsgroups by date, from `20news-bydate-train/<group>/<post>` and `…-test/` in `data.root`.
 
     A download is scikit-learn's archive, unpacked; its pickled cache is not read. `data.strip` takes parts of posts out by
     scikit-learn's rules; whole posts are the default, since the paper names no stripping.
@@ -225,7 +232,7 @@ def _load_newsgroups(spec: DataSection, download: bool) -> StoredTexts:
 
 
 def _posts(folder: Path, rules: Sequence[Callable[[str], str]]) -> TextPart:
-    """All posts of a folder by group and name; raises EectlError for a group that is missing or empty."""
+    """Return all posts of a folder by group and name; raises EectlError for a group that is missing or empty."""
     layout = "expected: 20news-bydate-train/<group>/<post> and 20news-bydate-test/ with the 20 groups; or give --download"
     posts: list[tuple[str, ...]] = []
     labels = []
@@ -244,7 +251,7 @@ def _posts(folder: Path, rules: Sequence[Callable[[str], str]]) -> TextPart:
 
 
 def _download_newsgroups(root: Path, archive: Any) -> None:
-    """The published archive, its checksum compared, unpacked into `root`."""
+    """Download the published archive, compare its checksum and unpack it into `root`."""
     root.mkdir(parents=True, exist_ok=True)
     packed = root / archive.filename
     try:

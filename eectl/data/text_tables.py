@@ -21,18 +21,18 @@ from eectl.recipe.choices import FILE_CHOICES, in_order
 
 @dataclass(frozen=True)
 class Table:
-    """Some columns of a file, or of several parts of one: `columns[name][row]`; `where(row)` names a row for messages."""
+    """Some columns of a file, or of the parts of one: `columns[name][row]`; `where(row)` names a row for messages."""
 
     path: Path
     columns: Mapping[str, Sequence[Any]]
 
     def where(self, row: int) -> str:
-        """The place of row `row` (from 0)."""
+        """Return what messages call row `row` (from 0)."""
         return f"{self.path}: row {row + 1}"
 
 
 def find_table(folder: Path, names: Iterable[str]) -> list[Path]:
-    """The one file of a split in `folder`, as NAME.csv (or another of READERS), or the parts NAME-00000-of-00002.parquet.
+    """Return the one file of a split in `folder`, NAME.csv (or another of READERS), or its parts NAME-00000-of-00002.parquet.
 
     Empty where there is none. Raises EectlError where several files mean the same split.
     """
@@ -44,7 +44,7 @@ def find_table(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def read_table(paths: Sequence[Path], names: Sequence[str]) -> Table:
-    """The columns `names` of a file, or of parts that follow each other.
+    """Return the columns `names` of a file, or of parts that follow each other.
 
     Raises EectlError for a file that cannot be read or is broken, a column that is not there, and no rows.
     """
@@ -68,7 +68,7 @@ def _require(path: Path, names: Iterable[str], there: Sequence[str]) -> None:
         if name not in there:
             raise EectlError(
                 f"{path}: no column '{name}'{closest(name, there)}; it has {', '.join(map(repr, there)) or 'none'}; "
-                "set data.text and data.target"
+                "set data.text and data.target (--text and --target)"
             )
 
 
@@ -103,7 +103,7 @@ def _read_csv(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _read_tsv(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Tab-separated without quoting, as GLUE's own files are."""
+    """Read tab-separated cells without quoting, as GLUE's own files are."""
     return _read_delimited(path, names, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
@@ -140,7 +140,7 @@ def _read_parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def texts(table: Table, name: str, *, empty: bool = False) -> list[str]:
-    """A column of texts; raises EectlError for a cell that is no text, or, unless `empty` are taken, nothing but spaces."""
+    """Return a column of texts; raises EectlError for a cell that is no text, or, unless `empty` is taken, only spaces."""
     for row, value in enumerate(table.columns[name]):
         if value is None or (isinstance(value, str) and not value.strip()):
             if not empty or value is None:
@@ -151,7 +151,7 @@ def texts(table: Table, name: str, *, empty: bool = False) -> list[str]:
 
 
 def numbers(table: Table, name: str) -> NDArray[np.float64]:
-    """A column of finite numbers; raises EectlError that names the first cell that is none."""
+    """Return a column of finite numbers; raises EectlError that names the first cell that is none."""
     result = np.empty(len(table.columns[name]), dtype=np.float64)
     for row, value in enumerate(table.columns[name]):
         try:
@@ -165,7 +165,7 @@ def numbers(table: Table, name: str) -> NDArray[np.float64]:
 
 
 def names_of(table: Table, name: str) -> list[str]:
-    """A column of class names: texts as they are, whole numbers as texts; raises EectlError for an empty cell or a fraction."""
+    """Return a column of class names, whole numbers as texts; raises EectlError for an empty cell or a fraction."""
     result = []
     for row, value in enumerate(table.columns[name]):
         if value is None or value == "":
@@ -173,13 +173,15 @@ def names_of(table: Table, name: str) -> list[str]:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, str | int):
-            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r}, not a class; set data.task to regression?")
+            raise EectlError(
+                f"{table.where(row)}: column '{name}' is {value!r}, not a class; set data.task to regression (--task regression)"
+            )
         result.append(str(value))
     return result
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """The distinct names, as numbers where all of them are whole numbers, else by text."""
+    """Return the distinct names, sorted as numbers where all of them are whole numbers, else as texts."""
     distinct = set(names)
     whole = all(name.removeprefix("-").isascii() and name.removeprefix("-").isdecimal() for name in distinct)
     return tuple(sorted(distinct, key=(lambda name: (int(name), name)) if whole else lambda name: (0, name)))

@@ -101,7 +101,7 @@ _LIMIT_SCHEMA = {
         {
             "type": "object",
             "properties": {
-                name: {"type": "integer", "minimum": 1, "description": field.description}
+                name: {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}], "description": field.description}
                 for name, field in LimitSection.model_fields.items()
             },
             "additionalProperties": False,

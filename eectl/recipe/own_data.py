@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eectl.core.errors import EectlError
 from eectl.recipe.data_paths import kind_of
 from eectl.recipe.reading import read_recipe
 
@@ -59,10 +60,13 @@ def own_data(
         changes: the user's `key=value` changes, which go before everything that is chosen here.
 
     Raises:
-        EectlError: where `data` is not there, or neither a folder nor a file of texts.
+        EectlError: where `data` is not there, or neither a folder nor a file of texts, or `changes` set data.root too.
     """
     keys: dict[str, Any] = {}
     name, notes = None, []
+    changes = list(changes)
+    if data is not None and any(change.startswith("data.root=") for change in changes):
+        raise EectlError(f"--data {data} says where the data lies, and so does data.root (--data-root); give one of the two")
     if backbone is not None:
         keys["backbone"] = {"name": backbone}
         if weights is None and _holds_weights(backbone):

@@ -15,7 +15,7 @@ from eectl.recipe.choices import REGIME_CHOICES, in_order
 
 @dataclass(frozen=True)
 class Phase:
-    """One stage of training.
+    """One stage of training: what trains, and which exits' losses drive it.
 
     `number` is what `--phase` takes; `segments` and `heads` are what trains, everything else is frozen, BatchNorm statistics
     included; `losses` holds the exits of each loss set, and step s uses set s mod len(losses). `combine` says that the ensembles
@@ -31,7 +31,7 @@ class Phase:
 
     @property
     def scored(self) -> frozenset[int]:
-        """The exits that some step trains; early stopping watches these."""
+        """The exits whose losses some step uses; early stopping watches these."""
         return frozenset().union(*self.losses)
 
     def needs_heads(self, num_exits: int) -> bool:
@@ -106,13 +106,13 @@ STAGED = ("branch-wise", "separate", "mixed-gradual")
 
 
 def _ensembles(regime: str, k: int) -> Phase:
-    """The phase after all others: number 4, or the stage after a staged regime's last."""
+    """Return the phase of the ensembles, after all others: number 4, or the stage after a staged regime's last."""
     number = k + 1 if regime in STAGED else 4
     return replace(_phase(number, "ensembles on frozen heads", (), (), _span(1, k - 1)), combine=True)
 
 
 def regime_phases(regime: str, num_exits: int, *, combine: bool = False) -> tuple[Phase, ...]:
-    """The phases of a regime for a network with `num_exits` exits, its own head included.
+    """Return the phases of a regime for a network with `num_exits` exits, its own head included.
 
     With `combine`, for heads whose logits are combined (ZTW), the ensembles have a phase of their own at the end.
     """
@@ -121,7 +121,7 @@ def regime_phases(regime: str, num_exits: int, *, combine: bool = False) -> tupl
 
 
 def phase_numbered(regime: str, num_exits: int, number: int, *, place: str = "", combine: bool = False) -> Phase:
-    """The phase that `--phase number` means.
+    """Return the phase that `--phase number` means.
 
     The regime's own phases come first; beside them the paper's 1 (backbone), 2 (everything) and 3 (heads only) are always
     there, so phases can be chained by hand. Staged regimes count their stages and have no others. `place` is named by errors.

@@ -1,4 +1,4 @@
-"""What is known of text data sets before a file is read: their columns, classes and kind of problem. Reads nothing; no torch."""
+"""The columns, classes and task of published text data sets, known before a file is read. Reads nothing; no torch."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class TextSet:
 
     @property
     def task(self) -> str:
-        """An entry of losses.TASKS."""
+        """`classification` or `regression`."""
         return "classification" if self.classes else "regression"
 
 

@@ -1,4 +1,4 @@
-"""How much each exit's loss counts, as plain numbers: named schemes, or a list. No torch; the losses themselves are `losses`'.
+"""How much each exit's loss counts, as plain numbers: named schemes, or a list. The losses are in models/losses.py; no torch.
 
 `equilibrium` and `l2w` are more than numbers: what they do to gradients and rows lies in `models/equilibrium.py` and `l2w.py`.
 """
@@ -18,7 +18,7 @@ def exit_weights(
     shares: Sequence[float] = (),
     progress: float = 1.0,
 ) -> list[float]:
-    """The weight of each exit in `taking_part` (numbers from 1, rising), for the network's `num_exits` = K exits.
+    """Return the weight of each exit in `taking_part` (numbers from 1, rising) of a network with `num_exits` = K exits.
 
     A list has one number per exit of the network. Lists, `uniform`, `linear`, `increasing` and `decreasing` weigh an exit by its
     place in the whole network, then scale those that take part to a sum of 1: two exits keep their ratio whoever else takes part.
@@ -52,7 +52,7 @@ def _listed(weights: Sequence[float], num_exits: int, taking_part: Sequence[int]
 
 
 def ramp(shares: Sequence[float], progress: float, *, num_exits: int, taking_part: Sequence[int]) -> list[float]:
-    """Shallow-Deep Networks' weights (Kaya et al., 2019): τ_k = min(C_k, 0.01 + C_k · e/E) for attached exits, 1 for the last.
+    """Return the weights of Shallow-Deep Networks (Kaya et al., 2019): τ_k = min(C_k, 0.01 + C_k · e/E), and 1 for the last exit.
 
     `shares` are the C_k, each attached exit's share of the backbone's cost (0.15, 0.30 … 0.90 in the source, whose exits lie at
     those shares); `progress` is e/E, the epoch counted from 1 over the length of the ramp, above 1 once that is over. Where the
@@ -67,22 +67,22 @@ def ramp(shares: Sequence[float], progress: float, *, num_exits: int, taking_par
 
 
 def _uniform(_number: int, _num_exits: int, _slope: float) -> float:
-    """The mean over the exits: the default everywhere except GPF."""
+    """Weigh all exits alike, which gives the mean: the default everywhere except GPF."""
     return 1.0
 
 
 def _linear(number: int, _num_exits: int, _slope: float) -> float:
-    """k / (1 + … + K): PABEE (Zhou et al., 2020), GPF (Liao et al., 2021) and BERxiT's `weight-linear`."""
+    """Weigh exit k by k, as PABEE (Zhou et al., 2020), GPF (Liao et al., 2021) and BERxiT's `weight-linear` do."""
     return float(number)
 
 
 def _increasing(number: int, num_exits: int, slope: float) -> float:
-    """From 1 - slope to 1 + slope in even steps, after Han et al., 2022. Their constants are not published: 0.4 is assumed."""
+    """Rise from 1 - slope to 1 + slope in even steps, after Han et al., 2022, who do not publish their slope: 0.4 is assumed."""
     return 1 - slope + 2 * slope * (number - 1) / max(num_exits - 1, 1)
 
 
 def _decreasing(number: int, num_exits: int, slope: float) -> float:
-    """`increasing` the other way round."""
+    """Fall from 1 + slope to 1 - slope in even steps."""
     return _increasing(num_exits + 1 - number, num_exits, slope)
 
 

@@ -22,6 +22,7 @@ from eectl.data.images import MemoryImages
 from eectl.recipe.reading import make_recipe, parse_yaml, read_recipe, shipped_recipes
 from eectl.recipe.recipe import Recipe
 from eectl.recipe.regimes import REGIMES
+from eectl.recipe.schema import EDITOR_COMMENT
 from eectl.training.dry_run import plan
 from eectl.training.feed import training_data
 from eectl.training.loop import Journal, run_phase
@@ -43,9 +44,13 @@ SMALLER = {
     "imagenet-vit-t": {"dim": 96, "mlp_dim": 192},
     "imagenette-vit-t": {"dim": 96, "mlp_dim": 192},
     "sentence-source-minilm": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 500},
+    "text": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 500},
     "sentence-valence-minilm": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 500},
 }
-OURS = [name for name in RECIPES if name == "digits" or name.startswith(("cifar10-", "fashion-mnist-", "sentence-"))]
+TEMPLATES = ("folder", "text")  # for data of one's own
+OURS = [
+    name for name in RECIPES if name in ("digits", *TEMPLATES) or name.startswith(("cifar10-", "fashion-mnist-", "sentence-"))
+]
 # Hand-typed from the paper: learning rate, weight decay, batch size, patience, exits, blocks of the backbone.
 # Appendix E.1 to E.8; None where the paper gives no value.
 APPENDIX_E = {
@@ -72,7 +77,9 @@ MACS = {
 
 
 def info_of(recipe: Recipe) -> DataInfo:
-    """The facts of a recipe's data; a user's own files of sentences are not here, so theirs are typed."""
+    """The facts of a recipe's data; files of a user's own are not here, so theirs are typed."""
+    if recipe.data.name == "folder":
+        return DataInfo("folder", ("cat", "dog", "fox"), (3, 64, 64), (0.5,) * 3, (0.25,) * 3)
     if recipe.data.name != "text":
         return data_info(recipe.data)
     task = recipe.data.task
@@ -91,7 +98,8 @@ def shipped(name: str, *changes: str) -> Recipe:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_first_comment_is_a_command_that_names_it(name):
-    first = shipped_recipes()[name].splitlines()[0]
+    editor, first = shipped_recipes()[name].splitlines()[:2]
+    assert editor == EDITOR_COMMENT
     assert first.startswith("# eectl train") and (name in first or name == "digits")
     plain = make_recipe(parse_yaml(shipped_recipes()[name], where=name), where=name)
     assert plain == read_recipe(name)
