@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -308,3 +309,20 @@ def test_a_title_names_data_and_network_and_papers_have_none(runs, tmp_path, ana
     analyze(runs["joint"], "-o", tmp_path / "b", "--paper")
     one, other = ((tmp_path / name / f"{QUESTION}.png").read_bytes() for name in "ab")
     assert one != other and read(tmp_path / "a")["values"] == read(tmp_path / "b")["values"]
+
+
+def test_what_a_question_needs_is_looked_at_before_the_first_is_loaded(runs, tmp_path, refuse):
+    tensors, metadata = read_any_tensors(runs["joint"])
+    damaged = tmp_path / "run" / "damaged.safetensors"
+    damaged.parent.mkdir()
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, damaged, metadata=metadata)
+    quick = ["--device", "cpu", "-q", "-o", tmp_path / "out"]
+    tracked = {"question": "gradient-dominance", "options": ["--tracked", *quick]}
+    assert f"{damaged}: no metrics.jsonl beside it" in refuse(damaged, **tracked)
+    shutil.copy(runs["joint"].parent / "metrics.jsonl", damaged.parent)
+    assert "nothing was tracked" in refuse(damaged, **tracked)
+    moved = tmp_path / "moved.safetensors"
+    about = load_checkpoint(runs["joint"]).about
+    other = replace(about, spec=about.spec.model_copy(update={"num_outputs": 11}))
+    save_checkpoint(moved, load_checkpoint(runs["joint"]).model, other)
+    assert "has outputs 10" in refuse(damaged, moved, question="mode-connectivity", options=quick)
