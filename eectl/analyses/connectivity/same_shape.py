@@ -28,7 +28,10 @@ def check_alike(subjects: Sequence[Subject]) -> list[str]:
     bare = [subject for subject in subjects if not subject.session.checkpoint.about.spec.after]
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        _compare(first.path, _shapes(first.model, heads=not bare), other.path, _shapes(other.model, heads=not bare))
+        mine, theirs = _shapes(first.model, heads=not bare), _shapes(other.model, heads=not bare)
+        every = dict.fromkeys([*mine, *theirs])
+        own, others = ([(name, shapes.get(name)) for name in every] for shapes in (mine, theirs))
+        _compare(first.path, own, other.path, others)
     if bare and len(bare) < len(subjects):
         names = ", ".join(subject.label for subject in bare)
         return [f"{names}: no exits, so the others' were left out and only the networks' own heads are compared"]
@@ -58,9 +61,9 @@ def _facts(about: About, *, heads: bool) -> list[tuple[str, Any]]:
     return [*facts, ("backbone arguments", dict(spec.backbone.args))]
 
 
-def _shapes(model: MultiExitModel, *, heads: bool) -> list[tuple[str, Any]]:
+def _shapes(model: MultiExitModel, *, heads: bool) -> dict[str, list[int]]:
     tensors = model.state_dict() if heads else model.backbone.state_dict()
-    return [("weights", {name: list(tensor.shape) for name, tensor in tensors.items()})]
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def without_heads(subjects: Sequence[Subject]) -> list[MultiExitModel]:
