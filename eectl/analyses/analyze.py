@@ -12,8 +12,9 @@ import torch
 from eectl import __version__
 from eectl.analyses.connectivity.connectivity import ask_connectivity
 from eectl.analyses.connectivity.plot import draw_connectivity
+from eectl.analyses.connectivity.same_shape import check_headers
 from eectl.analyses.depth_plot import draw_information, draw_rank
-from eectl.analyses.dominance.dominance import ask_dominance
+from eectl.analyses.dominance.dominance import ask_dominance, check_dominance
 from eectl.analyses.dominance.plot import draw_dominance
 from eectl.analyses.information import ask_information
 from eectl.analyses.landscape.landscape import ask_landscape
@@ -39,10 +40,11 @@ SUFFIXES = ("json", "csv", "png", "pdf")
 
 @dataclass(frozen=True)
 class Method:
-    """The two functions of a question: one computes its answer, the other draws it."""
+    """The functions of a question: one computes its answer, one draws it, and one may check headers before the work."""
 
     ask: Callable[[Sequence[Subject], Any, Context], Answer]
     draw: "Callable[[Figure, Answer, Sequence[str]], None]"
+    check: Callable[[Sequence[Path], Sequence[About], Any], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ def analyze(
     check_outputs(files, inputs=paths, overwrite=overwrite)
     abouts = [read_about(path) for path in paths]
     _check_headers(question, paths, abouts, settings)
+    check = ANALYSES[question].check
+    if check is not None:
+        check(paths, abouts, settings)
     world = join(device)
     try:
         if world.size > 1:
@@ -244,8 +249,8 @@ def _write(files: Sequence[Path], analysis: Analysis, *, paper: bool) -> None:
 
 
 ANALYSES: dict[str, Method] = {
-    "gradient-dominance": Method(ask_dominance, draw_dominance),
-    "mode-connectivity": Method(ask_connectivity, draw_connectivity),
+    "gradient-dominance": Method(ask_dominance, draw_dominance, check_dominance),
+    "mode-connectivity": Method(ask_connectivity, draw_connectivity, check_headers),
     "numerical-rank": Method(ask_rank, draw_rank),
     "mutual-information": Method(ask_information, draw_information),
     "loss-landscape": Method(ask_landscape, draw_landscape),

@@ -131,7 +131,7 @@ def ask_information(subjects: Sequence[Subject], settings: InformationSettings, 
     tables += [_listing(found, "label", "I(Y;Z) in nats by block")]
     return Answer(
         values={"unit": "nat", "networks": found},
-        records=[{"label": one["label"], **block, "rows": one["rows"]} for one in found for block in _flat(one)],
+        records=[{"label": one["label"], **block, "rows": one["rows"]} for one in found for block in _csv_rows(one)],
         tables=tables,
         reading=_read(found, settings),
         notes=tuple(_notes(found, regression=subjects[0].session.checkpoint.about.task == "regression")),
@@ -198,7 +198,7 @@ def _entropy(labels: Tensor) -> float:
     return float(torch.special.entr(shares).sum())
 
 
-def _flat(one: dict[str, Any]) -> list[dict[str, Scalar]]:
+def _csv_rows(one: dict[str, Any]) -> list[dict[str, Scalar]]:
     return [{("labels" if key == "label" else key): value for key, value in block.items()} for block in one["blocks"]]
 
 

@@ -121,7 +121,7 @@ class RankSettings(SplitSettings):
     samples: int = _option(10_000, "how many rows are looked at")
     features: int = _option(2_000, "at most this many of a block's numbers, the same for every network")
     view: str = _view()
-    tolerance: float = _option(1e-3, "what counts: eigenvalues of the covariance above this share of the largest")
+    tolerance: float = _option(1e-3, "count eigenvalues of the covariance above this share of the largest")
 
     def check(self) -> None:
         """Raise EectlError for values that give no answer."""
@@ -186,7 +186,7 @@ class LandscapeSettings(SplitSettings):
 
 @dataclass(frozen=True)
 class Question:
-    """A question as it is put: its settings, the help of its command, and which checkpoints it takes.
+    """One of the questions: its settings, the help of its command, and which checkpoints it takes.
 
     `least` is the fewest checkpoints, `needs_exits` says that each must have attached exits.
     """
@@ -210,7 +210,7 @@ def make_settings(name: str, options: Mapping[str, Any]) -> Settings:
 QUESTIONS: dict[str, Question] = {
     "gradient-dominance": Question(
         DominanceSettings,
-        """How far each exit's gradient points the way of the sum that moves the shared weights (paper's Figure 2).
+        """Compare each exit's gradient with the sum that moves the shared weights (paper's Figure 2).
 
         Example: eectl analyze gradient-dominance joint/model.safetensors mixed/model.safetensors -o dominance
         """,
@@ -218,7 +218,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "mode-connectivity": Question(
         ConnectivitySettings,
-        """Losses on the line between each two networks, as they are and with their units matched (paper's Figure 3).
+        """Measure losses on the line between each two networks, as they are and with their units matched (paper's Figure 3).
 
         Example: eectl analyze mode-connectivity joint-0/model.safetensors joint-1/model.safetensors -o connectivity
         """,
@@ -226,7 +226,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "numerical-rank": Question(
         RankSettings,
-        """How many dimensions each block's activations fill (paper's Figure 4).
+        """Count the dimensions that each block's activations fill (paper's Figure 4).
 
         Views: flattened (auto, of images), pooled over space or tokens, class-token (auto, of texts).
         Example: eectl analyze numerical-rank disjoint/model.safetensors mixed/model.safetensors -o rank
@@ -234,7 +234,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "mutual-information": Question(
         InformationSettings,
-        """What each block's activations say about the input and the label (paper's Figure 5), in nats.
+        """Estimate what each block's activations say about the input and the label (paper's Figure 5), in nats.
 
         Views: pooled over space or tokens (auto, of images), class-token (auto, of texts), flattened.
         Example: eectl analyze mutual-information joint/model.safetensors mixed/model.safetensors -o information
@@ -242,7 +242,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "loss-landscape": Question(
         LandscapeSettings,
-        """How the exits' losses rise along random filter-normalised directions, the same for all exits (paper's Figure 6).
+        """Show how the exits' losses rise along random filter-normalised directions, the same for all exits (paper's Figure 6).
 
         Example: eectl analyze loss-landscape joint/model.safetensors disjoint/model.safetensors -o landscape
         """,

@@ -2,20 +2,29 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import small_recipe
+from matplotlib.figure import Figure
 from running import eectl, refused
+from safetensors.torch import save_file
 from toy_text import TOY, make_rows, write_csv, write_tokenizer
 
 from eectl import __version__
 from eectl.analyses.analyze import ANALYSES, _labels
+from eectl.analyses.analyze import analyze as analyze_question
+from eectl.analyses.probe import VIEWS
+from eectl.analyses.settings import QUESTIONS, VIEW_NAMES
 from eectl.cli import app as cli
+from eectl.core.errors import EectlError
+from eectl.core.figures import title
+from eectl.core.files import read_any_tensors
 from eectl.data import load_data
 from eectl.models import build as models
 from eectl.models.checkpoint import load_checkpoint, save_checkpoint
@@ -240,3 +249,81 @@ def test_every_question_has_its_command_and_none_needs_torch_for_help():
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert "loaded []" in said and "code 0" in said
         assert (QUESTION in said) == (not arguments) or "Example" in said
+
+
+def test_the_function_returns_what_the_file_holds_and_prints_nothing(runs, tmp_path, capsys):
+    said = []
+    found = analyze_question(QUESTION, str(runs["joint"]), out=str(tmp_path), points=3, dimensions=1, samples=20, say=said.append)
+    assert capsys.readouterr() == ("", "")
+    assert json.loads(json.dumps(found.to_json())) == read(tmp_path) and said[-1].endswith("written")
+    assert read(tmp_path)["settings"]["points"] == 3
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "words"),
+    [
+        (QUESTION, {"pionts": 3}, ["'pionts'", "did you mean 'points'", "points, span, dimensions, only, reestimate, samples"]),
+        (QUESTION, {"points": "3"}, ["points is '3'", "a whole number"]),
+        (QUESTION, {"reestimate": 1}, ["reestimate is 1", "True or False"]),
+        (QUESTION, {"span": True}, ["span is True", "a number"]),
+        (QUESTION, {"split": "dev"}, ["unknown split 'dev'", "calibration"]),
+        ("numerical-rank", {"view": "poled"}, ["--view 'poled'", "did you mean 'pooled'"]),
+        ("loss", {}, ["unknown question 'loss'", "mode-connectivity"]),
+    ],
+)
+def test_options_that_a_question_does_not_take(tmp_path, question, options, words):
+    with pytest.raises(EectlError) as refused:
+        analyze_question(question, tmp_path / "nowhere.safetensors", out=tmp_path / "out", **options)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_all_checkpoints_are_looked_at_before_the_first_is_loaded(runs, tmp_path, refuse):
+    """The first one's weights were altered, which only loading them tells; so what is wrong with the second is told first."""
+    tensors, metadata = read_any_tensors(runs["joint"])
+    damaged = tmp_path / "damaged.safetensors"
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, damaged, metadata=metadata)
+    dominance = {"question": "gradient-dominance", "options": ["--samples", "20", "--device", "cpu", "-q"]}
+    assert "the weights are not those that were saved" in refuse(damaged, "-o", tmp_path / "out")
+    assert "nowhere.safetensors: cannot be read" in refuse(damaged, tmp_path / "nowhere.safetensors", "-o", tmp_path / "out")
+    assert f"{runs['plain']}: no exits" in refuse(damaged, runs["plain"], "-o", tmp_path / "out", **dominance)
+    assert "differ in their train rows" in refuse(damaged, runs["fewer"], "-o", tmp_path / "out")
+
+
+def test_commands_have_the_settings_of_their_questions():
+    import typer
+
+    commands = typer.main.get_command(cli.app).commands["analyze"].commands
+    assert list(QUESTIONS) == list(ANALYSES) and set(VIEW_NAMES) == {"auto", *VIEWS}
+    for name, question in QUESTIONS.items():
+        options = {each.name: each for each in commands[name].params}
+        for each in fields(question.settings):
+            assert options[each.name].default == each.default and options[each.name].help == each.metadata["help"]
+
+
+def test_a_title_names_data_and_network_and_papers_have_none(runs, tmp_path, analyze):
+    figure = Figure()
+    title(figure, "digits, resnet20: loss landscape", paper=True)
+    assert not figure.texts and figure.get_suptitle() == ""
+    title(figure, "digits, resnet20: loss landscape", paper=False)
+    assert figure.get_suptitle() == "digits, resnet20: loss landscape" and not figure.axes
+    analyze(runs["joint"], "-o", tmp_path / "a")
+    analyze(runs["joint"], "-o", tmp_path / "b", "--paper")
+    one, other = ((tmp_path / name / f"{QUESTION}.png").read_bytes() for name in "ab")
+    assert one != other and read(tmp_path / "a")["values"] == read(tmp_path / "b")["values"]
+
+
+def test_what_a_question_needs_is_looked_at_before_the_first_is_loaded(runs, tmp_path, refuse):
+    tensors, metadata = read_any_tensors(runs["joint"])
+    damaged = tmp_path / "run" / "damaged.safetensors"
+    damaged.parent.mkdir()
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, damaged, metadata=metadata)
+    quick = ["--device", "cpu", "-q", "-o", tmp_path / "out"]
+    tracked = {"question": "gradient-dominance", "options": ["--tracked", *quick]}
+    assert f"{damaged}: no metrics.jsonl beside it" in refuse(damaged, **tracked)
+    shutil.copy(runs["joint"].parent / "metrics.jsonl", damaged.parent)
+    assert "nothing was tracked" in refuse(damaged, **tracked)
+    moved = tmp_path / "moved.safetensors"
+    about = load_checkpoint(runs["joint"]).about
+    other = replace(about, spec=about.spec.model_copy(update={"num_outputs": 11}))
+    save_checkpoint(moved, load_checkpoint(runs["joint"]).model, other)
+    assert "has outputs 10" in refuse(damaged, moved, question="mode-connectivity", options=quick)

@@ -1,11 +1,13 @@
 """Mode connectivity: barriers by hand, BatchNorm's statistics beside a naive mean, networks that are one but for unit order."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import small_recipe
+from matplotlib.figure import Figure
 from running import refused
 from torch import nn
 from torch.nn import functional
@@ -15,6 +17,8 @@ from eectl.analyses.batch_norms import reestimate
 from eectl.analyses.connectivity import barriers
 from eectl.analyses.connectivity.connectivity import interpolate
 from eectl.analyses.connectivity.permutations import find_permutations
+from eectl.analyses.connectivity.plot import draw_connectivity
+from eectl.analyses.question import Answer
 from eectl.data import load_data
 from eectl.models.checkpoint import load_checkpoint, save_checkpoint
 from eectl.training.train import train
@@ -196,3 +200,29 @@ def test_mistakes_have_one_line_and_no_file(runs, tmp_path, names, options, line
     said = refused("analyze", "mode-connectivity", *paths, *quiet, *options)
     assert len(said.splitlines()) == 1 and line in said and len(said) < 500
     assert not list(tmp_path.iterdir())
+
+
+def test_matching_that_changes_nothing_says_so(runs, tmp_path):
+    """A network and its copy: no order of units is closer than the one they have."""
+    copy = tmp_path / "copy" / "model.safetensors"
+    copy.parent.mkdir()
+    shutil.copy(runs["joint"], copy)
+    found = connect([runs["joint"], copy], tmp_path, points=3, orders=1)
+    assert found["values"]["pairs"][0]["matching"]["moved"] == 0
+    assert any("matching changed nothing" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize("moved", [0, 3])
+@pytest.mark.parametrize("num_exits", [1, 3, 18])
+def test_the_picture_of_a_pair_labels_its_exits(num_exits, moved):
+    lines = {what: [[value / (2 + exit) for exit in range(num_exits)] for value in (1, 2, 1)] for what in ("loss", "score")}
+    pair = {"paths": {path: dict.fromkeys(("train", "test"), lines) for path in barriers.PATHS}, "matching": {"moved": moved}}
+    values = {"pairs": [pair], "lambdas": [0, 0.5, 1], "score": "accuracy", "samples": {"train": 5, "test": 6}}
+    figure = Figure()
+    draw_connectivity(figure, Answer(values, [], [], ("", "")), ["one", "two"])
+    (legend,) = figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert [f"exit {number}" in words for number in range(num_exits + 2)] == [False, *[True] * num_exits, False]
+    assert ("matching changed nothing" in legend.get_title().get_text()) == (not moved)
+    accuracy = figure.axes[2]
+    assert accuracy.get_ylabel() == "accuracy, %" and max(accuracy.lines[0].get_ydata()) == 100.0

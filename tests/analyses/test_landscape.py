@@ -16,6 +16,7 @@ from eectl.analyses.analyze import analyze
 from eectl.analyses.batch_norms import reestimate
 from eectl.analyses.landscape.landscape import ask_landscape
 from eectl.analyses.landscape.plane import filter_normalised, moved_names, random_plane, raw_noise
+from eectl.analyses.landscape.plot import _label_places
 from eectl.analyses.landscape.surfaces import CURVATURE_STEP, column, grid_coordinates, places
 from eectl.analyses.question import Context, Subject
 from eectl.analyses.settings import LandscapeSettings
@@ -373,3 +374,15 @@ def test_regression_on_texts(tmp_path, monkeypatch):
     assert [each["centre"] for each in found["exits"]] == pytest.approx(losses, rel=1e-5)
     with pytest.raises(EectlError, match="--reestimate: no network here has BatchNorm statistics"):
         answer([path], tmp_path / "again", reestimate=True)
+
+
+def test_contours_are_labelled_off_the_edges_the_centre_and_each_other():
+    """Rings around the centre, some of them crowded, some beyond the edge, and one level that nowhere occurs."""
+    angles = torch.linspace(0, 2 * math.pi, 200)
+    radii = [0.05, 0.1, 0.3, 0.32, 0.34, 0.6, 0.9, 1.3]
+    rings = [[torch.stack([radius * angles.cos(), radius * angles.sin()], dim=1).numpy()] for radius in radii]
+    chosen = _label_places([*rings, []], 1.0)
+    assert 4 <= len(chosen) <= len(radii) - 2  # neither of the two smallest
+    for index, place in enumerate(chosen):
+        assert max(map(abs, place)) < 0.9 and math.hypot(*place) > 0.2
+        assert all(math.dist(place, other) > 0.3 for other in chosen[:index])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from running import refused, succeeded
+from running import eectl, refused
 from safetensors.numpy import save_file
 
 from eectl.core.errors import EectlError
@@ -144,7 +144,7 @@ def test_data_given_as_a_recipe_is_answered_with_the_line_to_type(photos, review
 
 
 def test_data_that_needs_no_folder_takes_none(monkeypatch, capsys):
-    err = refused("train", "digits", "--data-root", "somewhere", monkeypatch=monkeypatch, capsys=capsys)
+    err = refused("train", "digits", "--data-root", "somewhere")
     assert "somewhere" in err and "digits" in err and "--data-root" in err and len(err.splitlines()) == 1
     with pytest.raises(EectlError, match="--data-root x: digits"):
         make_recipe({}, where="x").data.at("x")
@@ -155,13 +155,11 @@ def test_photos_are_trained_on_and_measured(photos, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     line = ["train", "--data", "photos", "--backbone", "resnet20", "--epochs", "1", "--device", "cpu"]
     line += ["--set", "exits.after=[1]", "--regime", "joint"]
-    _, err = succeeded(*line, monkeypatch=monkeypatch, capsys=capsys)
+    _, err = eectl(*line)
     assert "data.test=0.15" in err and err.index("data.test=0.15") < err.index("phase 2")
     assert "32 pixels" in err
     assert (tmp_path / "runs" / "photos-joint-seed-0" / "model.safetensors").is_file()
-    _, err = succeeded(*line, "--set", "data.test=0.2", "-o", "tested", monkeypatch=monkeypatch, capsys=capsys)
+    _, err = eectl(*line, "--set", "data.test=0.2", "-o", "tested")
     assert "data.test" not in err
-    out, _ = succeeded(
-        "evaluate", "tested/model.safetensors", "--device", "cpu", "--json", monkeypatch=monkeypatch, capsys=capsys
-    )
+    out, _ = eectl("evaluate", "tested/model.safetensors", "--device", "cpu", "--json")
     assert json.loads(out)["num_rows"] == 12

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from running import succeeded
+from running import eectl
 
 from eectl.core.errors import EectlError
 from eectl.recipe import choices
@@ -23,7 +23,7 @@ def validator() -> Draft202012Validator:
 
 
 def test_the_shipped_file_is_fresh(monkeypatch, capsys):
-    out, _ = succeeded("schema", monkeypatch=monkeypatch, capsys=capsys)
+    out, _ = eectl("schema")
     assert SHIPPED.read_text() == out, "stale: run eectl schema > recipes/eectl.schema.json"
     assert json.loads(out) == recipe_schema()
 
@@ -99,8 +99,8 @@ def test_every_key_says_what_it_does():
 
 def test_recipes_are_listed_by_what_they_say_of_themselves(monkeypatch, capsys):
     assert first_comment(f"{EDITOR_COMMENT}\n# eectl train x    (about)\ndata: {{}}\n") == "eectl train x    (about)"
-    out, _ = succeeded("recipes", monkeypatch=monkeypatch, capsys=capsys)
+    out, _ = eectl("recipes")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert set(lines) == set(shipped_recipes()) and all(line.startswith("eectl train") for line in lines.values())
-    out, _ = succeeded("recipes", "folder", monkeypatch=monkeypatch, capsys=capsys)
+    out, _ = eectl("recipes", "folder")
     assert out == shipped_recipes()["folder"] and out.startswith(EDITOR_COMMENT + "\n")

@@ -1,41 +1,55 @@
 """Check that networks differ in their weights alone, and note those that grew from one start. Runs no network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from eectl.analyses.question import Subject
+from eectl.analyses.settings import ConnectivitySettings
 from eectl.core.errors import EectlError
+from eectl.models.checkpoint import About
 from eectl.models.multi_exit import MultiExitModel
 
 
-def check_alike(subjects: Sequence[Subject]) -> list[str]:
-    """Check that networks can lie on one line; return a note where exits are left out because some network has none.
+def check_headers(paths: Sequence[Path], abouts: Sequence[About], settings: ConnectivitySettings) -> None:  # noqa: ARG001
+    """Raise EectlError, before anything is loaded, that names the first fact in which two checkpoints' networks differ."""
+    heads = all(about.spec.after for about in abouts)
+    for path, about in zip(paths[1:], abouts[1:], strict=True):
+        _compare(paths[0], _facts(abouts[0], heads=heads), path, _facts(about, heads=heads))
 
-    Raises EectlError that names the first fact in which two networks differ.
+
+def check_alike(subjects: Sequence[Subject]) -> list[str]:
+    """Check that networks' tensors have the same shapes; return a note where exits are left out because a network has none.
+
+    Raises EectlError that names the first two networks that differ.
     """
-    first = subjects[0]
-    bare = [subject for subject in subjects if not _spec(subject).after]
-    for other in subjects[1:]:
-        facts = zip(_facts(first, heads=not bare), _facts(other, heads=not bare), strict=True)
-        for (name, one), (_, another) in facts:
-            if one != another:
-                raise EectlError(
-                    f"mode-connectivity: {first.session.checkpoint.path} has {name} {one}, {other.session.checkpoint.path} has "
-                    f"{another}; give networks that differ in their weights alone"
-                )
+    checkpoints = [subject.session.checkpoint for subject in subjects]
+    bare = [subject for subject in subjects if not subject.session.checkpoint.about.spec.after]
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        mine, theirs = _shapes(first.model, heads=not bare), _shapes(other.model, heads=not bare)
+        every = dict.fromkeys([*mine, *theirs])
+        own, others = ([(name, shapes.get(name)) for name in every] for shapes in (mine, theirs))
+        _compare(first.path, own, other.path, others)
     if bare and len(bare) < len(subjects):
         names = ", ".join(subject.label for subject in bare)
         return [f"{names}: no exits, so the others' were left out and only the networks' own heads are compared"]
     return []
 
 
-def _spec(subject: Subject) -> Any:
-    return subject.session.checkpoint.about.spec
+def _compare(path: Path, facts: Sequence[tuple[str, Any]], other: Path, others: Sequence[tuple[str, Any]]) -> None:
+    for (name, one), (_, another) in zip(facts, others, strict=True):
+        if one != another:
+            raise EectlError(
+                f"mode-connectivity: {path} has {name} {one}, {other} has {another}; give networks that differ in their "
+                "weights alone"
+            )
 
 
-def _facts(subject: Subject, *, heads: bool) -> list[tuple[str, Any]]:
-    spec, about = _spec(subject), subject.session.checkpoint.about
+def _facts(about: About, *, heads: bool) -> list[tuple[str, Any]]:
+    """Return what a checkpoint's header says of its network's shape, by name."""
+    spec = about.spec
     facts = [
         ("backbone", spec.backbone.name),
         ("task", about.task),
@@ -44,13 +58,12 @@ def _facts(subject: Subject, *, heads: bool) -> list[tuple[str, Any]]:
     ]
     if heads:
         facts += [("exits after", list(spec.after)), ("exit heads", list(spec.heads)), ("ensembles", spec.combine)]
-    model = subject.session.checkpoint.model
-    shapes = {name: list(tensor.shape) for name, tensor in _tensors(model, heads=heads).items()}
-    return [*facts, ("backbone arguments", dict(spec.backbone.args)), ("weights", shapes)]
+    return [*facts, ("backbone arguments", dict(spec.backbone.args))]
 
 
-def _tensors(model: MultiExitModel, *, heads: bool) -> Mapping[str, Any]:
-    return model.state_dict() if heads else model.backbone.state_dict()
+def _shapes(model: MultiExitModel, *, heads: bool) -> dict[str, list[int]]:
+    tensors = model.state_dict() if heads else model.backbone.state_dict()
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def without_heads(subjects: Sequence[Subject]) -> list[MultiExitModel]:

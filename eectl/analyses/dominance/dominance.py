@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eectl.analyses.dominance.tracked import ask_tracked, exit_listing, leader, leaders
+from eectl.analyses.dominance.tracked import ask_tracked, exit_listing, leader, leaders, tracked_epochs
 from eectl.analyses.question import Answer, Context, Subject, check_split, sample_batches, sample_rows
 from eectl.analyses.settings import DominanceSettings, check_count
 from eectl.analyses.tables import Scalar
@@ -15,6 +16,7 @@ from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
 from eectl.data import Split
 from eectl.evaluation.opened import preparing
+from eectl.models.checkpoint import About
 from eectl.models.losses import TASKS
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.weighting import exit_weights
@@ -29,6 +31,13 @@ class _Measured:
     weights: list[float]
     weighting: str
     batch_size: int
+
+
+def check_dominance(paths: Sequence[Path], abouts: Sequence[About], settings: DominanceSettings) -> None:  # noqa: ARG001
+    """Raise EectlError, before anything is loaded, for a run that tracked nothing where --tracked asks for it."""
+    if settings.tracked:
+        for path in paths:
+            tracked_epochs(path)
 
 
 def ask_dominance(subjects: Sequence[Subject], settings: DominanceSettings, context: Context) -> Answer:

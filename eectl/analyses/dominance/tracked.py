@@ -1,6 +1,7 @@
 """Read gradient dominance as `train --track` measured it: Figure 2's curves from runs' metrics, and how two runs differ."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from eectl.analyses.question import Answer, Subject
@@ -35,22 +36,14 @@ def ask_tracked(subjects: Sequence[Subject]) -> Answer:
 
 def _read(subject: Subject) -> dict[str, Any]:
     """Read one run's curves: `cosine` and `prefix_cosine` [epoch][exit], None for an exit that did not take part."""
-    path = subject.session.checkpoint.path
-    folder = RunFolder(path.parent)
-    rows = [row for row in folder.rows() if row.get("gradient_dominance")]
+    rows = tracked_epochs(subject.session.checkpoint.path)
     kept = [row for row in rows if row["gradient_dominance"]["batches"]]
-    if not folder.metrics.exists():
-        raise EectlError(f"{path}: no metrics.jsonl beside it; name a checkpoint in its run's folder, or leave --tracked out")
-    if not rows:
-        raise EectlError(f"{folder.metrics}: nothing was tracked; train with --track gradient-dominance, or leave --tracked out")
-    if not kept:
-        raise EectlError(f"{folder.metrics}: no epoch was long enough to measure a batch; train with a smaller --track-every")
     num_exits = subject.session.checkpoint.model.num_exits
     found = [row["gradient_dominance"] for row in kept]
     curves = {name: [_spread(each, name, num_exits) for each in found] for name in ("cosine", "prefix_cosine")}
     return {
         "label": subject.label,
-        "metrics": str(folder.metrics),
+        "metrics": str(RunFolder(subject.session.checkpoint.path.parent).metrics),
         "phases": [row["phase"] for row in kept],
         "epochs": [row["epoch"] for row in kept],
         "batches": [each["batches"] for each in found],
@@ -61,6 +54,21 @@ def _read(subject: Subject) -> dict[str, Any]:
         "mean_prefix_cosine": _means(curves["prefix_cosine"]),
         "notes": [f"{len(rows) - len(kept)} of {len(rows)} epochs had no measured batch"] if len(kept) < len(rows) else [],
     }
+
+
+def tracked_epochs(checkpoint: Path) -> list[dict[str, Any]]:
+    """Read the epochs that the run of a checkpoint tracked; raises EectlError where it tracked nothing."""
+    folder = RunFolder(checkpoint.parent)
+    if not folder.metrics.exists():
+        raise EectlError(
+            f"{checkpoint}: no metrics.jsonl beside it; name a checkpoint in its run's folder, or leave --tracked out"
+        )
+    rows = [row for row in folder.rows() if row.get("gradient_dominance")]
+    if not rows:
+        raise EectlError(f"{folder.metrics}: nothing was tracked; train with --track gradient-dominance, or leave --tracked out")
+    if not any(row["gradient_dominance"]["batches"] for row in rows):
+        raise EectlError(f"{folder.metrics}: no epoch was long enough to measure a batch; train with a smaller --track-every")
+    return rows
 
 
 def _spread(found: Mapping[str, Any], name: str, num_exits: int) -> list[Any]:

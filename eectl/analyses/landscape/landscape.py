@@ -20,8 +20,8 @@ from eectl.analyses.landscape.surfaces import (
     flat,
     grid_coordinates,
     places,
-    records,
-    tables,
+    surface_records,
+    surface_tables,
 )
 from eectl.analyses.question import Answer, Context, Subject, check_split, sample_batches, sample_rows
 from eectl.analyses.settings import LandscapeSettings
@@ -62,8 +62,8 @@ def ask_landscape(subjects: Sequence[Subject], settings: LandscapeSettings, cont
             "networks": networks,
             "differences": alike,
         },
-        records=[record for one in networks for record in records(one, coordinates, settings.dimensions)],
-        tables=tables(networks, alike, settings.span),
+        records=[record for one in networks for record in surface_records(one, coordinates, settings.dimensions)],
+        tables=surface_tables(networks, alike, settings.span),
         reading=(_finding(networks, alike, settings), _limits(subjects[0], networks, settings, context.seed)),
         notes=_notes(subjects, networks, settings),
     )

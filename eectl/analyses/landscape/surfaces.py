@@ -100,7 +100,7 @@ def flat(loss: Sequence[Any]) -> list[float | None]:
     return [value for row in loss for value in row] if isinstance(loss[0], list) else list(loss)
 
 
-def records(one: Mapping[str, Any], coordinates: Sequence[float], dimensions: int) -> list[dict[str, Scalar]]:
+def surface_records(one: Mapping[str, Any], coordinates: Sequence[float], dimensions: int) -> list[dict[str, Scalar]]:
     """Return the CSV's rows: one per exit (and the total) and point."""
     places = list(itertools.product(coordinates, repeat=dimensions))
     return [
@@ -112,7 +112,7 @@ def records(one: Mapping[str, Any], coordinates: Sequence[float], dimensions: in
     ]
 
 
-def tables(networks: Sequence[Mapping[str, Any]], alike: Sequence[Mapping[str, Any]], span: float) -> list[Listing]:
+def surface_tables(networks: Sequence[Mapping[str, Any]], alike: Sequence[Mapping[str, Any]], span: float) -> list[Listing]:
     """Return the table of every exit's numbers, and one of how far the networks' surfaces lie apart where there are several."""
     rises = tuple(f"rise {share * span:g}" for share in DISTANCES)
     rows: list[tuple[Scalar, ...]] = [
