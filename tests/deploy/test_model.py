@@ -82,7 +82,7 @@ def test_what_a_model_says_of_itself(model, digit_rows):
     assert model.classes == tuple("0123456789") and model.task == "classification"
     assert model.exits == (1, 4, 8)
     assert model.costs == pytest.approx(digit_rows.costs)
-    assert (model.budget, model.policy.criterion) == (60.0, "max-softmax")
+    assert model.budget == 60 and "max-softmax" in str(model.policy.criterion)
 
 
 def test_answers_as_lists_and_json(model, digit_rows):
