@@ -174,7 +174,7 @@ class Model(nn.Module):
         Raises:
             EectlError: For raw pixels, and inputs of another shape than the network was made for.
         """
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if not tracing and not torch.compiler.is_compiling():
             self._check(inputs)
         logits = [output.logits for output in self.network(inputs)]
