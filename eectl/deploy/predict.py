@@ -185,6 +185,6 @@ def _bar(total: int | None, noun: str, *, quiet: bool) -> Iterator[Callable[[int
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+    with Progress(*columns, console=Console(stderr=True, soft_wrap=True), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(noun, total=total)
         yield lambda count: bar.advance(task, count)

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import small_recipe
 from deploy.made_models import check_same, expected, made
 from PIL import Image
 
 import eectl
-from eectl.data import DATASETS
+from eectl.data import DATASETS, Augmenter, load_data
 from eectl.data.sources import FACTS
-from eectl.deploy.inputs import STORED_CHANNELS
+from eectl.deploy.inputs import STORED_CHANNELS, ImageInputs
+from eectl.recipe.recipe import Data
 
 SIZES = [(24, 24), (40, 24), (25, 61), (17, 18), (64, 30)]
 MODES = ["RGB", "L", "RGBA", "P", "RGB"]
@@ -58,3 +60,20 @@ def test_what_is_stored_as_pixels():
     files = {name for name, read in DATASETS.items() if getattr(read, "__module__", "").endswith(("archives", "folder"))}
     assert set(STORED_CHANNELS) == set(DATASETS) - files
     assert {name: FACTS[name][1][0] for name in STORED_CHANNELS} == STORED_CHANNELS
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"image_size": 13}, {"image_size": 12, "channels": 3, "interpolation": "bicubic", "normalize": "imagenet"}]
+)
+def test_pixels_of_a_published_set_are_what_training_made_of_them(changes):
+    spec = Data.model_validate({"name": "digits", **changes})
+    data = load_data(spec, device=torch.device("cpu"))
+    stored = load_data(Data(name="digits"), device=torch.device("cpu"))
+    rows = torch.arange(0, 300, 7)
+    pixels = stored.splits["test"].rows(rows)
+    inputs = ImageInputs(data.info, spec, channels_last=False)
+    read = [inputs.read(Image.fromarray(image[0].numpy()), where="") for image in pixels]
+    assert torch.equal(torch.stack(read), data.splits["test"].rows(rows))
+    ((places, batch),) = inputs.batches(read, size=99, device=torch.device("cpu"))
+    expected = Augmenter(data.info, spec.augment, 10).eval(data.splits["test"].rows(rows))
+    assert places == list(range(len(rows))) and torch.equal(batch, expected)
