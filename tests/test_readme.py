@@ -37,7 +37,7 @@ def test_it_is_read_in_one_go():
 
 
 def test_links_and_pictures_lead_somewhere():
-    targets = re.findall(r"\]\(([^)]+)\)", README)
+    targets = re.findall(r"\]\(([^)#]+)", README)
     assert len(targets) > 10
     assert [target for target in targets if not (ROOT / target).exists()] == []
 

@@ -82,6 +82,7 @@ def run_in_a_shell(text):
 
 
 @pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_pages_commands_run(page, place, monkeypatch):
     for language, text in marked_blocks(page):
