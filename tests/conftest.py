@@ -20,6 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-networks", action="store_true", default=os.environ.get(ALL_NETWORKS) == "1", help=text)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With several workers (`-n 2`) let one run all tests of a file: the networks that a file trains are then trained once."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadfile"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the tests of further networks out, counted as deselected, unless all are wanted."""
     if config.getoption("--all-networks"):

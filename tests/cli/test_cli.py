@@ -95,6 +95,7 @@ def test_saved_predictions_stand_in_for_the_pass(work):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_two_processes_reproduce_one_processs_predictions(work):
     """359 test rows on two processes: the same rows in the same order."""
@@ -314,6 +315,7 @@ def test_set_is_for_recipes(work):
     assert "--set" in refused("flops", work / "joint" / "model.safetensors", "--set", "a=1")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_signals_before_and_outside_of_training(work):
     """While torch is being imported, early and late, and after it. `-X importtime` says on stderr what has just been imported."""

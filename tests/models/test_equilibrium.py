@@ -106,6 +106,7 @@ def test_under_autocast() -> None:
         torch.testing.assert_close(rescaled[name], factor * plain[name], rtol=0.05, atol=0.01, msg=name)
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     model, inputs = toy_model(), torch.randn(5, WIDTH)
     expected = backward(model, inputs, equilibrium=True)

@@ -192,6 +192,7 @@ def test_peers_are_no_submodules_and_the_first_head_owns_the_gate(kind):
     assert names == [f"{k}.{layer}.{part}" for k, own in enumerate(layers) for layer in own for part in ("weight", "bias")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_and_in_ddp(kind):
     """Dynamo follows the peers without a break; in DDP every weight gets its gradient, or a second step would fail."""

@@ -346,6 +346,7 @@ def torchrun(*arguments, processes=2):
     return subprocess.run([*line, *map(str, arguments)], capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_two_processes_train_as_one_does(small, tmp_path):
     """No BatchNorm and no augmentation: the same steps but for rounding. 31 rows a batch do not divide by two."""
@@ -365,6 +366,7 @@ def test_two_processes_train_as_one_does(small, tmp_path):
         assert other["validation_score"] == row["validation_score"]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_two_processes_with_batchnorm_cycling_losses_and_odd_validation(small, tmp_path):
     changes = ["--set", "data.limit=150", "--set", "data.validation=0.09", "--set", "exits.after=[1]", "--epochs", "1"]
