@@ -82,7 +82,8 @@ def _budget_table(result: Evaluation, criterion: Criterion) -> Table:
     correlates = task.predicts_number  # two columns, which take the place of the cost: its share is there
     more = ("Pearson", "Spearman") if correlates else (f"mean {_unit(result.cost, result.plain_cost)}",)
     threshold = () if _differ(result.budgets) else (criterion.symbol,)
-    table = make_table("budget", f"{task.score_name} ± s.e.", "drop", *more, "% of plain", *threshold)
+    share_of = "% plain" if correlates else "% of plain"  # so that 80 columns do
+    table = make_table("budget", f"{task.score_name} ± s.e.", "drop", *more, share_of, *threshold)
     plain = result.plain
     middle = _correlations(plain) if correlates else [cost_text(result.plain_cost, result.cost, result.plain_cost)]
     value = score_text(plain.value, plain.error, result.task)
@@ -211,7 +212,7 @@ def budget_name(budget: float | None) -> str:
 def drop_text(value: float, plain: float, task: Task) -> str:
     """Return how much worse a score is than the plain backbone's: accuracies in points, errors of a regression as they are."""
     drop = plain - value if task.higher_is_better else value - plain
-    return f"{drop:.3g}" if task.predicts_number else f"{round(100 * drop, 2) + 0.0:.2f}"  # + 0.0: no -0.00
+    return f"{drop + 0.0:.2g}" if task.predicts_number else f"{round(100 * drop, 2) + 0.0:.2f}"  # + 0.0: no -0.00
 
 
 def _unit(kind: str, plain_cost: float) -> str:
