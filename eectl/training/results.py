@@ -62,6 +62,8 @@ def draw_curves(path: Path, rows: Sequence[Row], *, score_name: str, title: str)
             for number in range(1, num_exits + 1):
                 _line(axes, rows, name, number, num_exits, scale)
             _mark_phases(axes, rows, with_names=axes is loss)
+        score.set_xlim(0.5, len(rows) + 0.5)
+        score.xaxis.get_major_locator().set_params(integer=True)
         loss.set_ylabel("validation loss")
         score.set_ylabel(f"validation {score_name}{' (%)' if percent else ''}")
         score.set_xlabel("epoch, all phases counted")
