@@ -19,7 +19,7 @@ from eectl.core.errors import EectlError
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: `rank` of `size`, and its device."""
+    """This process among all: `rank` of `size`, and its device."""
 
     rank: int
     size: int
@@ -27,12 +27,16 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Return whether this is the process that writes and prints."""
         return self.rank == 0
 
 
 def pick_device(name: str, *, local_rank: int = 0) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; raises EectlError for what is not there."""
+    """Return the device of a name: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps`.
+
+    Raises:
+        EectlError: a device that is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -52,7 +56,7 @@ def pick_device(name: str, *, local_rank: int = 0) -> torch.device:
 
 
 def join(device: str) -> World:
-    """Join torchrun's process group, or be alone."""
+    """Join torchrun's process group where there is one; returns this process's place in it."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     chosen = pick_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
@@ -74,7 +78,7 @@ def leave() -> None:
 
 
 def total(tensor: Tensor, *, op: str = "sum") -> Tensor:
-    """The elementwise sum (or `max`, `min`) of every process's tensor, on every process."""
+    """Return the elementwise sum (or `max`, `min`) of every process's tensor, on every process."""
     tensor = tensor.clone()
     if dist.is_initialized():
         dist.all_reduce(tensor, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op])
@@ -82,7 +86,7 @@ def total(tensor: Tensor, *, op: str = "sum") -> Tensor:
 
 
 def gather_rows(rows: Tensor, *, num_rows: int) -> Tensor:
-    """Rows [row, …] of all processes in their first order, where process r holds rows r, r + size, r + 2·size, … ."""
+    """Return the rows [row, …] of all processes in their first order; process r holds rows r, r + size, r + 2·size, … ."""
     if not dist.is_initialized():
         return rows
     size = dist.get_world_size()
@@ -95,7 +99,7 @@ def gather_rows(rows: Tensor, *, num_rows: int) -> Tensor:
 
 
 def path_of_main(path: Path | None = None) -> Path:
-    """Process 0's `path`, on every process."""
+    """Return process 0's `path`, on every process."""
     if not dist.is_initialized():
         assert path is not None
         return path
@@ -108,7 +112,7 @@ def path_of_main(path: Path | None = None) -> Path:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Every process takes process 0's buffers: BatchNorm statistics differ between processes after a training step."""
+    """Give every process the buffers of process 0: BatchNorm statistics differ between processes after a training step."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)

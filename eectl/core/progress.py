@@ -102,7 +102,12 @@ def epoch_line(row: Mapping[str, Any], *, num_epochs: int, seconds: float, since
     loss = f"{sum(losses) / len(losses):.4g}" if losses else "-"
     scores = row["validation_score"]
     shown = (scores[number - 1] for number in shown_exits(len(scores)))
-    cells = "".join(f"{100 * score:8.2f}" if score_name == "accuracy" else f"{score:8.4g}" for score in shown)
+    cells = "".join(f"{100 * score:8.2f}" if score_name == "accuracy" else f"{_short(score):>8}" for score in shown)
     waited = f" -{since_improvement}" if since_improvement else ""
     epoch = f"{row['epoch']}/{num_epochs}"
-    return f"{epoch:>9}{loss:>11}{row['lr']:>9.2g}{seconds:>7.1f}{cells}{waited}"
+    return f"{epoch:>9}{loss:>11}{row['lr']:>9.2g}{seconds:>7.{1 if seconds < 1000 else 0}f}{cells}{waited}"
+
+
+def _short(error: float) -> str:
+    """Return an error of a regression in at most 7 characters."""
+    return f"{error:.4g}" if error == 0 or 1e-3 <= error < 1e4 else f"{error:.1e}"

@@ -1,6 +1,6 @@
-"""What the exits of a frozen backbone read of a split's rows, computed once and kept: steps then run the heads alone.
+"""Compute once, and keep, what the exits of a frozen backbone read of a split's rows: steps then run the heads alone.
 
-In which phases nothing else changes what they read is `loop`'s business.
+Whether a phase always reads the same is decided in `phase`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ class _Numbers:
         self._device = device
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
-        """Each tensor of rows."""
+        """Return each tensor of rows."""
         return iter(send_all(batches, self._device))
 
 
@@ -36,17 +36,19 @@ class CachedSplit:
     reads: Reads
 
     def take(self, rows: Tensor) -> Reads:
-        """What the exits read of the rows with these numbers, both on the device."""
+        """Return what the exits read of the rows with these numbers, both on the device."""
         return tuple(each.index_select(0, rows) for each in self.reads)
 
 
 def cache_splits(
     model: MultiExitModel, splits: Mapping[str, Split], read: Read, *, limit: float, batch_size: int, world: World
 ) -> tuple[dict[str, CachedSplit], str]:
-    """What all exits of `model` read of all rows of these splits, unless it takes more than `limit` bytes in a process: then
-    nothing; and how much it is, in words.
+    """Return what all exits of `model` read of all rows of these splits, and how much that is in words.
 
-    `read` gives it for a batch's inputs. The network is left in eval mode.
+    Nothing is kept where it takes more than `limit` bytes in a process. The network is left in eval mode.
+
+    Args:
+        read: gives what the exits read of a batch's inputs, [row, …] for each exit.
     """
     model.eval()
     example = read(next(iter(splits.values())).rows(torch.arange(1)))
@@ -60,7 +62,7 @@ def cache_splits(
 
 
 def _cache(split: Split, read: Read, example: Reads, batch_size: int, world: World) -> CachedSplit:
-    """Each process runs its share of the rows (`rank::world`) and then holds them all: every epoch deals them out anew."""
+    """Run each process's share of the rows (`rank::world`) and give it all of them: every epoch deals them out anew."""
     own = len(range(world.rank, len(split), world.size))
     kept = [torch.empty(own, *each.shape[1:], dtype=each.dtype, device=each.device) for each in example]
     for batch in eval_batches(split, batch_size=batch_size, rank=world.rank, world=world.size):

@@ -25,7 +25,7 @@ _TOOK_PART, _COSINE, _PREFIX, _NORMS = 0, 1, 3, 5  # columns of Tracker.sums: ea
 
 @dataclass(frozen=True)
 class Dominance:
-    """What a Gram matrix says, NaN where a gradient is 0.
+    """How far exits' gradients agree, read from their Gram matrix; NaN where a gradient is 0.
 
     `cosine` [exit]: of the exit's gradient and the weighted sum of all; `prefix` [exit]: the same over the segments that the exit
     stands on, since past them its gradient is 0 and the cosine cannot reach 1; `norms` [exit, segment]: of the unweighted
@@ -39,7 +39,7 @@ class Dominance:
 
 
 def shared_parameters(model: MultiExitModel) -> list[list[Tensor]]:
-    """The backbone's parameters that train, by segment 1..K.
+    """Return the backbone's parameters that train, by segment 1..K.
 
     Heads are left out, the network's own among them: nothing but their own exit moves them. A parameter that several blocks use
     (ALBERT) counts in the first segment that names it.
@@ -53,7 +53,7 @@ def shared_parameters(model: MultiExitModel) -> list[list[Tensor]]:
 
 
 def gram_matrices(losses: Sequence[Tensor], segments: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Inner products of the losses' gradients over each segment's parameters: float64 [segment, exit, exit].
+    """Return the inner products of the losses' gradients over each segment's parameters: float64 [segment, exit, exit].
 
     One backward pass per loss; the graph can still be used, and no `.grad` or hook of a parameter is touched. All gradients are
     held at once, and those of one segment twice: up to K + 1 times the memory of the parameters. float32 on mps.
@@ -79,7 +79,7 @@ def gram_matrices(losses: Sequence[Tensor], segments: Sequence[Sequence[Tensor]]
 
 
 def _joined(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], like: Tensor) -> Tensor:
-    """One vector of a segment's gradients; zeros that take no memory where there is none at all."""
+    """Return one vector of a segment's gradients; zeros that take no memory where there is none at all."""
     if all(gradient is None for gradient in gradients):
         return like.detach().new_zeros(()).expand(sum(parameter.numel() for parameter in parameters))
     pairs = zip(gradients, parameters, strict=True)
@@ -87,7 +87,7 @@ def _joined(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], li
 
 
 def dominance(grams: Tensor, weights: Tensor, exits: Sequence[int]) -> Dominance:
-    """What Gram matrices [segment, exit, exit] say of the exits with these numbers (from 1) and loss weights [exit].
+    """Return the dominance of the exits with these numbers (from 1) and loss weights [exit], from their Gram matrices.
 
     GD_i = Σ_j a_j G_ij / sqrt(G_ii · aᵀGa), G being the sum over all segments, or those up to the exit's own.
     """
@@ -105,7 +105,7 @@ def dominance(grams: Tensor, weights: Tensor, exits: Sequence[int]) -> Dominance
 
 
 def _cosines(grams: Tensor, weights: Tensor) -> Tensor:
-    """For each i the cosine of gradient i and the weighted sum by Gram matrix i of [exit, exit, exit]."""
+    """Return for each i the cosine of gradient i and the weighted sum by Gram matrix i of [exit, exit, exit]."""
     towards = grams @ weights  # [i, j]: of gradient j and the sum, by matrix i
     length = (towards @ weights).clamp(min=0).sqrt()
     return _ratio(towards.diagonal(), grams.diagonal(dim1=1, dim2=2).diagonal().sqrt() * length)
@@ -131,7 +131,7 @@ class Tracker:
         self.sums = torch.zeros(model.num_exits, _NORMS + model.num_exits, dtype=dtype, device=device)
 
     def due(self, step: int, exits: Sequence[int]) -> bool:
-        """Whether the batch of this step, which trains `exits`, is to be measured. A function of the step alone."""
+        """Return whether the batch of this step, which trains `exits`, is to be measured. A function of the step alone."""
         return len(exits) > 1 and (step // self._cycle + 1) % self.every == 0  # short runs, too, stay below the tenth
 
     def measure(self, losses: Sequence[Tensor], weights: Tensor, exits: Sequence[int], index: Tensor) -> None:
@@ -142,7 +142,7 @@ class Tracker:
         self.sums.index_add_(0, index, torch.cat([columns, found.norms], dim=1))
 
     def take(self) -> dict[str, Any]:
-        """The epoch's means for metrics.jsonl, over all processes; the sums start again from 0.
+        """Return the epoch's means for metrics.jsonl, over all processes; the sums start again from 0.
 
         `exits` are those that the phase trains, the lists follow them; `norms` are [exit][segment]. `batches` counts each
         process's part of a batch. NaN where nothing was measured, or the gradient was 0 in all batches.
@@ -160,7 +160,9 @@ class Tracker:
 
 
 def auto_interval(model: MultiExitModel, phase: Phase) -> int:
-    """The interval at which measuring takes at most a tenth of the time, from the net's shape alone, so a resumed run has it too.
+    """Return the interval at which measuring takes at most a tenth of the time.
+
+    It depends on the network's shape alone, so a resumed run has the same.
 
     An exit's backward pass goes through its share of the blocks, taken as equally expensive.
     """
@@ -170,7 +172,7 @@ def auto_interval(model: MultiExitModel, phase: Phase) -> int:
 
 
 def why_untracked(model: MultiExitModel, phase: Phase, weighting: str | Sequence[float]) -> str | None:
-    """Why a phase, its parameters set to train, has no gradient dominance; None where it has."""
+    """Return why a phase, its parameters set to train, has no gradient dominance; None where it has."""
     if max(map(len, phase.losses)) == 1:
         return "it trains on one exit at a time, so there is nothing to compare"
     if not any(shared_parameters(model)):

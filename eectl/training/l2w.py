@@ -1,7 +1,7 @@
 """Learning to Weight Samples (Han et al., 2022): a small network weighs every row's loss at every exit.
 
 It learns from what a step with its weights would do to other rows, each judged at the exit that it would leave at. Here are the
-network, its learning and what it can serve; the step that uses it is `steps.learned_step`.
+network, its learning and what it can serve; the step that uses it is `step.learned_step`.
 Source: LeapLabTHU/L2W-DEN, tools/main_imagenet_DDP.py and main_cifar_DDP.py.
 """
 
@@ -25,7 +25,7 @@ Half = tuple[Tensor, Tensor]  # inputs and targets
 
 
 class WeightNetwork(nn.Module):
-    """Losses [row, exit] → numbers in (-1, 1), [row, exit]: one hidden layer, ReLU, tanh."""
+    """A network from losses [row, exit] to numbers in (-1, 1), [row, exit]: one hidden layer, ReLU, tanh."""
 
     def __init__(self, num_exits: int, hidden: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class WeightNetwork(nn.Module):
         self.last = nn.Linear(hidden, num_exits)
 
     def forward(self, losses: Tensor) -> Tensor:
-        """The raw weights of these losses."""
+        """Return the raw weights of these losses."""
         raw: Tensor = self.last(self.first(losses).relu()).tanh()
         return raw
 
@@ -47,7 +47,7 @@ class LearnedWeights:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def weights(self, losses: Tensor) -> Tensor:
-        """1 + ε (w̃ - mean w̃) of losses [row, exit], which get no gradient; the mean is over all of w̃ or over each row."""
+        """Return 1 + ε (w̃ - mean w̃) for losses [row, exit], which get no gradient; the mean is over all of w̃ or each row."""
         raw = self.network(losses.detach())
         mean = raw.mean() if self.settings.centre == "matrix" else raw.mean(dim=1, keepdim=True)
         weights: Tensor = 1 + self.settings.epsilon * (raw - mean)
@@ -65,7 +65,7 @@ class LearnedWeights:
         label_smoothing: float = 0.0,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        """One meta step: the loss on `meta` after a pseudo-step on `train`, differentiated through that step.
+        """Make a meta step: down the gradient of the loss on `meta` after a pseudo-step on `train`, through that step.
 
         Neither the model nor its optimizer changes, BatchNorm statistics included.
         """
@@ -89,7 +89,7 @@ class LearnedWeights:
         label_smoothing: float,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> Tensor:
-        """The sum over exits of the mean loss of the `meta` rows allotted to each, after a pseudo-step on `train`."""
+        """Return the sum over exits of the mean loss of the `meta` rows allotted to each, after a pseudo-step on `train`."""
         parameters = dict(model.named_parameters())
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # what moves are the copies
 
@@ -111,18 +111,18 @@ class LearnedWeights:
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """The largest probability of each row, without a gradient."""
+    """Return the largest probability of each row, without a gradient."""
     return F.softmax(logits.detach().float(), dim=1).amax(dim=1)
 
 
 def exit_quotas(num_exits: int, p: int) -> list[float]:
-    """The share of the rows that each exit answers for: proportional to (p/20)^k, summing to 1 (MSDNet's budgets)."""
+    """Return the share of the rows that each exit answers for: proportional to (p/20)^k, summing to 1 (MSDNet's budgets)."""
     powers = [(p / 20) ** k for k in range(1, num_exits + 1)]
     return [power / sum(powers) for power in powers]
 
 
 def allot(confidences: Tensor, p: int) -> list[Tensor]:
-    """Each exit's rows: the most confident there of those that no earlier exit took, up to its quota; the last takes the rest.
+    """Return each exit's rows: the most confident of those that no earlier exit took, up to its quota; the last takes the rest.
 
     `confidences` is [exit, row]. The numbers of rows follow from the shape alone, so no device is waited for.
     """
@@ -138,8 +138,7 @@ def allot(confidences: Tensor, p: int) -> list[Tensor]:
 
 
 def pseudo_step(optimizer: torch.optim.Optimizer, named: Iterable[tuple[tuple[str, Tensor], Tensor | None]]) -> dict[str, Tensor]:
-    """((name, parameter), gradient) → the parameters by name as `optimizer`'s next step would leave them, differentiable in the
-    gradients.
+    """Return the parameters by name as `optimizer`'s next step would leave them, differentiable in the gradients.
 
     SGD's as in the source; AdamW's from the moments it has (as in the paper's authors' code, but on copies of them). Gradient
     clipping is left out, as in the source. A parameter without a gradient stays as it is.

@@ -1,4 +1,4 @@
-"""A network between steps: where a run's first phase starts from, how exits get onto it, and how it came about."""
+"""The network between phases: what the first phase starts from, how exits are attached, and its history."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from eectl.training.l2w import check_phases
 
 @dataclass(frozen=True)
 class Network:
-    """The network between phases, and how it came about."""
+    """A network between phases: its spec, the history of what made it, and the digest of the checkpoint it came from."""
 
     model: MultiExitModel
     spec: ModelSpec
@@ -30,7 +30,7 @@ class Network:
 
 
 def first_network(recipe: Recipe, info: DataInfo) -> Network:
-    """What the first phase starts from: `init`, the library's weights, or fresh ones drawn from the seed.
+    """Return the network that the first phase starts from: that of `init`, the library's weights, or fresh ones from the seed.
 
     Raises EectlError for a network that takes other inputs, or gives other outputs, than the data has.
     """
@@ -69,13 +69,13 @@ def _check_tokens(recipe: Recipe, info: DataInfo, backbone: Backbone) -> None:
 
 
 def resolve(recipe: Recipe, network: Network) -> Recipe:
-    """The recipe with its backbone and exits as they will be: those of `init` where it has any, exits as a list of blocks."""
+    """Return the recipe with its backbone and exits as they will be: those of `init` if it has any, exits as a list of blocks."""
     start = recipe.backbone if recipe.init is None else network.spec.backbone
     return recipe.model_copy(update={"exits": resolve_exits(recipe.exits, network), "backbone": start})
 
 
 def resolve_exits(exits: ExitsSection, network: Network) -> ExitsSection:
-    """The network's own exits where it has any, else those asked for, as a sorted list of blocks and a kind of head."""
+    """Return the network's own exits, or if it has none those asked for, as a sorted list of blocks and a kind of head."""
     if network.spec.after:
         return ExitsSection(after=network.spec.after, head=network.spec.heads[0])
     backbone = network.model.backbone
@@ -84,7 +84,7 @@ def resolve_exits(exits: ExitsSection, network: Network) -> ExitsSection:
 
 
 def with_exits(network: Network, exits: ExitsSection, *, seed: int) -> Network:
-    """The network with fresh exits, drawn from the seed."""
+    """Return the network with fresh exits, drawn from the seed."""
     torch.manual_seed(derive_seed(seed, "exits"))
     model = attach_exits(
         network.model.backbone,
@@ -100,7 +100,7 @@ def with_exits(network: Network, exits: ExitsSection, *, seed: int) -> Network:
 
 
 def with_combine(network: Network, *, seed: int) -> Network:
-    """The network with the ensembles that its heads are made for, drawn from the seed; those it has already stay as they are."""
+    """Return the network with the ensembles that its heads are made for, drawn from the seed; ones it has stay as they are."""
     kind = head_class(network.spec.heads[0])[0].ensemble
     if network.model.combine is not None:
         return network
@@ -112,7 +112,7 @@ def with_combine(network: Network, *, seed: int) -> Network:
 
 
 def without_combine(network: Network) -> Network:
-    """The network whose exits say what their own heads say: what every phase but the ensembles' trains."""
+    """Return the network without ensembles, as every phase but the ensembles' own trains it."""
     if network.model.combine is None:
         return network
     model = MultiExitModel(network.model.backbone, network.model.heads, after=network.model.after)
@@ -121,7 +121,7 @@ def without_combine(network: Network) -> Network:
 
 
 def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:
-    """The phases that a resolved recipe runs, in the numbering of the whole network's exits.
+    """Return the phases that a resolved recipe runs, in the numbering of the whole network's exits.
 
     Raises EectlError for a phase that is not there, in `phase` or `phases`, and for loss weights that do not fit the exits.
     """

@@ -1,4 +1,4 @@
-"""How weights move: the optimizer, the learning rate as a function of the step, and early stopping. Knows no model or data."""
+"""The optimizer, the learning rate as a function of the step, and early stopping. Knows no model and no data."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from eectl.recipe.recipe import OptimizerSection, ScheduleSection
 
 
 def learning_rate(step: int, *, base: float, schedule: ScheduleSection, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate of step `step` (from 0) of a phase that lasts at most `epochs` epochs.
+    """Return the learning rate of step `step` (from 0) of a phase that lasts at most `epochs` epochs.
 
     `cosine-restarts` is Loshchilov & Hutter 2017 with T_0 = `cycle` epochs and T_mult = `cycle_factor`, stepped per batch;
     warm-up comes first and shifts the rest.
@@ -35,7 +35,7 @@ def learning_rate(step: int, *, base: float, schedule: ScheduleSection, steps_pe
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSection) -> torch.optim.Optimizer:
-    """AdamW or SGD over these parameters, fused where torch can."""
+    """Return AdamW or SGD over these parameters, fused where torch can."""
     chosen = list(parameters)
     fused = chosen[0].device.type in ("cpu", "cuda")
     if settings.name == "sgd":
@@ -73,11 +73,11 @@ class EarlyStopper:
 
     @property
     def should_stop(self) -> bool:
-        """Whether patience has run out."""
+        """Return whether patience has run out."""
         return self.since_improvement >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON."""
+        """Return what a resumed run needs, as JSON-able data."""
         return {"best": {str(number): value for number, value in self.best.items()}, "since": self.since_improvement}
 
     def restore(self, state: Mapping[str, Any]) -> None:

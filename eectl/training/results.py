@@ -62,6 +62,8 @@ def draw_curves(path: Path, rows: Sequence[Row], *, score_name: str, title: str)
             for number in range(1, num_exits + 1):
                 _line(axes, rows, name, number, num_exits, scale)
             _mark_phases(axes, rows, with_names=axes is loss)
+        score.set_xlim(0.5, len(rows) + 0.5)
+        score.xaxis.get_major_locator().set_params(integer=True)
         loss.set_ylabel("validation loss")
         score.set_ylabel(f"validation {score_name}{' (%)' if percent else ''}")
         score.set_xlabel("epoch, all phases counted")
@@ -74,14 +76,19 @@ def draw_curves(path: Path, rows: Sequence[Row], *, score_name: str, title: str)
 
 def _line(axes: "Axes", rows: Sequence[Row], name: str, number: int, num_exits: int, scale: float) -> None:
     """Draw exit `number`, from 1; while no exits are attached, the only one is the network's own head, the last of all."""
-    values = []
-    for row in rows:
+    places: list[float] = []
+    values: list[float] = []
+    for index, row in enumerate(rows):
+        if index and row["phase"] != rows[index - 1]["phase"]:  # a gap: a phase starts from the best weights of the one before
+            places.append(math.nan)
+            values.append(math.nan)
         own = number if len(row[name]) == num_exits else 1 if number == num_exits else 0
         value = row[name][own - 1] if own else None
+        places.append(index + 1)
         values.append(math.nan if value is None else scale * value)
     label = f"exit {number}" + (" (own head)" if number == num_exits else "")
     every = max(1, len(rows) // 12)
-    axes.plot(range(1, len(rows) + 1), values, label=label, markevery=every, **line_style(number - 1))
+    axes.plot(places, values, label=label, markevery=every, **line_style(number - 1))
 
 
 def _mark_phases(axes: "Axes", rows: Sequence[Row], *, with_names: bool) -> None:
