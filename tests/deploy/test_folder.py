@@ -46,6 +46,7 @@ def test_predict_agrees_with_evaluate_row_by_row(run, photos):
     model = eectl.load(run.checkpoint, policy=run.policy, budget=60, device="cpu")
     paths = sorted((photos / "test" / "bright").iterdir()) + sorted((photos / "test" / "dark").iterdir())
     check_same(model.predict(paths, batch_size=7), rows, model.classes)
+    assert model.preprocess(paths).is_contiguous(memory_format=torch.channels_last)
     for path, part in zip(paths, rows.parts, strict=True):
         assert (model.preprocess(path) == part).all()
         with Image.open(path) as image:

@@ -18,7 +18,7 @@ import eectl
 from eectl.cli import app as cli
 from eectl.core.errors import EectlError
 from eectl.deploy import predict as predict_module
-from eectl.deploy.answers import Answer
+from eectl.deploy.answers import RowAnswer
 from eectl.deploy.rows_out import AnswerTable, RowOut
 from eectl.models import build as models
 
@@ -272,7 +272,7 @@ def test_the_table_fits_and_says_everything(width):
     for start in range(2):
         for row in range(3):
             top = ((names[row % 2], 0.75), (names[1 - row % 2], 0.25))
-            answer = Answer(row + 1, 0.25 * (row + 1), label=top[0][0], probability=0.75, top=top)
+            answer = RowAnswer(row + 1, 0.25 * (row + 1), label=top[0][0], probability=0.75, top=top)
             table.take(RowOut({"file": f"folder/{'very-' * 12}long-{start}{row}.png"}, answer))
         table.flush()
     lines = stream.getvalue().splitlines()
