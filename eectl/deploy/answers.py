@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Answer:
+class RowAnswer:
     """What a network says of one input, at which exit (from 1), and what that cost as a share of the plain backbone's cost.
 
     Classification: `label` is the likeliest class and `probability` its softmax probability; `top` has the likeliest classes
@@ -35,29 +35,29 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class AnswerList(Sequence[Answer]):
+class AnswerList(Sequence[RowAnswer]):
     """Answers in the order of the inputs; each of their parts also as a list.
 
-    >>> answers = AnswerList((Answer(exit=1, cost=0.25, label="cat", probability=0.9),))
+    >>> answers = AnswerList((RowAnswer(exit=1, cost=0.25, label="cat", probability=0.9),))
     >>> answers.labels, answers.exits, answers[0].label
     (['cat'], [1], 'cat')
     """
 
-    rows: tuple[Answer, ...]
+    rows: tuple[RowAnswer, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Answer]:
+    def __iter__(self) -> Iterator[RowAnswer]:
         return iter(self.rows)
 
     @overload
-    def __getitem__(self, index: int) -> Answer: ...
+    def __getitem__(self, index: int) -> RowAnswer: ...
 
     @overload
     def __getitem__(self, index: slice) -> "AnswerList": ...
 
-    def __getitem__(self, index: int | slice) -> "Answer | AnswerList":
+    def __getitem__(self, index: int | slice) -> "RowAnswer | AnswerList":
         return AnswerList(self.rows[index]) if isinstance(index, slice) else self.rows[index]
 
     @property

@@ -28,7 +28,7 @@ FILES_AT_ANY_SIZE = ("imagenet", "imagenette")  # brought to a square even where
 RESCUE = "give uint8 pixels (0 to 255), a file's path or a PIL image; inputs that are prepared already go to model(x)"
 
 
-class Inputs(Protocol):
+class RawInputs(Protocol):
     """How a network's inputs are made, in two steps: `read` one at a time, `batches` of what was read."""
 
     noun: str

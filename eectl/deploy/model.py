@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from eectl.core.distributed import pick_device
 from eectl.core.errors import EectlError
 from eectl.data.splits import DataInfo
-from eectl.deploy.answers import Answer, AnswerList
-from eectl.deploy.inputs import ImageInputs, Inputs, text_inputs
+from eectl.deploy.answers import AnswerList, RowAnswer
+from eectl.deploy.inputs import ImageInputs, RawInputs, text_inputs
 from eectl.exits.costs import measure_costs
 from eectl.exits.policy import Policies, Policy, policies_for, read_policies
 from eectl.exits.router import Router
@@ -133,7 +133,7 @@ class Model(nn.Module):
         self._routers: dict[int, Router] = {}
         self.eval().requires_grad_(False)
 
-    def _inputs(self, checkpoint: Checkpoint, tokenizer: str | None) -> Inputs:
+    def _inputs(self, checkpoint: Checkpoint, tokenizer: str | None) -> RawInputs:
         """Return how inputs are read, and lay a convolutional network's weights as its inputs lie."""
         spec = checkpoint.about.data_spec
         if self.is_text:
@@ -232,7 +232,7 @@ class Model(nn.Module):
         """
         size = self.check_request(batch_size, top)
         named = ((f"inputs[{index}]", value) for index, value in enumerate(self.inputs.split(inputs)))
-        rows: list[Answer] = []
+        rows: list[RowAnswer] = []
         for chunk in _chunks(named, self.window(size)):
             rows += self.answer([_or_raise(each) for each in self.read(chunk)], batch_size=size, top=top)
         return AnswerList(tuple(rows))
@@ -265,11 +265,11 @@ class Model(nn.Module):
             return list(threads.map(one, named))
 
     @torch.inference_mode()
-    def answer(self, values: Sequence[Any], *, batch_size: int, top: int = 1) -> list[Answer]:
+    def answer(self, values: Sequence[Any], *, batch_size: int, top: int = 1) -> list[RowAnswer]:
         """Answer inputs that `read` gave, in order."""
         if any(module.training for module in self.modules()):
             raise EectlError("the model is in training mode, in which a row's answer depends on its batch; call model.eval()")
-        answers: list[Answer | None] = [None] * len(values)
+        answers: list[RowAnswer | None] = [None] * len(values)
         if not values:
             return []
         try:
@@ -293,7 +293,7 @@ class Model(nn.Module):
             self._routers[size] = Router(self.network, self.policy, times=times)
         return self._routers[size](batch)
 
-    def _said(self, logits: Tensor, exits: Tensor | None, top: int) -> Iterator[Answer]:
+    def _said(self, logits: Tensor, exits: Tensor | None, top: int) -> Iterator[RowAnswer]:
         """Make answers of logits [row, class]; raises EectlError where a network that diverged gives no numbers."""
         logits = logits.float().cpu()
         if not logits.isfinite().all():
@@ -305,12 +305,12 @@ class Model(nn.Module):
         costs = [1.0] * len(logits) if exits is None else [self.costs[number - 1] for number in numbers]
         if self.task == "regression":
             for number, cost, value in zip(numbers, costs, logits[:, 0].tolist(), strict=True):
-                yield Answer(number, cost, value=value)
+                yield RowAnswer(number, cost, value=value)
             return
         best = logits.softmax(dim=1).topk(top, dim=1)
         for number, cost, probabilities, labels in zip(numbers, costs, best.values.tolist(), best.indices.tolist(), strict=True):
             named = tuple((self.classes[label], probability) for label, probability in zip(labels, probabilities, strict=True))
-            yield Answer(number, cost, label=named[0][0], probability=named[0][1], top=named)
+            yield RowAnswer(number, cost, label=named[0][0], probability=named[0][1], top=named)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Model":
         """Forget what was learned of another device when the network moves."""

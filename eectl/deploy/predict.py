@@ -15,7 +15,7 @@ from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs
 from eectl.deploy.model import Model, load
 from eectl.deploy.rows_in import STDIN, RowIn, check_texts, image_rows, read_images, read_texts
-from eectl.deploy.rows_out import RowOut, check_form, writing_rows
+from eectl.deploy.rows_out import RowOut, check_rows_file, writing_rows
 from eectl.models.checkpoint import read_about
 
 KIND, SCHEMA = "prediction", 1
@@ -106,7 +106,7 @@ def predict(
         raise EectlError("predict: - stands twice, and stdin is read once")
     target = None if out is None else Path(out)
     if target is not None:
-        check_form(target)
+        check_rows_file(target)
         others = [Path(source) for source in sources if source != STDIN]
         policy_file = None if policy is None else Path(policy)
         check_outputs([target], inputs=[Path(checkpoint), policy_file, *others], overwrite=overwrite)

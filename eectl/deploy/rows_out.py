@@ -14,7 +14,7 @@ from rich.table import Table
 
 from eectl.core.errors import EectlError
 from eectl.core.files import clean_json, replacing
-from eectl.deploy.answers import Answer
+from eectl.deploy.answers import RowAnswer
 
 FORMS = (".jsonl", ".csv")
 NARROWEST = 10  # letters of an input's name in a table
@@ -25,7 +25,7 @@ class RowOut:
     """One input and its answer: `shown` names the input (a file; or file, row and text), in the order of its columns."""
 
     shown: Mapping[str, Any]
-    answer: Answer
+    answer: RowAnswer
 
     def to_json(self) -> dict[str, Any]:
         """Return the row of JSON."""
@@ -35,7 +35,7 @@ class RowOut:
 Write = Callable[[RowOut], None]
 
 
-def check_form(path: Path) -> None:
+def check_rows_file(path: Path) -> None:
     """Raise EectlError unless `path` can take rows: a .jsonl or .csv file, and no folder."""
     if path.is_dir():
         raise EectlError(f"-o {path}: a folder; name a file in it, such as {path / 'answers.jsonl'}")
@@ -75,7 +75,7 @@ def _csv_writer(file: TextIO) -> Write:
     return write
 
 
-def _flat(answer: Answer) -> dict[str, Any]:
+def _flat(answer: RowAnswer) -> dict[str, Any]:
     """Return the cells of an answer: `top` becomes label_2, probability_2, … ."""
     cells = answer.to_json()
     cells.pop("top", None)

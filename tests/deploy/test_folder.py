@@ -11,7 +11,6 @@ import eectl
 from eectl.data import DATASETS, Augmenter, load_data
 from eectl.data.sources import FACTS
 from eectl.deploy.inputs import STORED_CHANNELS, ImageInputs
-from eectl.recipe.recipe import Data
 
 SIZES = [(24, 24), (40, 24), (25, 61), (17, 18), (64, 30)]
 MODES = ["RGB", "L", "RGBA", "P", "RGB"]
@@ -47,6 +46,7 @@ def test_predict_agrees_with_evaluate_row_by_row(run, photos):
     model = eectl.load(run.checkpoint, policy=run.policy, budget=60, device="cpu")
     paths = sorted((photos / "test" / "bright").iterdir()) + sorted((photos / "test" / "dark").iterdir())
     check_same(model.predict(paths, batch_size=7), rows, model.classes)
+    assert model.preprocess(paths).is_contiguous(memory_format=torch.channels_last)
     for path, part in zip(paths, rows.parts, strict=True):
         assert (model.preprocess(path) == part).all()
         with Image.open(path) as image:
@@ -66,9 +66,9 @@ def test_what_is_stored_as_pixels():
     "changes", [{}, {"image_size": 13}, {"image_size": 12, "channels": 3, "interpolation": "bicubic", "normalize": "imagenet"}]
 )
 def test_pixels_of_a_published_set_are_what_training_made_of_them(changes):
-    spec = Data.model_validate({"name": "digits", **changes})
+    spec = small_recipe(data={"name": "digits", **changes}).data
     data = load_data(spec, device=torch.device("cpu"))
-    stored = load_data(Data(name="digits"), device=torch.device("cpu"))
+    stored = load_data(small_recipe(data={"name": "digits"}).data, device=torch.device("cpu"))
     rows = torch.arange(0, 300, 7)
     pixels = stored.splits["test"].rows(rows)
     inputs = ImageInputs(data.info, spec, channels_last=False)

@@ -13,7 +13,7 @@ import eectl
 from eectl.core.errors import EectlError
 from eectl.deploy import answers as answers_module
 from eectl.deploy import model as model_module
-from eectl.deploy.answers import Answer, AnswerList
+from eectl.deploy.answers import AnswerList, RowAnswer
 from eectl.exits.policy import read_policies, write_policies
 from eectl.models.checkpoint import load_checkpoint
 
@@ -100,7 +100,7 @@ def test_answers_as_lists_and_json(model, digit_rows):
     assert len(answers[0].top) == 3 and len(answers[1:3]) == 2 and [each.exit for each in answers] == answers.exits
     with pytest.raises(EectlError, match=r"answers\.values.*answers\.labels"):
         _ = answers.values
-    numbers = AnswerList((Answer(2, 0.5, value=1.5),))
+    numbers = AnswerList((RowAnswer(2, 0.5, value=1.5),))
     assert numbers.values == [1.5] and numbers.to_json()["rows"] == [{"value": 1.5, "exit": 2, "cost": 0.5}]
     with pytest.raises(EectlError, match=r"answers\.labels.*answers\.values"):
         _ = numbers.labels

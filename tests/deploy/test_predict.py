@@ -12,14 +12,13 @@ from deploy.made_models import made
 from deploy.test_text import recipe_for
 from PIL import Image
 from rich.console import Console
-from running import refused, succeeded
 from toy_text import TOY, make_rows, write_csv, write_jsonl
 
 import eectl
 from eectl.cli import app as cli
 from eectl.core.errors import EectlError
 from eectl.deploy import predict as predict_module
-from eectl.deploy.answers import Answer
+from eectl.deploy.answers import RowAnswer
 from eectl.deploy.rows_out import AnswerTable, RowOut
 from eectl.models import build as models
 
@@ -189,7 +188,7 @@ def test_rows_that_will_not_do_are_named_and_the_others_come(moods, run, tmp_pat
     assert [row["row"] for row in rows_of(out)] == [1, 3] and code == 1 and "row 2: 3 cells" in err
 
 
-def test_what_cannot_be_done_is_one_line(digits, moods, scans, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_done_is_one_line(digits, moods, scans, run, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "there.csv").write_text("x")
     (tmp_path / "t.csv").write_text("id,review\n1,good\n")
@@ -223,11 +222,11 @@ def test_what_cannot_be_done_is_one_line(digits, moods, scans, tmp_path, monkeyp
         ((tmp_path / "no.safetensors", image), "No such file"),
     ]
     for words, said in cases:
-        err = refused("predict", *words, "--device", "cpu", monkeypatch=monkeypatch, capsys=capsys)
-        assert said in err and err.count("\n") == 1, (words, err)
+        out, err, code = run("predict", *words, "--device", "cpu")
+        assert (out, code) == ("", 1) and said in err and err.count("\n") == 1, (words, err)
     assert (tmp_path / "there.csv").read_text() == "x"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "torchrun" in refused("predict", good, image, monkeypatch=monkeypatch, capsys=capsys)
+    assert "torchrun" in run("predict", good, image)[1]
 
 
 def test_nothing_is_left_where_a_file_breaks_on_the_way(moods, tmp_path):
@@ -273,7 +272,7 @@ def test_the_table_fits_and_says_everything(width):
     for start in range(2):
         for row in range(3):
             top = ((names[row % 2], 0.75), (names[1 - row % 2], 0.25))
-            answer = Answer(row + 1, 0.25 * (row + 1), label=top[0][0], probability=0.75, top=top)
+            answer = RowAnswer(row + 1, 0.25 * (row + 1), label=top[0][0], probability=0.75, top=top)
             table.take(RowOut({"file": f"folder/{'very-' * 12}long-{start}{row}.png"}, answer))
         table.flush()
     lines = stream.getvalue().splitlines()
@@ -296,7 +295,8 @@ def test_the_example_in_the_docstring_runs(digits, scans, tmp_path, monkeypatch)
     assert found.attempted and not found.failed
 
 
-def test_help_names_everything(monkeypatch, capsys):
-    out, _ = succeeded("predict", "--help", monkeypatch=monkeypatch, capsys=capsys)
+def test_help_names_everything(run):
+    out, _, code = run("predict", "--help")
+    assert code == 0
     for option in ("--policy", "--budget", "--top", "--batch-size", "--device", "--text", "--column", "--overwrite", "--json"):
         assert option in out
