@@ -44,7 +44,12 @@ def eectl(*arguments, cwd=None, code=0, columns=200):
     return out.getvalue(), err.getvalue()
 
 
-def refused(*arguments, cwd=None, code=1):
+def succeeded(*arguments, cwd=None, **_fixtures):
+    """As `eectl`; fixtures that a caller hands over (monkeypatch, capsys) are not needed."""
+    return eectl(*arguments, cwd=cwd, columns=os.environ.get("COLUMNS", 200))
+
+
+def refused(*arguments, cwd=None, code=1, **_fixtures):
     """Run the program in this process, where it must refuse and print nothing on stdout; what it says on stderr."""
     out, err = eectl(*arguments, cwd=cwd, code=code)
     assert out == ""
