@@ -86,7 +86,7 @@ def _of_train(value: Any) -> Any:
 def _known_data(name: str) -> str:
     known = (*IMAGE_CHOICES, *TEXT_CHOICES)
     if name not in known:
-        raise ValueError(f"no such data set{closest(name, known)}; known: {listed(known)}")
+        raise ValueError(f"unknown data set '{name}'{closest(name, known)}; known: {listed(known)}")
     return name
 
 

@@ -192,7 +192,7 @@ def test_digits_constants_are_its_own(data):
 
 
 def test_an_unknown_data_set_offers_the_nearest():
-    with pytest.raises(EectlError, match=r"data\.name: is 'cifar-10'; no such data set \(did you mean 'cifar10'\?\)"):
+    with pytest.raises(EectlError, match=r"data\.name: is 'cifar-10'; unknown data set 'cifar-10' \(did you mean 'cifar10'\?\)"):
         make_recipe({"data": {"name": "cifar-10"}}, where="x")
 
 
