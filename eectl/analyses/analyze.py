@@ -24,7 +24,7 @@ from eectl.analyses.rank import ask_rank
 from eectl.analyses.settings import QUESTIONS, Settings, make_settings
 from eectl.core.console import silent
 from eectl.core.distributed import World, join, leave
-from eectl.core.errors import EectlError
+from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.figures import save_figures, title
 from eectl.core.files import check_outputs, replacing, write_json
 from eectl.core.progress import Display
@@ -197,7 +197,7 @@ def _ask(
         return ANALYSES[question].ask(subjects, settings, Context(seed, batch_size, display.counting))
     except torch.OutOfMemoryError as error:
         device = subjects[0].session.world.device
-        raise EectlError(f"out of memory on {device}; try --batch-size {max(size // 2, 1)} (it is {size})") from error
+        raise out_of_memory(device, "--batch-size ", size) from error
     finally:
         display.close()
 

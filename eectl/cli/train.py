@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 PHASES = listed(f"{number} {title}" for number, title in PHASE_CHOICES.items())
 
+
 def train(
     recipe: Annotated[
         str | None,
@@ -98,7 +99,7 @@ def train(
             say(note)
         _show_plan(found.recipe, device=device, full=full)
         return
-    from eectl.training.tables import show_training, weak_exits
+    from eectl.training.tables import show_training, weak_exits_in_training
     from eectl.training.train import train as run
 
     done = run(
@@ -107,7 +108,7 @@ def train(
     )  # fmt: skip
     if done is not None:
         show_training(done.path, done.about)
-        for line in weak_exits(done.about):
+        for line in weak_exits_in_training(done.about):
             say(f"note: {line}")
         say(f"next: {_next_after_training(done.path, has_exits=bool(done.about.spec.after))}")
 

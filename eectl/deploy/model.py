@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eectl.core.distributed import pick_device
-from eectl.core.errors import EectlError
+from eectl.core.errors import EectlError, out_of_memory
 from eectl.data.splits import DataInfo
 from eectl.deploy.answers import AnswerList, RowAnswer
 from eectl.deploy.inputs import ImageInputs, RawInputs, text_inputs
@@ -277,10 +277,7 @@ class Model(nn.Module):
                 for row, answer in zip(rows, self._said(*self._route(batch), top), strict=True):
                     answers[row] = answer
         except torch.OutOfMemoryError as error:
-            smaller = max(batch_size // 2, 1)
-            raise EectlError(
-                f"out of memory on {self.device}; try batch_size={smaller} (--batch-size {smaller}; it is {batch_size})"
-            ) from error
+            raise out_of_memory(self.device, "--batch-size ", batch_size) from error
         return [answer for answer in answers if answer is not None]
 
     def _route(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eectl.core.stopwatch import Stopwatch
 from eectl.exits.policy import Policy, choose
-from eectl.exits.router import Answers, Router, in_order
+from eectl.exits.router import Answers, Router, rows_in_order
 from eectl.exits.segment_times import learn_times
 from eectl.exits.times import EarlyExit, Latency, Speed, TimedRun
 from eectl.models.backbone import Hidden
@@ -135,7 +135,7 @@ def _run_refilling(router: Router, batches: Sequence[Tensor]) -> _Pass:
     for answers in router.stream(handing_in(), batch_size=size):
         watch.lap()
         events.append(answers)
-    in_order([each for each in events if isinstance(each, Answers)])
+    rows_in_order([each for each in events if isinstance(each, Answers)])
     watch.lap()
     *laps, end = watch.laps()
     started, ended = [0.0] * len(batches), [0.0] * len(batches)

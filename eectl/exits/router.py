@@ -126,7 +126,7 @@ class Router:
                 break
             if party.num_gone and self._pays(party, number):
                 party.regroup()
-        return in_order(answers)
+        return rows_in_order(answers)
 
     def stream(self, batches: Iterable[Tensor], *, batch_size: int) -> Iterator[Answers]:
         """Yield answers as they come, for the rows of `batches` numbered from 0: segments after the first see full batches.
@@ -247,7 +247,7 @@ def early_exit(model: MultiExitModel, inputs: Tensor, policy: Policy) -> tuple[T
     return Router(model, policy)(inputs)
 
 
-def in_order(answers: Sequence[Answers]) -> tuple[Tensor, Tensor]:
+def rows_in_order(answers: Sequence[Answers]) -> tuple[Tensor, Tensor]:
     """Return the logits [row, class] and exits [row] of all rows 0..N−1, each of which is in one of `answers`."""
     rows = torch.cat([each.rows for each in answers])
     logits = torch.cat([each.logits for each in answers])

@@ -156,7 +156,7 @@ def _last_phase(about: About) -> Mapping[str, Any]:
     return [entry for entry in about.history if "phase" in entry][-1]
 
 
-def weak_exits(about: About) -> list[str]:
+def weak_exits_in_training(about: About) -> list[str]:
     """Return a line for each trained exit that is worse on the validation split than an exit before it.
 
     Accuracies must differ by more than a standard error of one of them, mean squared errors by more than 2 %: smaller differences

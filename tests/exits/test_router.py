@@ -8,7 +8,7 @@ from toy_exits import WIDTH, CascadeHead, CountingBackbone, PlainHead, toy_model
 
 from eectl.exits.criteria import CRITERIA, criterion_named
 from eectl.exits.policy import ALWAYS, NEVER, Policy, Rule, choose
-from eectl.exits.router import Router, in_order
+from eectl.exits.router import Router, rows_in_order
 from eectl.exits.segment_times import SegmentTimes, learn_times
 from eectl.models.backbone import Hidden
 from eectl.models.build import attach_ensembles, attach_exits
@@ -33,7 +33,7 @@ def route(model, policy, inputs, mode, *, batch_size=None):
     if mode == "refills":
         answers = list(router.stream(inputs.split(size), batch_size=size))
         assert sorted(torch.cat([each.rows for each in answers]).tolist()) == list(range(len(inputs)))
-        return in_order(answers)
+        return rows_in_order(answers)
     parts = [router(part) for part in inputs.split(size)]
     return torch.cat([logits for logits, _ in parts]), torch.cat([exits for _, exits in parts])
 
@@ -140,7 +140,7 @@ def test_every_kind_of_network(name):
         assert torch.cat([exits for _, exits in found]).tolist() == chosen.tolist()
         torch.testing.assert_close(torch.cat([logits for logits, _ in found]), expected, rtol=1e-3, atol=1e-4)
     for size in (8, 3, 19):
-        logits, exits = in_order(list(Router(model, policy).stream(batches, batch_size=size)))
+        logits, exits = rows_in_order(list(Router(model, policy).stream(batches, batch_size=size)))
         assert exits.tolist() == chosen.tolist()
         torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
     for row in range(0, 19, 3):
@@ -232,7 +232,7 @@ def test_rows_queue_only_where_company_pays(seconds, queued):
     stages = flat if seconds else SegmentTimes((PER_ROW,) * 3, (FREE,) * 2)
     model.backbone.runs.clear()
     answers = list(Router(model, policy, times=stages).stream(inputs.split(size), batch_size=8))
-    assert in_order(answers)[1].tolist() == [2] * 64
+    assert rows_in_order(answers)[1].tolist() == [2] * 64
     assert {rows for block, rows in model.backbone.runs if block} == ({8} if queued else {4})
 
 

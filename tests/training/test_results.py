@@ -11,7 +11,7 @@ from eectl.core.progress import epoch_header, epoch_line, shown_exits
 from eectl.models.checkpoint import read_about
 from eectl.training import results
 from eectl.training.find_recipe import find_recipe
-from eectl.training.tables import weak_exits
+from eectl.training.tables import weak_exits_in_training
 from eectl.training.train import train
 
 
@@ -83,7 +83,7 @@ def test_an_exit_that_is_worse_than_an_earlier_one_is_pointed_out(finished):
 
     def lines(*scores):
         last = dict(about.history[-1]) | {"validation": {"score": list(scores), "loss": [0.0] * 3}}
-        return weak_exits(replace(about, history=[*about.history[:-1], last]))
+        return weak_exits_in_training(replace(about, history=[*about.history[:-1], last]))
 
     error = math.sqrt(0.9 * 0.1 / rows)
     assert lines(0.9, 0.95, 0.97) == lines(0.9 + 0.9 * error, 0.95, 0.97) == []
