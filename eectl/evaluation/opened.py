@@ -97,7 +97,8 @@ def open_session(
     for name in needs:
         if name not in data.splits:
             what = f"a {name} file beside train" if data.info.kind == "text" else f"a folder {name}/<class>/ beside train/"
-            raise EectlError(f"{spec.name}: there is no {name} split; add {what}")
+            carve = ", or train with --set data.test=0.15, which carves one" if name == "test" else ""
+            raise EectlError(f"{spec.name}: there is no {name} split; add {what}{carve}")
     notes = [*data.notes, *_check_splits(checkpoint, data)]
     if checkpoint.about.untrained:
         notes.append(

@@ -3,13 +3,14 @@
 Reads recipes as plain data, so that a recipe which this version no longer takes can still be reported.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eectl.core.errors import EectlError
 from eectl.evaluation.results import Evaluation
 from eectl.exits.policy import COSTS
 from eectl.models.checkpoint import Origin
+from eectl.recipe.reading import flatten
 from eectl.recipe.recipe import Recipe, start_of
 
 # keys that never name a row: they differ between seeds, or say where a run was made and not what it is
@@ -27,19 +28,11 @@ def run_settings(origin: Origin, evaluation: Evaluation) -> dict[str, Any]:
 
     They are the recipe's, this version's defaults for keys that it lacks, the exits the network really has, and how rows leave.
     """
-    found = dict(_flat(Recipe().model_dump(mode="json"))) | dict(_flat(origin.recipe))
-    found = {key: value for key, value in found.items() if key not in _UNNAMED and value is not None}
+    found = flatten(Recipe().model_dump(mode="json")) | flatten(origin.recipe)
+    found = {key: value for key, value in found.items() if key not in _UNNAMED and value not in (None, {})}
     found.setdefault("backbone.start", start_of(origin.recipe.get("backbone", {})))
     found |= {"exits.after": list(origin.after), "exits.head": "+".join(dict.fromkeys(origin.heads)) or None}
     return found | {"criterion": evaluation.criterion, "thresholds": evaluation.search}
-
-
-def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def check_comparable(runs: Sequence[tuple[str, Mapping[str, Any], Evaluation]]) -> None:

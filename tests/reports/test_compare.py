@@ -115,7 +115,7 @@ def test_average_first_needs_its_grid():
 def test_labels_name_what_differs():
     runs = [
         made((0.1, 0.2, 0.3)),
-        made((0.1, 0.2, 0.3), seed=1, recipe=["data.root=/elsewhere", "batch_size=128", "eval_batch_size=7"]),
+        made((0.1, 0.2, 0.3), seed=1, recipe=["data.workers=2", "batch_size=128", "eval_batch_size=7"]),
         made((0.1, 0.2, 0.3), heads=("gpf-512",) * 2, recipe=["optimizer.lr=1e-4"]),
         made((0.1, 0.2, 0.3), criterion="entropy"),
     ]
