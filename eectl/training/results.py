@@ -1,4 +1,4 @@
-"""What a finished phase leaves for people beside its checkpoint: `results.csv` and `curves.png`, both made of metrics.jsonl."""
+"""The files that a run leaves for people beside its checkpoint: `results.csv` and `curves.png`, both made of metrics.jsonl."""
 
 import csv
 import math

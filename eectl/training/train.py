@@ -305,8 +305,9 @@ def _run_phases(run: TrainingRun, network: Network, state: State | None) -> None
         if run.world.is_main:
             network = replace(network, parent=save_checkpoint(path, network.model, run.about(network)))
             folder.save_state(_between_phases(run, network, position + 1))
-            _write_results(run, network)
         start = str(path)
+    if run.world.is_main:
+        _write_results(run, network)
     main_first(run.world, lambda: folder.finish(folder.phase(phases[-1].number)))
 
 
@@ -322,7 +323,7 @@ def _network_for(phase: Phase, network: Network, recipe: Recipe, display: Displa
 
 
 def _write_results(run: TrainingRun, network: Network) -> None:
-    """Write results.csv and curves.png of the phases so far."""
+    """Write results.csv and curves.png of the run."""
     folder, info = run.folder, run.data.info
     title = f"{info.name}, {network.spec.backbone.name}, {run.recipe.regime}, seed {run.recipe.seed}"
     fault = write_results(folder.table, folder.picture, folder.rows(), score_name=SCORE_NAMES[info.task], title=title)

@@ -20,7 +20,7 @@ from eectl import __version__
 from eectl.analyses.analyze import ANALYSES, _labels
 from eectl.analyses.analyze import analyze as analyze_question
 from eectl.analyses.probe import VIEWS
-from eectl.analyses.settings import QUESTIONS, VIEW_NAMES
+from eectl.analyses.settings import QUESTIONS
 from eectl.cli import app as cli
 from eectl.core.errors import EectlError
 from eectl.core.figures import title
@@ -28,6 +28,7 @@ from eectl.core.files import read_any_tensors
 from eectl.data import load_data
 from eectl.models import build as models
 from eectl.models.checkpoint import load_checkpoint, save_checkpoint
+from eectl.recipe.choices import VIEW_CHOICES
 from eectl.recipe.reading import make_recipe
 from eectl.training.train import train
 
@@ -293,7 +294,7 @@ def test_commands_have_the_settings_of_their_questions():
     import typer
 
     commands = typer.main.get_command(cli.app).commands["analyze"].commands
-    assert list(QUESTIONS) == list(ANALYSES) and set(VIEW_NAMES) == {"auto", *VIEWS}
+    assert list(QUESTIONS) == list(ANALYSES) and set(VIEW_CHOICES) == set(VIEWS)
     for name, question in QUESTIONS.items():
         options = {each.name: each for each in commands[name].params}
         for each in fields(question.settings):

@@ -103,6 +103,8 @@ def test_of_several_batch_sizes_the_one_in_use(work, eectl):
 
 
 def test_every_request_is_checked_before_data_is_loaded(work, eectl, monkeypatch):
+    monkeypatch.chdir(work)
+
     def never(*arguments, **options):
         raise AssertionError("loaded")
 
@@ -116,7 +118,8 @@ def test_every_request_is_checked_before_data_is_loaded(work, eectl, monkeypatch
         calibrate("m.safetensors", out="never.json", cost="latency:32", bench="early.json")
 
 
-def test_the_functions_return_what_the_commands_print(work, eectl, capsys):
+def test_the_functions_return_what_the_commands_print(work, eectl, capsys, monkeypatch):
+    monkeypatch.chdir(work)
     policy = calibrate("m.safetensors", budgets=[40, 70], out="api.json", criterion="margin", device="cpu")
     result = evaluate("m.safetensors", policy="api.json", budgets=70, device="cpu", batch_size=16)
     times = bench("m.safetensors", policy=work / "api.json", batch_size=[4], seconds=0.01, out="api-bench.json", device="cpu")

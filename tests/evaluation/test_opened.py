@@ -21,6 +21,7 @@ from eectl.data.splits import Split
 from eectl.evaluation.opened import Session, score_split
 from eectl.exits.criteria import find_criterion
 from eectl.models.backbone import Backbone
+from eectl.models.checkpoint import Checkpoint
 from eectl.models.heads import ExitOutput
 from eectl.models.losses import TASKS
 from eectl.recipe.data_section import AugmentSection
@@ -77,7 +78,7 @@ def session_of(logits, labels, *, task, lengths=None, world=None):
     split = Split("test", RowNumbers(), labels, ids, device=torch.device("cpu"), lengths=lengths)
     info = SimpleNamespace(kind="text", mean=(), std=(), classes=())
     data = SimpleNamespace(info=info, splits={"test": split, "other": split})
-    checkpoint = SimpleNamespace(model=Lookup(logits).eval(), about=about, digest="digest")
+    checkpoint = Checkpoint(Path("model.safetensors"), Lookup(logits).eval(), about, "digest")
     return Session(checkpoint, data, None, world or World(0, 1, torch.device("cpu")), ())
 
 

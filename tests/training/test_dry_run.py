@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from eectl.data import load_data
+from eectl.recipe.data_section import DataSection
 from eectl.recipe.published_rows import published_parts, split_sizes
 from eectl.recipe.reading import read_recipe
-from eectl.recipe.recipe import Data
 from eectl.training import dry_run
 from eectl.training.dry_run import estimate_time, flops, plan
 
@@ -19,7 +19,7 @@ def test_rows_are_those_that_loading_gives(changes):
 
 
 def test_a_stored_validation_part_is_not_carved():
-    data = Data(name="folder")
+    data = DataSection(name="folder")
     assert split_sizes(data, {"train": 100, "validation": 30}) == {"train": 90, "validation": 30, "calibration": 10}
 
 
