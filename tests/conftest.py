@@ -11,13 +11,13 @@ from eectl.recipe.recipe import Recipe
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 torch.set_num_threads(1)
 
-ALL_NETWORKS = "EECTL_ALL_NETWORKS"
+THOROUGH = "EECTL_THOROUGH"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--all-networks`: also the networks beyond the six that stand for all (tests/small_networks.py)."""
-    text = f"run every test on every small network, not on six that stand for all; so does {ALL_NETWORKS}=1"
-    parser.addoption("--all-networks", action="store_true", default=os.environ.get(ALL_NETWORKS) == "1", help=text)
+    """`--thorough`: also the networks beyond the six that stand for all (tests/small_networks.py), and the guides."""
+    text = f"run every test on every small network, not on six that stand for all, and the guides' commands; so does {THOROUGH}=1"
+    parser.addoption("--thorough", action="store_true", default=os.environ.get(THOROUGH) == "1", help=text)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -28,12 +28,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests of further networks out, counted as deselected, unless all are wanted."""
-    if config.getoption("--all-networks"):
+    """Leave the tests marked thorough out, counted as deselected, unless all are wanted."""
+    if config.getoption("--thorough"):
         return
-    further = [item for item in items if item.get_closest_marker("all_networks")]
+    further = [item for item in items if item.get_closest_marker("thorough")]
     config.hook.pytest_deselected(items=further)
-    items[:] = [item for item in items if not item.get_closest_marker("all_networks")]
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 def small_recipe(*changes: str, **sections: object) -> Recipe:

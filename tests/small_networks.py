@@ -163,7 +163,7 @@ CASES = {
 SIX = ("cifar", "vit", "timm-swin", "timm-efficientnet", "msdnet", "bert")
 """Those that stand for all where time is short: each adapter module, and NCHW maps, tokens, NHWC windows, scales and texts."""
 
-NETWORKS = [pytest.param(name, marks=[] if name in SIX else pytest.mark.all_networks) for name in CASES]
+NETWORKS = [pytest.param(name, marks=[] if name in SIX else pytest.mark.thorough) for name in CASES]
 """The names of all cases, to be a test's parameters; tests/conftest.py leaves out the marked ones unless all are asked for."""
 
 

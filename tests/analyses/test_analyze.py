@@ -198,7 +198,7 @@ def test_checkpoints_that_do_not_fit(runs, tmp_path, refuse):
     assert f"{runs['joint'].parent}: a folder; name a .safetensors file in it" in refuse(runs["joint"].parent, *out)
 
 
-def test_rows_that_all_networks_share_are_enough(runs, tmp_path, analyze, refuse):
+def test_rows_that_thorough_share_are_enough(runs, tmp_path, analyze, refuse):
     """Other training rows are no matter to a question about the test split."""
     analyze(runs["joint"], runs["fewer"], "--split", "test", "-o", tmp_path)
     one, other = read(tmp_path)["checkpoints"]

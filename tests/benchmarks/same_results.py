@@ -1,17 +1,17 @@
 """Does an optimisation change what is learned? The same seeds with and without it: weights bit by bit, accuracy beside the seeds.
 
-Trains both phases of the disjoint regime on the digits without augmentation, so that phase 3 may keep its features, with the
-program itself; each switch alone is turned on over a baseline that has none.
+Trains both phases of the disjoint regime on the digits without augmentation, so that phase 3 may keep its features; each
+switch alone is turned on over a baseline that has none.
 """
 
 import hashlib
-import json
-import sys
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
-from measuring import options, report, run
+from measuring import options, report
+
+import eectl
 
 BASELINE = {
     "channels_last": "false",
@@ -32,16 +32,14 @@ SWITCHES = {
 
 def train(changes: dict[str, str], seed: int, chosen, folder: Path) -> tuple[str, list[float]]:
     """A hash of all trained weights, and the test accuracy of each exit in %."""
-    words = ["train", "digits", "--regime", "disjoint", "--epochs", str(chosen.epochs), "--seed", str(seed), "-q", "--overwrite"]
     settings = {**BASELINE, **changes, "data.augment": "{}", "patience": "1000"}
-    words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    words += ["--set", "data.limit=100"] if chosen.quick else []
-    run([sys.executable, "-m", "eectl", *words, "--device", chosen.device, "-o", str(folder)])
-    model = folder / "model.safetensors"
-    out = folder / "evaluation.json"
-    line = [sys.executable, "-m", "eectl", "evaluate", str(model), "--protocol", "paper", "--device", chosen.device]
-    run([*line, "--batch-size", "1000", "-o", str(out), "--overwrite"])
-    return _hash(model), [each["value"] for each in json.loads(out.read_text())["exits"]]
+    words = [f"{key}={value}" for key, value in settings.items()] + (["data.limit=100"] if chosen.quick else [])
+    done = eectl.train(
+        "digits", regime="disjoint", epochs=chosen.epochs, seed=seed, changes=words, device=chosen.device, out=folder,
+        overwrite=True,
+    )  # fmt: skip
+    found = eectl.evaluate(done.path, protocol="paper", device=chosen.device, batch_size=1000)
+    return _hash(done.path), [each.value for each in found.exits]
 
 
 def _hash(path: Path) -> str:

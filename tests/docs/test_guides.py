@@ -81,6 +81,7 @@ def run_in_a_shell(text):
     assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

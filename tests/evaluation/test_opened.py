@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -152,7 +153,8 @@ def test_channels_last_where_training_has_it(prefers, recipe, expected):
         plain = (images / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.2, 0.1])[:, None, None]
         logits = model(plain)[0].logits
     model.seen.clear()
-    session.checkpoint.model, session.checkpoint.about.recipe = model, recipe
+    session.checkpoint.about.recipe = recipe
+    session = replace(session, checkpoint=replace(session.checkpoint, model=model))
     found = score_split(session, "test", criterion=MAX_SOFTMAX)
     torch.testing.assert_close(found.scores[0], logits.softmax(dim=1).amax(dim=1))
     assert model.seen == {expected}

@@ -361,7 +361,7 @@ def test_a_stage_without_blocks_is_its_downsampling_layer() -> None:
     [
         *("skresnet18", "convnextv2_atto"),
         *(
-            pytest.param(name, marks=pytest.mark.all_networks)
+            pytest.param(name, marks=pytest.mark.thorough)
             for name in ("resnest14d", "hardcorenas_a", "mobilenetv2_035", "resmlp_12_224", "gmlp_s16_224")
         ),
     ],
