@@ -1,4 +1,4 @@
-"""What every question takes and gives: subjects, a context and an answer; and the sample of rows that it looks at."""
+"""The inputs and outputs of every question: subjects, a context and an answer; and the sample of rows that it looks at."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +26,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Context:
-    """How a question is asked: seed, rows at once (default: each recipe's), and the progress bar.
+    """The circumstances of a question: seed, rows at once (default: each recipe's), and the progress bar.
 
     `count(what, total)` is a context manager that gives a function to call once per step.
     """

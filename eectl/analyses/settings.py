@@ -27,7 +27,7 @@ def _view() -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user can set of a question; each question adds fields. Raises EectlError for values that it does not take."""
+    """Options of a question; each question adds fields. Raises EectlError for values that it does not take."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is being imported there."""
+    """Return whether a module is being imported there."""
     while frame is not None and "importlib._bootstrap" not in frame.f_code.co_filename:
         frame = frame.f_back
     return frame is not None

@@ -1,1 +1,1 @@
-"""What all rooms use: errors, files, seeds, processes, time, the console and figures. Knows no recipe and no network."""
+"""Foundations of all rooms: errors, files, seeds, processes, time, the console and figures. Knows no recipe and no network."""

@@ -1,4 +1,4 @@
-"""What all pictures share: line styles that readers with any colour vision tell apart, the title, and saving."""
+"""Common parts of all pictures: line styles that readers with any colour vision tell apart, the title, and saving."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

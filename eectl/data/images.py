@@ -1,4 +1,4 @@
-"""Where images are read from while training: uint8 tensors on the device, or files through worker processes."""
+"""Sources of images while training: uint8 tensors on the device, or files through worker processes."""
 
 import hashlib
 import os

@@ -56,12 +56,12 @@ class DataInfo:
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers the network gives for each row: a logit per class, or one for regression."""
+        """The number of outputs that the network has for each row: a logit per class, or one for regression."""
         return 1 if self.task == "regression" else len(self.classes)
 
 
 class Inputs(Protocol):
-    """Where a split's images or texts are: in memory or in files."""
+    """A split's images or texts: in memory or in files."""
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
         """Yield the inputs on the device, as in Batch, for each int64 tensor of rows in turn.
@@ -112,7 +112,7 @@ class Split:
 
     @property
     def noun(self) -> str:
-        """What messages call its rows."""
+        """The word for its rows in messages."""
         return "images" if self.lengths is None else "texts"
 
     def reading(self, inputs: Inputs) -> "Split":

@@ -107,7 +107,7 @@ def _classes(table: Table, target: str) -> tuple[str, ...]:
 
 
 def _are_values(classes: Sequence[str], rows: int) -> bool:
-    """Whether the `classes` of a column are the values of a number: half as many as rows, or more than 20 and with fractions."""
+    """Return whether the `classes` of a column are a number's values: half as many as rows, or more than 20 with fractions."""
     try:
         values = [float(name) for name in classes]
     except ValueError:

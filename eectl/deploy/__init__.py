@@ -1,1 +1,1 @@
-"""What leaves the laboratory: a trained network that answers for new inputs, within a budget."""
+"""Deployment: a trained network that answers for new inputs, within a budget."""

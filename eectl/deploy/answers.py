@@ -1,4 +1,4 @@
-"""What a network says of new inputs, as plain data. Computes nothing and reads no file."""
+"""Answers of a network for new inputs, as plain data. Computes nothing and reads no file."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RowAnswer:
-    """What a network says of one input, at which exit (from 1), and what that cost as a share of the plain backbone's cost.
+    """A network's answer for one input, at which exit (from 1), and what that cost as a share of the plain backbone's cost.
 
     Classification: `label` is the likeliest class and `probability` its softmax probability; `top` has the likeliest classes
     with theirs, as many as were asked for. Regression: `value` is the number. What does not apply is None, or empty.
@@ -82,7 +82,7 @@ class AnswerList(Sequence[RowAnswer]):
 
     @property
     def costs(self) -> list[float]:
-        """What each input cost, as a share of the plain backbone's cost."""
+        """The cost of each input, as a share of the plain backbone's cost."""
         return [row.cost for row in self.rows]
 
     def to_json(self) -> dict[str, Any]:

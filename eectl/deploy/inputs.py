@@ -29,7 +29,7 @@ RESCUE = "give uint8 pixels (0 to 255), a file's path or a PIL image; inputs tha
 
 
 class RawInputs(Protocol):
-    """How a network's inputs are made, in two steps: `read` one at a time, `batches` of what was read."""
+    """A network's way from raw to prepared inputs, in two steps: `read` one at a time, `batches` of what was read."""
 
     noun: str
     """What the inputs are, for messages."""

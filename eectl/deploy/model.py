@@ -147,7 +147,7 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies; `model.to("cuda")` moves it."""
+        """The device on which the network lies; `model.to("cuda")` moves it."""
         return next(self.network.parameters()).device
 
     @property

@@ -23,7 +23,7 @@ KIND, SCHEMA = "prediction", 1
 
 @dataclass(frozen=True)
 class Predicted:
-    """What `predict` did: the rows, where they were not written or handed on, what could not be read, and who left where.
+    """The result of `predict`: the rows, where they were not written or handed on, what could not be read, and who left where.
 
     `left[k-1]` is the number of inputs that left at exit k; `mean_cost` is a share of the plain backbone's cost, None for no
     input. `budget` is the policy's, in % of that cost; None: the plain network answered.

@@ -1,4 +1,4 @@
-"""What `predict` is asked about, one row at a time: image files, folders of them, columns of text files, lines of stdin.
+"""The inputs of `predict`, one row at a time: image files, folders of them, columns of text files, lines of stdin.
 
 Nothing is held but names of files. A row that cannot be read is an EectlError in its place, so that the others still come.
 """

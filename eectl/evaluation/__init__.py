@@ -1,1 +1,1 @@
-"""What is measured of a checkpoint: calibrate-thresholds, evaluate, bench; and what their results look like."""
+"""Measuring a checkpoint: calibrate-thresholds, evaluate, bench; and what their results look like."""

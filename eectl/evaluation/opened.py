@@ -22,7 +22,7 @@ from eectl.models.losses import TASKS, Task
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint's file says before its weights are read: their digest, the task, and how many exits there are."""
+    """Facts of a checkpoint's file, known before its weights are read: their digest, the task, and how many exits there are."""
 
     digest: str
     task: Task
@@ -58,17 +58,17 @@ class Session:
 
     @property
     def task(self) -> Task:
-        """What the network does."""
+        """The kind of problem that the network solves."""
         return TASKS[self.checkpoint.about.task]
 
     @property
     def channels_last(self) -> bool:
-        """Whether the network and its inputs lie in memory channels last, as they did in training."""
+        """True where the network and its inputs lie in memory channels last, as they did in training."""
         return self.checkpoint.channels_last
 
     @property
     def macs(self) -> CostTable:
-        """What a row costs in MACs."""
+        """The costs of a row in MACs."""
         return CostTable(self.costs.exits, self.costs.plain)
 
 

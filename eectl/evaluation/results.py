@@ -21,7 +21,7 @@ EVALUATION_KIND, EVALUATION_SCHEMA = "evaluation", 1
 
 @dataclass(frozen=True)
 class ExitResult:
-    """What one exit gives on all rows; `number` counts from 1.
+    """One exit's results on all rows; `number` counts from 1.
 
     `value` is the accuracy or MSE and `error` its standard error, `cost` that of a row. `pearson` and `spearman` are the
     correlations with the labels: None for classification, NaN where an exit gives one value.
@@ -37,7 +37,7 @@ class ExitResult:
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """What the thresholds for a budget gave on the split; a budget of None is unlimited: every row takes the last exit.
+    """The results of a budget's thresholds on the split; a budget of None is unlimited: every row takes the last exit.
 
     `left[k]` counts the rows that leave at exit k+1. `is_over` says that the mean cost exceeds the budget, which thresholds
     chosen on another split can do. All but the budget is None (and `is_over` False) where the budget is out of reach. The other
@@ -85,7 +85,7 @@ class Evaluation:
 
     @property
     def plain(self) -> ExitResult:
-        """What the plain backbone gives: its own head's answer, which no attached exit changes, and the last exit's.
+        """Return the plain backbone's results: its own head's answer, which no attached exit changes, and the last exit's.
 
         Its cost is `plain_cost`; the last exit's counts the heads passed on the way too.
         """

@@ -19,7 +19,7 @@ from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_
 
 @dataclass(frozen=True)
 class Criterion:
-    """How ready an exit is, row by row, and what a reader of its thresholds should see.
+    """A measure of how ready an exit is, row by row, and what a reader of its thresholds should see.
 
     `name` is what the user calls it. `reads` is all that it takes from an exit's logits [row, class]: one number per row [row].
     `rule(own, earlier)` makes the score [row] in float32 of this exit's numbers and those of all exits before it, first exit

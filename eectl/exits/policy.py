@@ -76,7 +76,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class CostTable:
-    """What a row costs: `exits[k-1]` where it leaves at exit k, `plain` in the backbone without exits.
+    """Costs of a row: `exits[k-1]` where it leaves at exit k, `plain` in the backbone without exits.
 
     `kind` is an entry of COSTS and says the unit: MACs, or nanoseconds that were `measured` on some device.
     """
@@ -148,7 +148,7 @@ class Policies:
 
     @property
     def costs(self) -> CostTable:
-        """What a row costs, in the unit in which the thresholds were chosen."""
+        """The costs of a row, in the unit in which the thresholds were chosen."""
         return CostTable(self.exit_costs, self.plain_cost, self.cost, self.measured)
 
     def to_json(self) -> Mapping[str, Any]:

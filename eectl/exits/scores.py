@@ -1,4 +1,4 @@
-"""What sweeps and policies need of a network's outputs: a score and an outcome per exit and row, a thousandth of all logits.
+"""Scored outputs, all that sweeps and policies need: a score and an outcome per exit and row, a thousandth of all logits.
 
 Outputs are reduced here a few rows at a time, as they come. Runs no network and reads no file.
 """

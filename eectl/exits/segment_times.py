@@ -1,4 +1,4 @@
-"""How long the segments of a network take on this device, by rows in the batch, learned from a short warm-up.
+"""Times of the segments of a network on this device, by rows in the batch, learned from a short warm-up.
 
 The router asks it whether dropping rows that have left saves more than it costs. What users see is measured elsewhere.
 """
@@ -22,7 +22,7 @@ _MOST_ROUNDS = 5
 
 @dataclass(frozen=True)
 class SegmentTimes:
-    """How long parts of a network take, in seconds by number of rows n, from 0.
+    """Times of the parts of a network, in seconds by number of rows n, from 0.
 
     `segments[k-1][n]` is segment k with its exit, `regroups[k-1][n]` moving n rows after it to where others left.
     """

@@ -31,7 +31,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class TimedRun:
-    """How fast something ran: seconds per row (the median round's), rows per second, and latency of a batch."""
+    """The speed of a run: seconds per row (the median round's), rows per second, and latency of a batch."""
 
     seconds: float
     rows_per_second: float

@@ -1,4 +1,4 @@
-"""What every network offers to the rest of eectl: Backbone, and the Hidden and Feature that it passes on. Builds no network.
+"""The contract of a network with the rest of eectl: Backbone, and the Hidden and Feature that it passes on. Builds no network.
 
 A Backbone is a view: it holds the library's network whole, as `self.net`, and runs it in pieces (stem, blocks, head) whose
 composition equals the library's own forward bitwise. Parameters keep the library's names.

@@ -29,7 +29,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class About:
-    """What a checkpoint says beside its weights.
+    """A checkpoint's facts beside its weights.
 
     Attributes:
         spec: what `build.build_model` builds the network from.
@@ -59,7 +59,7 @@ class About:
 
     @property
     def task(self) -> str:
-        """What the network is for, an entry of losses.TASKS."""
+        """The kind of problem that the network solves, an entry of losses.TASKS."""
         return str(self.data["task"])
 
     @property
@@ -72,7 +72,7 @@ class About:
 
     @property
     def origin(self) -> "Origin":
-        """What an evaluation keeps of it. Its backbone section says what the first phase started from, not the last one."""
+        """The part that an evaluation keeps. Its backbone section says what the first phase started from, not the last one."""
         starts = [entry["start"] for entry in self.history if entry.get("start")]  # only a phase without --from names one
         backbone = {"start": starts[0]} if starts else dict(self.recipe.get("backbone", {}))
         backbone |= {"name": self.spec.backbone.name, "args": self.spec.backbone.args}
@@ -101,7 +101,7 @@ class Checkpoint:
 
     @property
     def channels_last(self) -> bool:
-        """Whether the network and its inputs lie in memory channels last, as they did in training."""
+        """True where the network and its inputs lie in memory channels last, as they did in training."""
         return self.model.backbone.lies_channels_last(self.about.recipe.get("channels_last", "auto"))
 
 

@@ -17,7 +17,7 @@ from eectl.recipe.choices import HEAD_CHOICES, in_order
 
 @dataclass(frozen=True)
 class ExitOutput:
-    """What an exit returns.
+    """An exit's output.
 
     Attributes:
         logits: [row, class].

@@ -18,7 +18,7 @@ from eectl.recipe.recipe import SCORE_NAMES
 
 @dataclass(frozen=True)
 class Task:
-    """What is minimised and what is reported in one kind of problem; outputs are logits [row, class] or numbers [row, 1].
+    """One kind of problem: its loss and its score; outputs are logits [row, class] or numbers [row, 1].
 
     Attributes:
         name: its key in TASKS.

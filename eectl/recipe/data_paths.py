@@ -1,4 +1,4 @@
-"""What lies at a path to someone's data, told by the names of its files: images by class, or texts. Opens no file; no torch."""
+"""The kind of data at a path, told by the names of its files: images by class, or texts. Opens no file; no torch."""
 
 from pathlib import Path
 

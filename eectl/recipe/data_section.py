@@ -16,7 +16,7 @@ ROOTLESS = ("digits",)  # data sets that need no folder
 
 
 class AugmentSection(Section):
-    """How training images are varied, in this order, a batch at a time on the device.
+    """The variation of training images, in this order, a batch at a time on the device.
 
     Validation, calibration and test images are never varied.
     """
@@ -48,7 +48,7 @@ class AugmentSection(Section):
 
     @property
     def is_random(self) -> bool:
-        """Whether two looks at one image may differ."""
+        """True where two looks at one image may differ."""
         return self.model_copy(update={"trivial_interpolation": "nearest"}) != AugmentSection()
 
     @model_validator(mode="after")
@@ -202,7 +202,7 @@ class DataSection(Section):
 
     @property
     def is_text(self) -> bool:
-        """Whether the data set holds texts, and not images."""
+        """True where the data set holds texts, and not images."""
         return is_text(self.name)
 
     def at(self, root: Path | None) -> "DataSection":

@@ -103,6 +103,6 @@ def usual_size(backbone: str) -> int:
 
 
 def _holds_weights(backbone: str) -> bool:
-    """Whether `backbone` is hf/FOLDER, and weights lie in that folder."""
+    """Return whether `backbone` is hf/FOLDER, and weights lie in that folder."""
     folder = Path(backbone.removeprefix("hf/")).expanduser()
     return backbone.startswith("hf/") and folder.is_dir() and any(folder.glob("*.safetensors"))

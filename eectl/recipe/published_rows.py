@@ -1,4 +1,4 @@
-"""How many rows published data sets hold, and how a recipe splits them, before any file is read. No torch."""
+"""Rows of published data sets and of the splits that a recipe makes of them, before any file is read. No torch."""
 
 from collections.abc import Mapping
 

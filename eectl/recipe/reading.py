@@ -70,7 +70,7 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def is_recipe(source: str) -> bool:
-    """Whether `source` names a shipped recipe or a YAML file, rather than a checkpoint."""
+    """Return whether `source` names a shipped recipe or a YAML file, rather than a checkpoint."""
     return Path(source).suffix in (".yaml", ".yml") or (source in shipped_recipes() and not Path(source).exists())
 
 

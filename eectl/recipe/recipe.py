@@ -72,7 +72,7 @@ class BackboneSection(Section):
 
 
 class ExitsSection(Section):
-    """Where exits are attached, and what their heads are. Give either `after` or `placement`."""
+    """The places of the exits and the kind of their heads. Give either `after` or `placement`."""
 
     after: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="The numbers of the blocks that an exit follows, from 0; `eectl flops` shows them."
@@ -98,7 +98,7 @@ class ExitsSection(Section):
 
 
 class OptimizerSection(Section):
-    """What turns gradients into steps."""
+    """The optimizer and its settings."""
 
     name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum.")
     lr: Positive = Field(1e-3, description="The highest learning rate; `schedule` says how it changes.")
@@ -127,7 +127,7 @@ class ScheduleSection(Section):
 
 
 class DistillationSection(Section):
-    """What exits learn from later ones: weight · mean over students of T² · KL(teacher ‖ student) at temperature T is added."""
+    """Learning of exits from later ones: weight · mean over students of T² · KL(teacher ‖ student) at temperature T is added."""
 
     teacher: Literal["none", "last", "later", "next"] = Field(
         "none",
@@ -139,7 +139,7 @@ class DistillationSection(Section):
 
 
 class L2wSection(Section):
-    """How `loss_weights: l2w` learns its weights.
+    """Settings of the learned weights, `loss_weights: l2w`.
 
     The authors take these defaults on ImageNet, but interval 100; on CIFAR epsilon 0.8 and centre row.
     """
@@ -158,7 +158,7 @@ class L2wSection(Section):
 
 
 class PhaseSection(Section):
-    """What one phase does differently from the rest of the recipe."""
+    """Settings of one phase that differ from the rest of the recipe."""
 
     epochs: Count | None = Field(None, description="At most this many epochs. Default: the recipe's.")
     patience: Count | None = Field(None, description="Epochs without progress before the phase ends. Default: the recipe's.")
@@ -264,7 +264,7 @@ class Recipe(Section):
 
     @property
     def start(self) -> str | None:
-        """What the weights start from, as `start_of` says it; None for a run that starts from a checkpoint."""
+        """The origin of the first weights, as `start_of` says it; None for a run that starts from a checkpoint."""
         return None if self.init is not None else start_of(self.backbone.model_dump())
 
     @model_validator(mode="after")

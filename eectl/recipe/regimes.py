@@ -35,7 +35,7 @@ class Phase:
         return frozenset().union(*self.losses)
 
     def needs_heads(self, num_exits: int) -> bool:
-        """Whether any exit other than the network's own head takes part."""
+        """Return whether any exit other than the network's own head takes part."""
         return bool(self.heads) or self.scored != {num_exits}
 
 

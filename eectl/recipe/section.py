@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of: the frozen base class and the kinds of numbers. No torch."""
+"""The base of every section of a recipe: the frozen base class and the kinds of numbers. No torch."""
 
 from typing import Annotated
 

@@ -23,7 +23,7 @@ class TextSet:
 
 
 def is_text(name: str) -> bool:
-    """Whether the data set called `name` holds texts, and not images."""
+    """Return whether the data set called `name` holds texts, and not images."""
     return name == "text" or name in TEXT_SETS
 
 

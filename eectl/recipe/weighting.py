@@ -1,4 +1,4 @@
-"""How much each exit's loss counts, as plain numbers: named schemes, or a list. The losses are in models/losses.py; no torch.
+"""The weight of each exit's loss, as plain numbers: named schemes, or a list. The losses are in models/losses.py; no torch.
 
 `equilibrium` and `l2w` are more than numbers: what they do to gradients and rows lies in `models/equilibrium.py` and `l2w.py`.
 """

@@ -1,4 +1,4 @@
-"""What differs between runs: which may stand in one table, and what each row is called.
+"""Differences between runs: which may stand in one table, and what each row is called.
 
 Reads recipes as plain data, so that a recipe which this version no longer takes can still be reported.
 """

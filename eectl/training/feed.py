@@ -1,4 +1,4 @@
-"""Where a phase's batches come from: rows of the splits, augmented on the device, or what exits read of them, computed once."""
+"""The source of a phase's batches: rows of the splits, augmented on the device, or what exits read of them, computed once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

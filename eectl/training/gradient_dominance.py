@@ -25,7 +25,7 @@ _TOOK_PART, _COSINE, _PREFIX, _NORMS = 0, 1, 3, 5  # columns of Tracker.sums: ea
 
 @dataclass(frozen=True)
 class Dominance:
-    """How far exits' gradients agree, read from their Gram matrix; NaN where a gradient is 0.
+    """Agreement of exits' gradients, read from their Gram matrix; NaN where a gradient is 0.
 
     `cosine` [exit]: of the exit's gradient and the weighted sum of all; `prefix` [exit]: the same over the segments that the exit
     stands on, since past them its gradient is 0 and the cosine cannot reach 1; `norms` [exit, segment]: of the unweighted

@@ -33,7 +33,7 @@ SAVE_EVERY = 60.0  # seconds between saves within an epoch
 
 @dataclass(frozen=True)
 class Journal:
-    """What a run writes and hears while it trains.
+    """A run's ways out and in while it trains: what it writes, and the signals it hears.
 
     `run_values` say where the run stands and go into every resume state; `signals` are the numbers of the signals that came.
     """

@@ -1,4 +1,4 @@
-"""What a training step minimises: how the exits' losses are weighted, and what exits learn from each other.
+"""The objective of a training step: how the exits' losses are weighted, and what exits learn from each other.
 
 The weights are a function of the epoch and constant within it; weights that are learned for each row are `l2w`'s.
 """
@@ -28,7 +28,7 @@ class LossSet:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a phase minimises.
+    """A phase's objective.
 
     `weighting` is the recipe's scheme with `auto` resolved, or one number per exit. `slope`, `shares` (each attached exit's
     share of the backbone's cost) and `ramp_epochs` are what some schemes read. `equilibrium` says that gradients are rescaled in

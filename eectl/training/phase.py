@@ -26,7 +26,7 @@ NEVER = 2**62
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """What a phase trains and with what.
+    """A phase's settings: the parts that train, and all that they train with.
 
     `batch_size` and `rows_per_step` are over all processes; the second is smaller where the split is. `metric` is what early
     stopping compares, `score` or `loss`. `cache_bytes` is the most that may be kept of what exits read of a frozen backbone, 0
@@ -86,7 +86,7 @@ def phase_settings(
 
 @dataclass
 class PhaseProgress:
-    """How far a phase's optimisation has come: beside the network's weights and the epoch's sums, what a resume file holds.
+    """The state of a phase's optimisation: beside the network's weights and the epoch's sums, what a resume file holds.
 
     `best` are the weights of the last evaluation at which an exit improved, `best_validation` its losses and scores, and
     `best_epoch` its epoch, from 1; 0 is none yet. `epoch` counts the epochs that are done, `batch` the steps of the next.
@@ -138,7 +138,7 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 class EpochSums:
-    """What an epoch adds up in this process, on the device, so that no step waits for it.
+    """Sums over an epoch in this process, on the device, so that no step waits for it.
 
     `losses` [2, exit] are Σ loss · rows and Σ rows; `first_bad` [exit] is the first step whose loss is not finite; `tracker`
     keeps the sums of gradient dominance where that is measured.

@@ -1,4 +1,4 @@
-"""How a network runs in training: its device, memory layout and precision, and DDP or torch.compile around it.
+"""A network as it runs in training: its device, memory layout and precision, and DDP or torch.compile around it.
 
 All of it is resolved before the first phase; nothing here knows what is trained.
 """
@@ -21,7 +21,7 @@ from eectl.recipe.regimes import Phase
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how a network computes.
+    """The device, precision and memory layout in which a network computes.
 
     `low_precision` is the type that autocast computes in, None for plain float32. `recomputes` says that blocks run again in the
     backward pass, which takes less memory and more time.

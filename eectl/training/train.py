@@ -242,7 +242,7 @@ def _splits(data: Dataset) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What all phases of a run share, fixed before the first: the resolved recipe, the data, and where and how it runs."""
+    """Facts that all phases of a run share, fixed before the first: the resolved recipe, the data, and where and how it runs."""
 
     recipe: Recipe
     folder: RunFolder

@@ -33,7 +33,7 @@ class Matching:
 
     @property
     def moved(self) -> int:
-        """How many units changed place."""
+        """The number of units that changed place."""
         return sum(int((order != torch.arange(len(order))).sum()) for order in self.permutations)
 
 
