@@ -13,6 +13,7 @@ from PIL import Image
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.process
 def test_digits_from_training_to_answers(tmp_path):

@@ -33,6 +33,14 @@ from eectl.training.running import make_execution
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(shipped_recipes())
+QUICK = (
+    "digits",
+    "cifar100-vit-t",
+    "fashion-mnist-msdnet",
+    "stsb-bert",
+    "folder",
+    "text",
+)  # the others run where everything does
 CPU = torch.device("cpu")
 OFFLINE = ("backbone.pretrained=false",)  # CI has no network: a hub's name becomes its architecture in full size
 # What a test's own copy of a big network leaves out: depth and width, never its input shape, exits' number or kind.
@@ -210,7 +218,7 @@ def synthetic(recipe: Recipe, info: DataInfo, *, rows: int) -> Dataset:
     return Dataset(info, {"train": train, "validation": validation}, augment=recipe.data.augment)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.thorough) for name in RECIPES])
 def test_a_recipe_takes_two_steps_of_the_loop(name, tmp_path):
     """An epoch of two batches of joint training: everything moves, every loss is finite, the optimizer is the recipe's."""
     changes = [f"backbone.args.{key}={value}" for key, value in SMALLER.get(name, {}).items()]

@@ -110,6 +110,8 @@ def test_the_phase_by_hand_equals_the_regimes(small, tmp_path, ztw_run):
     assert same(weights(tmp_path / "run" / "model.safetensors"), weights(ztw_run / "model.safetensors"))
 
 
+@pytest.mark.thorough
+@pytest.mark.slow
 def test_stopped_in_the_ensembles_phase_and_resumed(small, tmp_path, ztw_run):
     start = ztw_run / "phase-2.safetensors"
     recipe = small("phase=4", f"init='{start}'", "phases={4: {epochs: 30, patience: 30, batch_size: 8}}")

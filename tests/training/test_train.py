@@ -10,7 +10,6 @@ import time
 
 import pytest
 import torch
-from conftest import THOROUGH
 
 from eectl.core.errors import EectlError, Interrupted
 from eectl.core.files import read_any_tensors
@@ -163,6 +162,7 @@ def test_a_signal_saves_and_resume_ends_in_the_same_weights(small, tmp_path, joi
     assert clean == [{key: value for key, value in row.items() if key != "seconds"} for row in rows(joint_run)]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.process
 def test_sigkill_at_random_moments_ends_in_the_same_weights(tmp_path):
@@ -171,7 +171,7 @@ def test_sigkill_at_random_moments_ends_in_the_same_weights(tmp_path):
             "--resume", "--set", "data.limit=300", "--set", "exits.after=[1]"]  # fmt: skip
     subprocess.run([*line, "-o", tmp_path / "calm"], check=True, capture_output=True)
     kills = 0
-    for delay in (3.0, 3.6, 3.3, 3.9, 4.2) if os.environ.get(THOROUGH) == "1" else (3.0, 3.6, 4.2):
+    for delay in (3.0, 3.6, 3.3, 3.9, 4.2):
         process = subprocess.Popen([*line, "-o", tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
             process.wait(delay)
