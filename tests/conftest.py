@@ -15,8 +15,8 @@ THOROUGH = "EECTL_THOROUGH"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--thorough`: also the networks beyond the six that stand for all (tests/small_networks.py), the guides, and what is slowest."""
-    text = f"run every test on every small network, not on six that stand for all, the guides' commands and the slowest tests; so does {THOROUGH}=1"
+    """`--thorough`: also the networks beyond the six that stand for all (tests/small_networks.py), guides, slow tests."""
+    text = f"run every test, on all small networks and not six that stand for all, and the guides; so does {THOROUGH}=1"
     parser.addoption("--thorough", action="store_true", default=os.environ.get(THOROUGH) == "1", help=text)
 
 

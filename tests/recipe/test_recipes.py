@@ -40,7 +40,7 @@ QUICK = (
     "stsb-bert",
     "folder",
     "text",
-)  # the others run where everything does
+)
 CPU = torch.device("cpu")
 OFFLINE = ("backbone.pretrained=false",)  # CI has no network: a hub's name becomes its architecture in full size
 # What a test's own copy of a big network leaves out: depth and width, never its input shape, exits' number or kind.
