@@ -23,7 +23,7 @@ from eectl.cli.options import (
     say,
 )
 from eectl.core.errors import EectlError
-from eectl.recipe.budgets import DEFAULT_BUDGETS
+from eectl.recipe.budgets import DEFAULT_BATCH_SIZES, DEFAULT_BUDGETS
 from eectl.recipe.choices import COST_CHOICES, LOOKUP_CHOICES, PROTOCOL_CHOICES, SEARCH_CHOICES, described
 
 
@@ -167,7 +167,7 @@ def bench(
     budgets: Annotated[str | None, typer.Option(help=f"% of the plain backbone's cost; default: the policy's, "
                                                 f"or {DEFAULT_BUDGETS}",
                                                 show_default=False)] = None,
-    batch_size: Annotated[str, typer.Option(help="rows at once, one size or several")] = "1,32,256",
+    batch_size: Annotated[str, typer.Option(help="rows at once, one size or several")] = DEFAULT_BATCH_SIZES,
     policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; default: calibrate first",
                                                 show_default=False)] = None,
     criterion: Criterion = None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from eectl.core.errors import EectlError
 from eectl.data.augment import Augmenter
 from eectl.data.images import centre_square, in_mode, open_image, prepare
+from eectl.data.sources import FACTS
 from eectl.data.splits import DataInfo
 from eectl.data.text import Texts, encode, load_tokenizer
 from eectl.recipe.data_section import DataSection
@@ -22,7 +23,7 @@ from eectl.recipe.data_section import DataSection
 if TYPE_CHECKING:
     from PIL import Image
 
-STORED_CHANNELS = {"digits": 1, "mnist": 1, "fashion-mnist": 1, "cifar10": 3, "cifar100": 3}
+STORED_CHANNELS = {name: FACTS[name][1][0] for name in ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")}
 """The data sets that are stored as pixels of one size, and how many channels those have; all others are image files."""
 FILES_AT_ANY_SIZE = ("imagenet", "imagenette")  # brought to a square even where the recipe names no image_size
 RESCUE = "give uint8 pixels (0 to 255), a file's path or a PIL image; inputs that are prepared already go to model(x)"

@@ -19,9 +19,8 @@ from eectl.evaluation.timing import measure_speed
 from eectl.exits.policy import Policies, policies_for
 from eectl.exits.thresholds import check_has_exits, choose_thresholds, notes_on_rows
 from eectl.exits.times import Bench
-from eectl.recipe.budgets import DEFAULT_BUDGETS, parse_budgets
+from eectl.recipe.budgets import DEFAULT_BATCH_SIZES, DEFAULT_BUDGETS, parse_budgets
 
-BATCH_SIZES = "1,32,256"
 FEWEST_ROWS = 256
 MOST_ROWS = 100_000  # a batch
 
@@ -30,7 +29,7 @@ def bench(
     checkpoint: str | Path,
     *,
     budgets: str | float | Iterable[float] | None = None,
-    batch_size: str | int | Iterable[int] = BATCH_SIZES,
+    batch_size: str | int | Iterable[int] = DEFAULT_BATCH_SIZES,
     policy: str | Path | None = None,
     criterion: str | None = None,
     rows: int | None = None,
@@ -101,7 +100,7 @@ def parse_batch_sizes(sizes: str | int | Iterable[int]) -> tuple[int, ...]:
         size = int(part) if part.isascii() and part.isdecimal() else 0
         if not 0 < size <= MOST_ROWS:
             raise EectlError(
-                f"--batch-size {text}: '{part}' is not a batch size; give whole numbers from 1, such as {BATCH_SIZES}"
+                f"--batch-size {text}: '{part}' is not a batch size; give whole numbers from 1, such as {DEFAULT_BATCH_SIZES}"
             )
         if size in found:
             raise EectlError(f"--batch-size {text}: {size} stands twice; give each size once")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from eectl.core.errors import EectlError
 
 DEFAULT_BUDGETS = "25,50,75,100"
+DEFAULT_BATCH_SIZES = "1,32,256"  # of `eectl bench`
 MOST_BUDGET = 1000.0
 
 
