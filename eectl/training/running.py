@@ -24,6 +24,7 @@ from eectl.recipe.regimes import Phase
 R = TypeVar("R")
 
 WORTH_STEPS = 1000  # of a phase on a GPU: at 20 ms each, as small kernels take, they make up for 20 s of compiling
+MOST_VERSIONS = 256  # of a compiled step, one for each set of exits and each shape
 TOKENS_AT_ONCE = 32  # texts are padded to multiples of it where steps are recorded, so that few shapes are
 
 
@@ -102,13 +103,15 @@ class _Compiled:
         self._run: Callable[..., Any] = torch.compile(function, fullgraph=True, backend=compiler, **more)
 
     def __call__(self, *args: Any) -> Any:
+        from torch._dynamo import config
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self._run(*args)
+            with config.patch(recompile_limit=MOST_VERSIONS):  # its count is over all phases and all shapes of a process
+                return self._run(*args)
         except TorchDynamoException as error:
             self._run = self._function
-            reason = str(error).strip().partition("\n")[0]
+            reason = " ".join(str(error).split("\n\n")[0].split())
             self._say(f"the step could not be compiled, so it runs as it is, which is slower: {reason}")
             return self._function(*args)
 

@@ -87,8 +87,8 @@ class PlainStep:
         self._exits, self._index, self._weights = wanted.exits, wanted.index, wanted.weights.clone()
         self._taken, self._num_processes, self._takes_reads = wanted, num_processes, False
         self._compiled = net.compiled(self._losses)
-        self._whole = net.capture.function(self._descend_whole)
-        self._gradients_alone = net.capture.function(self._gradients)
+        self._whole = net.capture.function(self._descend_whole, undo=optimizer.zero_grad)
+        self._gradients_alone = net.capture.function(self._gradients, undo=optimizer.zero_grad)
 
     def __call__(self, wanted: LossSet, inputs: Tensor | Reads, targets: Tensor, *, tracker: Tracker | None = None) -> None:
         """Make one step; a `tracker` measures the exits' gradients on the way, and changes no weight."""
