@@ -16,10 +16,9 @@ from eectl.core.distributed import World, share_buffers, total
 from eectl.core.errors import EectlError, Interrupted
 from eectl.core.progress import Display
 from eectl.core.seeds import derive_seed
-from eectl.data import Batch
 from eectl.models.losses import Task
 from eectl.models.multi_exit import MultiExitModel
-from eectl.training.feed import Feed, TrainingData
+from eectl.training.feed import Feed, TrainingBatch, TrainingData
 from eectl.training.gradient_dominance import Tracker, why_untracked
 from eectl.training.objective import LossSet
 from eectl.training.phase import EpochSums, PhaseProgress, PhaseSettings, restore_state, resume_state, start_progress, wide
@@ -179,16 +178,18 @@ def train_epoch(
     phase = settings.phase
     net.model.train_parts(phase.segments, phase.heads, combine=phase.combine)
     loss_sets = settings.objective.loss_sets(phase, progress.epoch, device=world.device)
+    done = progress.step - progress.batch
     batches = feed.training(
         batch_size=settings.batch_size,
         seed=derive_seed(settings.seed, "order", phase.number),
         epoch=progress.epoch,
         start=progress.batch,
         world=world,
+        step_seed=lambda number: derive_seed(settings.seed, phase.number, done + number, world.rank),
     )
     for batch in batches:
         wanted = loss_sets[progress.step % len(loss_sets)]
-        for losses, rows in _step(net, settings, feed, progress, sums, wanted, batch, world=world):
+        for losses, rows in _step(net, settings, progress, sums, wanted, batch, world=world):
             sums.add(wanted.index, losses, rows, step=progress.step)
         progress.batch += 1
         journal.display.step()
@@ -201,24 +202,23 @@ def train_epoch(
 def _step(
     net: RunningNetwork,
     settings: PhaseSettings,
-    feed: Feed,
     progress: PhaseProgress,
     sums: EpochSums,
     wanted: LossSet,
-    batch: Batch,
+    batch: TrainingBatch,
     *,
     world: World,
 ) -> Losses:
     """Seed a step, set its learning rate, and take it: with learned weights where the phase has them."""
     number = progress.step
-    torch.manual_seed(derive_seed(settings.seed, settings.phase.number, number, world.rank))
+    torch.manual_seed(derive_seed(settings.seed, "network", settings.phase.number, number, world.rank))
     rate = settings.learning_rate(number)
     _set_rate(progress.optimizer, rate)
-    inputs, targets = feed.inputs_and_targets(batch)
+    inputs, targets = batch
     clip_norm = settings.optimizer.clip_norm
     if progress.learned is None:
         tracker = sums.tracker if sums.tracker and sums.tracker.due(number, wanted.exits) else None
-        scale = len(batch.rows) * world.size / settings.rows_per_step
+        scale = len(targets) * world.size / settings.rows_per_step
         return plain_step(
             net,
             progress.optimizer,
