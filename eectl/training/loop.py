@@ -201,16 +201,17 @@ def train_epoch(phase: RunningPhase, feed: Feed, *, journal: Journal) -> None:
     settings, progress, parts = phase.settings, phase.progress, phase.settings.phase
     phase.net.model.train_parts(parts.segments, parts.heads, combine=parts.combine)
     loss_sets = settings.objective.loss_sets(parts, progress.epoch, device=phase.world.device)
+    done = progress.step - progress.batch
     batches = feed.training(
         batch_size=settings.batch_size,
         seed=derive_seed(settings.seed, "order", parts.number),
         epoch=progress.epoch,
         start=progress.batch,
         world=phase.world,
+        step_seed=lambda number: derive_seed(settings.seed, parts.number, done + number, phase.world.rank),
     )
     for batch in batches:
-        torch.manual_seed(derive_seed(settings.seed, parts.number, progress.step, phase.world.rank))
-        phase.step(loss_sets[progress.step % len(loss_sets)], *feed.inputs_and_targets(batch))
+        phase.step(loss_sets[progress.step % len(loss_sets)], *batch)
         progress.batch += 1
         journal.display.step()
         if progress.step % LOOK_EVERY == 0:

@@ -42,7 +42,7 @@ class Stepper:
         """
         settings, progress, sums = self._settings, self._progress, self._sums
         number = progress.step
-        torch.manual_seed(derive_seed(settings.seed, settings.phase.number, number, self._world.rank, "network"))
+        torch.manual_seed(derive_seed(settings.seed, "network", settings.phase.number, number, self._world.rank))
         rate = settings.learning_rate(number)
         set_rate(progress.optimizer, rate)
         sums.begin_step(number)
