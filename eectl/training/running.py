@@ -4,7 +4,7 @@ All of it is resolved before the first phase; nothing here knows what is trained
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eectl.core.distributed import World
+from eectl.core.precision import autocast, resolve_precision
 from eectl.models.backbone import Backbone
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
@@ -23,24 +24,20 @@ from eectl.recipe.regimes import Phase
 class Execution:
     """The device, precision and memory layout in which a network computes.
 
-    `low_precision` is the type that autocast computes in, None for plain float32. `recomputes` says that blocks run again in the
-    backward pass, which takes less memory and more time.
+    `precision` is float32, tf32 or bf16; with `deterministic` only algorithms run that give the same bits each time. `recomputes`
+    says that blocks run again in the backward pass, which takes less memory and more time.
     """
 
     device: torch.device
     channels_last: bool
-    low_precision: torch.dtype | None
+    precision: str
+    deterministic: bool = False
     compiled: bool = False
     recomputes: bool = False
 
-    @property
-    def precision(self) -> str:
-        """The recipe's name of the precision: float32 or bf16."""
-        return "float32" if self.low_precision is None else "bf16"
-
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context that a forward pass runs in."""
-        return nullcontext() if self.low_precision is None else torch.autocast(self.device.type, self.low_precision)
+        return autocast(self.precision, self.device)
 
     def laid_out(self, inputs: Tensor) -> Tensor:
         """Return a batch of inputs in the memory layout that the network has."""
@@ -61,14 +58,12 @@ class RunningNetwork:
 
 def make_execution(recipe: Recipe, backbone: Backbone, device: torch.device) -> Execution:
     """Resolve a recipe's `precision` and `channels_last` for a network and a device."""
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "float32"
     return Execution(
         device,
         backbone.lies_channels_last(recipe.channels_last),
-        torch.bfloat16 if precision == "bf16" else None,
-        compiled=recipe.compile,
+        resolve_precision(recipe.precision, device),
+        deterministic=recipe.deterministic,
+        compiled=recipe.compile is True,
         recomputes=recipe.checkpoint_activations,
     )
 

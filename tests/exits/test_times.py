@@ -36,7 +36,9 @@ def read(tmp_path, batch_size=None, *, in_use=None, **changes):
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(FILE | changes))
     request = CostRequest("latency", batch_size)
-    return read_times(path, request, batch_size=in_use, checkpoint="digest", num_exits=3, name=Path("model.safetensors"))
+    return read_times(
+        path, request, batch_size=in_use, checkpoint="digest", num_exits=3, precision="float32", name=Path("model.safetensors")
+    )
 
 
 def test_whole_nanoseconds(tmp_path):
