@@ -51,6 +51,16 @@ def test_whole_nanoseconds(tmp_path):
     assert read(tmp_path, measured=MEASURED[:1], threads=1)[0].measured == "a CPU, 1 thread, batches of 1"
 
 
+def test_the_precision_of_the_times(tmp_path):
+    """Files from before bench said it were measured in float32."""
+    costs, notes = read(tmp_path, 1, precision="float32")
+    assert (costs.measured, notes) == ("a CPU, 2 threads, batches of 1", [])
+    costs, notes = read(tmp_path, 1, precision="bf16")
+    assert costs.measured == "a CPU, 2 threads, batches of 1, bf16" and len(notes) == 1
+    assert "was measured in bf16, and scores are computed in float32 here" in notes[0]
+    assert notes[0].endswith("bench.json --precision float32")
+
+
 def test_a_later_exit_is_never_faster(tmp_path):
     costs, notes = read(tmp_path, 32)
     assert costs.exits == (40_000, 40_000, 130_000) and costs.measured == WHERE
@@ -111,6 +121,7 @@ def test_missing_and_cut(tmp_path):
         "batch_size": None,
         "checkpoint": "digest",
         "num_exits": 3,
+        "precision": "float32",
         "name": Path("m.safetensors"),
     }
     with pytest.raises(
