@@ -15,9 +15,10 @@ from typing import Any, cast
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eectl.core.errors import EectlError
+from eectl.core.errors import EectlError, lookup
 
 FLOAT32, TF32, BF16 = "float32", "tf32", "bf16"
+PRECISIONS = "auto", FLOAT32, TF32, BF16
 _PREFERRED = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -30,17 +31,19 @@ _NO_FORM = " does not have a deterministic implementation"
 
 
 def resolve_precision(wish: str, device: torch.device) -> str:
-    """Return the precision in which `device` computes where `wish` is asked for: float32, tf32 or bf16.
+    """Return the precision in which `device` computes where `wish`, one of PRECISIONS, is asked for: float32, tf32 or bf16.
 
     `auto` is bf16 on a GPU that has it, else float32. `tf32` is float32 where the device has no TF32.
 
     Raises:
-        EectlError: bf16 on a device that does not have it.
+        EectlError: an unknown name, or bf16 on a device that does not have it.
     """
+    lookup(dict.fromkeys(PRECISIONS), wish, what="precision")
     if wish == "auto":
         wish = BF16 if device.type == "cuda" and _has_bf16(device) else FLOAT32
     if wish == BF16 and not _has_bf16(device):
-        raise EectlError(f"precision bf16: {device} does not have it; allowed there: float32, tf32; try --precision float32")
+        allowed = "float32, tf32" if device.type == "cuda" else FLOAT32
+        raise EectlError(f"precision bf16: {device} does not have it, only {allowed}; try --precision float32")
     return FLOAT32 if wish == TF32 and not _has_tf32(device) else wish
 
 
@@ -61,14 +64,23 @@ def _has_tf32(device: torch.device) -> bool:
         return torch.cuda.is_tf32_supported()
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context that a forward pass at a resolved precision runs in.
+def autocast(precision: str, device: torch.device, *, keeps_casts: bool = False) -> AbstractContextManager[Any]:
+    """Return the context that forward passes at a resolved precision run in.
 
-    On a GPU it keeps no cast weights: a captured graph would go on reading those of an earlier step.
+    Each weight is cast once in the block, on a GPU only with `keeps_casts`, else in every pass: a captured graph would go on
+    reading the casts of the block that it was captured in.
     """
     if precision != BF16:
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type != "cuda")
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=keeps_casts or device.type != "cuda")
+
+
+def note_on_precision(what: str, made: str, used: str) -> list[str]:
+    """Return a note where `what`, such as `policy.json was made`, at another precision than the one in use; else none."""
+    if made == used:
+        return []
+    same = f"--precision {made}{' on a GPU' if made == TF32 else ''}"
+    return [f"{what} in {made}, and this computes in {used}: scores move a little; for the same ones {same}"]
 
 
 @contextmanager

@@ -287,6 +287,7 @@ def _entry(settings: PhaseSettings, progress: PhaseProgress, execution: Executio
         "seed": settings.seed,
         "batch_size": settings.batch_size,
         "precision": execution.precision,
+        "deterministic": execution.deterministic,
         "processes": world.size,
         "device": execution.device.type,
         "seconds": round(progress.seconds, 1),

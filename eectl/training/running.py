@@ -32,13 +32,15 @@ TOKENS_AT_ONCE = 32  # texts are padded to multiples of it where steps are recor
 class Execution:
     """The device, precision and memory layout in which a network computes.
 
-    `compile` is the recipe's wish; `recomputes` says that blocks run again in the backward pass, which takes less memory and more
+    `precision` is float32, tf32 or bf16; with `deterministic` only algorithms run that give the same bits each time. `compile` is
+    the recipe's wish; `recomputes` says that blocks run again in the backward pass, which takes less memory and more
     time; `make_recorder` gives what records steps on the device, or None where nothing can.
     """
 
     device: torch.device
     channels_last: bool
     precision: str
+    deterministic: bool = False
     compile: bool | Literal["auto"] = False
     recomputes: bool = False
     make_recorder: Callable[[torch.device], Recorder | None] = recorder_for
@@ -122,6 +124,7 @@ def make_execution(recipe: Recipe, backbone: Backbone, device: torch.device) -> 
         device,
         backbone.lies_channels_last(recipe.channels_last),
         resolve_precision(recipe.precision, device),
+        deterministic=recipe.deterministic,
         compile=recipe.compile,
         recomputes=recipe.checkpoint_activations,
     )
