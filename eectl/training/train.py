@@ -206,7 +206,8 @@ def _explained(recipe: Recipe, world: World) -> Iterator[None]:
         ) from error
     except torch.OutOfMemoryError as error:
         also = f", --set eval_batch_size={max(recipe.eval_batch_size // 2, 1)}, or --set precision=bf16"
-        raise out_of_memory(world.device, "--set batch_size=", recipe.batch_size, note="over all processes", also=also) from error
+        note = "; ".join(["over all processes", *getattr(error, "__notes__", ())])  # what CUDA graphs hold
+        raise out_of_memory(world.device, "--set batch_size=", recipe.batch_size, note=note, also=also) from error
     except RuntimeError as error:
         found = not_deterministic(error) if recipe.deterministic else None
         if found is None:

@@ -8,6 +8,7 @@ from tape import Tape
 from toy_text import make_rows, write_csv, write_tokenizer
 
 from eectl.core.distributed import World
+from eectl.core.errors import EectlError
 from eectl.core.progress import Display
 from eectl.data import load_data
 from eectl.training.feed import training_data
@@ -16,6 +17,7 @@ from eectl.training.network import first_network, planned_phases, resolve, with_
 from eectl.training.phase import phase_settings
 from eectl.training.run_folder import RunFolder
 from eectl.training.running import WORTH_STEPS, make_execution
+from eectl.training.train import train
 
 CPU = torch.device("cpu")
 VIT = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 3, heads: 2, dropout: 0.3}}"
@@ -223,3 +225,18 @@ def test_a_step_that_does_not_compile_runs_as_it_is(small, tmp_path):
     same, _, said = run(recipe, tmp_path / "same", compile=True, compiler=broken)
     assert all(plain[name].equal(same[name]) for name in plain)
     assert len(said) == 1 and "could not be compiled" in said[0] and "no such compiler" in said[0]
+
+
+def test_a_memory_that_recordings_fill_is_named(small, tmp_path, monkeypatch):
+    class Full(Tape):
+        def record(self, _):
+            self.num_bytes = 3_210_000_000
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def on_a_gpu(*arguments):
+        return replace(make_execution(*arguments), make_recorder=lambda _: Full())
+
+    monkeypatch.setattr("eectl.training.train.make_execution", on_a_gpu)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    with pytest.raises(EectlError, match=r"batch_size=16 \(it is 32, over all processes; CUDA graphs hold 3.21 GB\)"):
+        train(small("compile=true"), out=tmp_path / "run", device="cpu")

@@ -11,8 +11,9 @@ from eectl.core.errors import EectlError, Interrupted
 from eectl.core.files import read_any_tensors
 from eectl.models.checkpoint import read_about
 from eectl.models.heads import ExitOutput, LinearHead
-from eectl.training import loop
+from eectl.training.step import PlainStep
 from eectl.training.train import train
+from eectl.training.validation import Validator
 
 RECIPE = ("deterministic=true", "epochs=3")
 
@@ -33,13 +34,13 @@ def run(tmp_path_factory):
 
 
 def test_the_same_bits_again(small, run, tmp_path, monkeypatch):
-    seen, real = [], loop.validate
+    seen, real = [], Validator.__call__
 
     def validate(*arguments, **options):
         seen.append(torch.are_deterministic_algorithms_enabled())
         return real(*arguments, **options)
 
-    monkeypatch.setattr(loop, "validate", validate)
+    monkeypatch.setattr(Validator, "__call__", validate)
     train(small("epochs=3"), out=tmp_path / "again", device="cpu", deterministic=True)
     assert same(weights(run), weights(tmp_path / "again"))
     assert seen == [True] * 3 and not torch.are_deterministic_algorithms_enabled()
@@ -47,7 +48,7 @@ def test_the_same_bits_again(small, run, tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_stopped(small, run, tmp_path, monkeypatch):
-    real, steps = loop.plain_step, []
+    real, steps = PlainStep.__call__, []
 
     def step(*arguments, **options):
         steps.append(1)
@@ -55,7 +56,7 @@ def test_a_run_that_was_stopped(small, run, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(loop, "plain_step", step)
+    monkeypatch.setattr(PlainStep, "__call__", step)
     with pytest.raises(Interrupted):
         train(small(*RECIPE), out=tmp_path / "run", device="cpu")
     assert not torch.are_deterministic_algorithms_enabled()
