@@ -7,6 +7,7 @@ counted on the GPU.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from counting import KINDS, Tally, as_on_a_gpu
@@ -16,14 +17,14 @@ from synthetic import Clock, dataset, images, network, recipe_for
 from torch import Tensor, nn
 
 from eectl.core.distributed import World
-from eectl.data import Batch, eval_batches
+from eectl.data import Batch, data_info, eval_batches
 from eectl.data.augment import Augmenter
 from eectl.evaluation.predictions import predict_rows
 from eectl.exits.criteria import criterion_named
 from eectl.exits.router import Router
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import Recipe
-from eectl.training.feed import training_data
+from eectl.training.feed import Feed, training_data, window_length
 from eectl.training.loop import Journal, begin_phase, make_feed, train_epoch
 from eectl.training.network import planned_phases
 from eectl.training.optim import make_optimizer
@@ -80,17 +81,35 @@ def training_step(recipe: Recipe, device: torch.device, steps: int, skipped: int
     clock = Steps(tally, skipped)
     journal = Journal(RunFolder.__new__(RunFolder), clock, {})
     journal.folder.saved_at = float("inf")
-    net, progress, sums = begin_phase(model, settings, execution=execution, world=world, tracking=None, display=clock)
-    watch_parts(tally, model, progress.optimizer)
+    running = begin_phase(model, settings, execution=execution, world=world, tracking=None, display=clock)
+    watch_parts(tally, model, running.progress.optimizer)
     if aside is not None:
-        progress.optimizer.step = lambda: setattr(tally, "part", "sums")
-    feed = make_feed(model, settings, rows, execution=execution, world=world, display=clock)
+        running.progress.optimizer.step = lambda: setattr(tally, "part", "sums")
+    feed = replace(make_feed(model, settings, rows, execution=execution, world=world, display=clock), window=1)
     tally.part = "augment"
     with tally, as_on_a_gpu(device):
-        train_epoch(net, settings, feed, progress, sums, world=world, journal=journal)
+        train_epoch(running, feed, journal=journal)
     if aside is not None:
         tally.counts.update(aside.counts)
     return tally
+
+
+def augmented_window(recipe: Recipe, device: torch.device, *, quick: bool) -> tuple[Tally, int]:
+    """What the images of a window of steps ask of the device, after a window that makes what all use; and its steps."""
+    window = 2 if quick else window_length(data_info(recipe.data).input_shape, recipe.batch_size, device)
+    data = dataset(recipe, {"train": 2 * window * recipe.batch_size, "validation": 1}, device)
+    execution = make_execution(recipe, network(recipe, data.info)[0].backbone, device)
+    feed, tally = Feed(training_data(data), execution, window=window), Tally(device.type)
+    steps = feed.training(
+        batch_size=recipe.batch_size, seed=0, epoch=0, start=0, world=World(0, 1, device), step_seed=lambda number: number
+    )
+    tally.part = "augment"
+    with as_on_a_gpu(device):
+        for _ in range(window):
+            next(steps)
+        with tally:
+            next(steps)
+    return tally, window
 
 
 def _optimizer_on_cpu(model: MultiExitModel, recipe: Recipe, steps: int) -> Tally:
@@ -159,9 +178,11 @@ def measure(name: str, chosen, device: torch.device) -> dict:
     evaluated = evaluation_batches(recipe, on, steps)
     rows = 8 if chosen.quick else ROUTED
     left = early_exit_batch(recipe, device, rows)
-    training = step.table(PARTS, per=steps)
+    window, length = augmented_window(recipe, on, quick=chosen.quick)
+    training = step.table(PARTS, per=steps) | window.table(("augment",), per=length)
     found = {
         "batch_size": recipe.batch_size,
+        "steps augmented at once": length,
         "training step": training | {"whole": {kind: sum(part[kind] for part in training.values()) for kind in KINDS}},
         "evaluation": {
             "batch_size": recipe.eval_batch_size,
