@@ -128,7 +128,10 @@ def test_launches_of_a_step_are_those_of_its_parts(load, capsys):
     parts = [part for part in step if part != "whole"]
     assert step["whole"]["launches"] == sum(step[part]["launches"] for part in parts) > 100
     assert step["optimizer"]["launches"] == 2  # all step counters, all parameters
-    for where in (step["whole"], found["evaluation"]["batch"]):
+    assert step["augment"]["to_device"] == 1 / found["steps"]  # one copy a window
+    replayed = found["training step by the host, recorded"]
+    assert replayed["rest"]["launches"] == 5  # learning rate, step number, two inputs copied, one replay
+    for where in (step["whole"], replayed["whole"], found["evaluation"]["batch"]):
         assert where["reads"] == where["data_dependent_shapes"] == where["to_host"] == 0
     assert found["evaluation"]["end of the pass"]["to_host"] == 1
     assert found["early exit"]["batch"]["reads"] == found["early exit"]["exits"] - 1  # today's routing asks once an exit
