@@ -16,7 +16,7 @@ import torch
 from counting import KINDS, Tally, as_on_a_gpu
 from early_exit import rig
 from measuring import begin, options, report
-from synthetic import Clock, dataset, images, network, recipe_for
+from synthetic import Steps, dataset, images, network, recipe_for
 from torch import Tensor, nn
 
 from eectl.core.distributed import World
@@ -96,7 +96,7 @@ def training_step(
     rows, world = training_data(data), World(0, 1, device)
     (phase,) = planned_phases(recipe)
     settings = phase_settings(recipe, phase, model, rows, num_processes=1)
-    tally, clock = Tally(device.type), Clock()
+    tally, clock = Tally(device.type), Steps()
     execution = make_execution(recipe, model.backbone, device)
     if recorded:
         known = {each.name: getattr(execution, each.name) for each in fields(execution)}
