@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from eectl.exits.policy import choose
 
@@ -128,10 +129,41 @@ def test_launches_of_a_step_are_those_of_its_parts(load, capsys):
     parts = [part for part in step if part != "whole"]
     assert step["whole"]["launches"] == sum(step[part]["launches"] for part in parts) > 100
     assert step["optimizer"]["launches"] == 2  # all step counters, all parameters
-    for where in (step["whole"], found["evaluation"]["batch"]):
+    assert step["augment"]["to_device"] == 1 / found["steps"]  # one copy a window
+    replayed = found["training step by the host, recorded"]
+    assert replayed["rest"]["launches"] == 5  # learning rate, step number, two inputs copied, one replay
+    for where in (step["whole"], replayed["whole"], found["evaluation"]["batch"]):
         assert where["reads"] == where["data_dependent_shapes"] == where["to_host"] == 0
     assert found["evaluation"]["end of the pass"]["to_host"] == 1
     assert found["early exit"]["batch"]["reads"] == found["early exit"]["exits"] - 1  # today's routing asks once an exit
+
+
+def test_in_little_time_what_is_worth_most_runs(load, capsys):
+    everything = load("everything")
+    part, now = everything.Part, [100.0]
+    parts = [part("a", "s", (), 40), part("long", "s", (), 60), part("b", "s", (), 30), part("c", "s", (), 30)]
+    begun = []
+    for each, limit in everything.fitting(parts, 90, clock=lambda: now[0]):
+        begun.append((each.name, limit))
+        now[0] += 35
+    assert begun == [("a", 80), ("b", 55)]  # 90 s are left, then 55, then 20
+    said = capsys.readouterr().out
+    assert "long: skipped, about 60 s and 55 s left" in said and "c: skipped" in said
+    assert {each.script for each in everything.PARTS} <= set(NAMES)
+    assert len({each.name for each in everything.PARTS}) == len(everything.PARTS)
+
+
+def test_a_run_is_killed_once_it_has_saved_and_its_bits_are_compared(load, tmp_path):
+    same_bits = load("same_bits")
+    state = tmp_path / "resume" / "state.safetensors"
+    saves = f"import pathlib, time; p = pathlib.Path({str(state)!r}); p.parent.mkdir(); p.write_text('x'); time.sleep(60)"
+    assert same_bits.run_and_kill([sys.executable, "-c", saves], tmp_path)
+    assert not same_bits.run_and_kill([sys.executable, "-c", ""], tmp_path)  # it ends by itself
+    for name, value in (("one", 1.0), ("two", 1.0 + 2**-23)):
+        (tmp_path / name).mkdir()
+        save_file({"a": torch.tensor([value]), "b": torch.ones(2)}, tmp_path / name / "model.safetensors")
+    assert same_bits.differ(tmp_path / "one", tmp_path / "two") == 1
+    assert same_bits.differ(tmp_path / "one", tmp_path / "one") == 0
 
 
 SUPPORT = ("counting", "measuring", "machine", "synthetic", "peer", "peer_exits")

@@ -16,6 +16,7 @@ from eectl.cli.look import info, recipes, schema
 from eectl.cli.measure import bench, calibrate_thresholds, evaluate, flops, report
 from eectl.cli.train import attach_heads, train
 from eectl.core.errors import EectlError, Interrupted
+from eectl.core.threads import settle_threads
 
 app = typer.Typer(
     name="eectl",
@@ -35,6 +36,7 @@ def main() -> None:
             os._exit(Interrupted(number).exit_code)
         raise Interrupted(number)
 
+    settle_threads(os.environ)
     for number in (signal.SIGINT, signal.SIGTERM):  # while nothing is saved; training notes signals in its own way
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)

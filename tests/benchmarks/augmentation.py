@@ -1,19 +1,21 @@
 """What does augmentation cost? The paper's pipeline, batched on the device, as a share of training, and per image beside it.
 
-The pipeline is TrivialAugmentWide, crop, erasing, and Mixup or CutMix, as the recipe says. `share_alone` is its own time over
+The pipeline is TrivialAugmentWide, crop, erasing, and Mixup or CutMix, as the recipe says. `share_alone` is its own time, in the
+windows of steps that training takes and with the reading of the batches, over
 that of the epoch it is part of; `share_felt` is what an epoch with it takes more than one without: less, where it hides behind
 the GPU's work.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from measuring import begin, interleave, options, ratio, report, summary
 from peer import transform_of
-from synthetic import Clock, dataset, images, network, recipe_for, train_epoch
+from synthetic import Training, dataset, images, network, recipe_for
 
-from eectl.data import Augmenter
+from eectl.core.distributed import World
+from eectl.training.feed import Feed, training_data
+from eectl.training.running import make_execution
 
 RECIPES = {"cpu": ("cifar100-vit-t",), "cuda": ("cifar100-vit-t", "tinyimagenet-resnet50")}
 OFF = ("data.augment={}",)
@@ -27,15 +29,16 @@ def measure(name: str, chosen, device: torch.device, wait: Callable[[], object])
     data = dataset(recipe, {"train": rows, "validation": 1}, device)
     off = recipe_for(name, *OFF, quick=chosen.quick)
     without = dataset(off, {"train": rows, "validation": 1}, device)
-    augmenter = Augmenter(data.info, data.augment, len(data.info.classes))
-    split = data.splits["train"]
-    batch = split.rows(torch.arange(recipe.batch_size))
-    targets = split.labels[: recipe.batch_size].to(device)
+    rows_of, world = training_data(data), World(0, 1, device)
+    feed = Feed(rows_of, make_execution(recipe, network(recipe, data.info)[0].backbone, device))
     one_by_one, transform = images(data.info, PER_IMAGE), transform_of(recipe, data.info.input_shape[-1])
 
     def batched() -> None:
-        for _ in range(steps):
-            augmenter.train(batch, targets)
+        batches = feed.training(
+            batch_size=recipe.batch_size, seed=0, epoch=0, start=0, world=world, step_seed=lambda number: number
+        )
+        for _ in batches:
+            pass
 
     def per_image() -> None:
         for image in one_by_one:
@@ -44,8 +47,8 @@ def measure(name: str, chosen, device: torch.device, wait: Callable[[], object])
     samples = interleave(
         {
             "augmentation": batched,
-            "epoch": partial(train_epoch, *network(recipe, data.info), data, device, Clock()),
-            "epoch without": partial(train_epoch, *network(off, without.info), without, device, Clock()),
+            "epoch": Training(*network(recipe, data.info), data, device).epoch,
+            "epoch without": Training(*network(off, without.info), without, device).epoch,
             "torchvision per image": per_image,
         },
         repeats=chosen.repeats,

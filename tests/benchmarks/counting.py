@@ -68,6 +68,10 @@ class Tally(TorchDispatchMode):
             self.counts["backward" if backward else self.part, kind, str(func)] += 1
         return found
 
+    def add(self, kind: str, name: str) -> None:
+        """Count one thing that no operation shows."""
+        self.counts[self.part, kind, name] += 1
+
     def _stand_in(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What an operation that needs values gives on a device that has none; None where it needs none."""
         if self._device != "meta" or not args or not isinstance(args[0], Tensor):

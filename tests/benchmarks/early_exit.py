@@ -7,6 +7,7 @@ plain backbone in that layout; their share of the reachable is their speed-up ov
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 from measuring import begin, interleave, keep, options, ratio, report
 from torch import Tensor
 
+from eectl.core.precision import PRECISIONS, autocast, resolve_precision, settings
 from eectl.evaluation.timing import measure_speed
 from eectl.exits.costs import measure_costs
 from eectl.exits.criteria import criterion_named
@@ -80,7 +82,13 @@ def build(name: str, networks: dict) -> tuple[MultiExitModel, tuple[int, ...]]:
 
 
 def measure(name: str, chosen, device: torch.device, wait: Callable[[], object]) -> Iterator[dict]:
-    """What is found at each batch size: a Speed as a dict, with `peers`."""
+    """What is found at each batch size: a Speed as a dict, with `peers`. All of them compute in one precision."""
+    precision = resolve_precision(chosen.precision, device)
+    for found in _measure(name, chosen, device, wait, precision):
+        yield {"precision": precision, **found}
+
+
+def _measure(name: str, chosen, device: torch.device, wait: Callable[[], object], precision: str) -> Iterator[dict]:
     networks = TOY if chosen.quick else NETWORKS
     sizes = [1, 4] if chosen.quick else sorted(chosen.batch_size)
     model, shape = build(name, networks)
@@ -91,17 +99,27 @@ def measure(name: str, chosen, device: torch.device, wait: Callable[[], object])
     inputs = plain_layout.contiguous(memory_format=torch.channels_last) if fast else plain_layout
     if fast:
         model.to(memory_format=torch.channels_last)
-    policy = rig(model, inputs)
+    with computing(precision, device):
+        policy = rig(model, inputs)
     for size in sizes:
         batches = [part for part in inputs.split(size) if len(part) == size]
         seconds = 0.05 if chosen.quick else chosen.seconds
-        speed = measure_speed(model, batches, {100.0: policy}, cost_shares=shares, seconds=seconds)
+        with computing(precision, device):
+            speed = measure_speed(model, batches, {100.0: policy}, cost_shares=shares, seconds=seconds)
         timed = speed.num_rows // size
         found = {key: value for key, value in asdict(speed).items() if key != "early_exit"}
         found["early_exit"] = {"refill" if each.refill else "exit": asdict(each) for each in speed.early_exit}
         if len(shape) == 3:
-            found["peers"] = beside(build(name, networks)[0].to(device), plain_layout, size, timed, speed, chosen, wait)
+            with computing(precision, device):
+                found["peers"] = beside(build(name, networks)[0].to(device), plain_layout, size, timed, speed, chosen, wait)
         yield found
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute in a resolved precision within the block."""
+    with settings(precision, device), autocast(precision, device, keeps_casts=True):
+        yield
 
 
 def beside(
@@ -148,6 +166,7 @@ def main(arguments: list[str] | None = None) -> dict:
         peer={"help": "a checkout of kamadforge/early-exit-benchmark"},
         networks={"nargs": "*", "default": DEFAULT, "choices": NETWORKS},
         batch_size={"type": int, "nargs": "*", "default": [1, 32, 256]},
+        precision={"choices": PRECISIONS, "default": "auto", "help": "of all (default: what eectl takes on the device)"},
         seconds={"type": float, "default": 4.0, "help": "about how long the plain backbone is timed per batch size (default 4)"},
     )  # fmt: skip
     device, wait = begin(chosen)

@@ -6,52 +6,64 @@ on the CPU, as torch has no fused one for `meta`, and so is early exit, whose ro
 counted on the GPU.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from counting import KINDS, Tally, as_on_a_gpu
 from early_exit import rig
 from measuring import begin, options, report
-from synthetic import Clock, dataset, images, network, recipe_for
+from synthetic import Steps, dataset, images, network, recipe_for
 from torch import Tensor, nn
 
 from eectl.core.distributed import World
-from eectl.data import Batch, data_info, eval_batches
+from eectl.data import Batch, eval_batches
 from eectl.data.augment import Augmenter
 from eectl.evaluation.predictions import predict_rows
 from eectl.exits.criteria import criterion_named
 from eectl.exits.router import Router
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import Recipe
-from eectl.training.feed import Feed, training_data, window_length
+from eectl.training.feed import training_data, window_length
 from eectl.training.loop import Journal, begin_phase, make_feed, train_epoch
 from eectl.training.network import planned_phases
-from eectl.training.optim import make_optimizer
+from eectl.training.optim import make_optimizer, set_rate
 from eectl.training.phase import phase_settings
 from eectl.training.run_folder import RunFolder
-from eectl.training.running import make_execution
+from eectl.training.running import Execution, make_execution
 
 RECIPES = ("cifar100-vit-t", "tinyimagenet-resnet50")
-PARTS = ("augment", "forward", "losses", "backward", "optimizer", "sums")  # the last: of an epoch's losses
+PARTS = ("augment", "forward", "losses", "backward", "optimizer", "sums")  # the last: and the learning rate
 ROUTED = 32  # rows of the batch that early exit takes: on a CPU they are computed
 
 
-class Steps(Clock):
-    """Counts the steps after the first ones, which make what all later ones use; each begins with its batch."""
+@dataclass(frozen=True)
+class Recorded(Execution):
+    """An execution whose steps are recorded and not compiled, whatever the recipe says."""
 
-    def __init__(self, tally: Tally, skipped: int) -> None:
-        super().__init__(self._after_step)
-        self._tally, self._skipped = tally, skipped
+    def accelerated(self, num_steps: int) -> tuple[bool, bool]:
+        return False, True
 
-    def _after_step(self, done: int) -> None:
-        self._tally.part = "augment"
-        if done == self._skipped:
-            self._tally.counts.clear()
+
+class Counts:
+    """Stands in for what records on a device: a recording's work counts while it is made, and then each replay as one launch."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.num_bytes = 0
+        self._tally = tally
+
+    def rehearse(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        return lambda: self._tally.add("launches", "replay"), function()
 
 
 def watch_parts(tally: Tally, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Tell `tally` which part of a step runs: before, within and after the network, and from the optimizer on.
+    """Tell `tally` which part of a step runs: within and after the network, and from the optimizer on.
 
     The backward pass knows itself. What clipping launches counts with the losses.
     """
@@ -68,52 +80,53 @@ def watch_parts(tally: Tally, model: nn.Module, optimizer: torch.optim.Optimizer
     optimizer.register_step_post_hook(start("sums"))
 
 
-def training_step(recipe: Recipe, device: torch.device, steps: int, skipped: int = 1) -> Tally:
-    """What `steps` steps of a recipe's own loop ask of the device."""
-    data = dataset(recipe, {"train": (steps + skipped) * recipe.batch_size, "validation": 1}, device)
+def training_step(
+    recipe: Recipe, device: torch.device, steps: int, *, recorded: bool, window: int | None = None
+) -> tuple[Tally, int]:
+    """What a recipe's own loop asks of the device, in at least so many steps and in whole windows, which it returns too.
+
+    As many steps come first and are not counted: they make what all later ones use.
+    """
+    info = dataset(recipe, {}, device).info
+    window = window or window_length(info.input_shape, recipe.batch_size, device)
+    steps = -(-steps // window) * window
+    data = dataset(recipe, {"train": 2 * max(steps, 8) * recipe.batch_size, "validation": 1}, device)
     model, recipe = network(recipe, data.info)
     aside = _optimizer_on_cpu(model, recipe, steps) if device.type == "meta" else None
     rows, world = training_data(data), World(0, 1, device)
     (phase,) = planned_phases(recipe)
     settings = phase_settings(recipe, phase, model, rows, num_processes=1)
+    tally, clock = Tally(device.type), Steps()
     execution = make_execution(recipe, model.backbone, device)
-    tally = Tally(device.type)
-    clock = Steps(tally, skipped)
+    if recorded:
+        known = {each.name: getattr(execution, each.name) for each in fields(execution)}
+        execution = Recorded(**known | {"make_recorder": lambda _: Counts(tally)})
     journal = Journal(RunFolder.__new__(RunFolder), clock, {})
     journal.folder.saved_at = float("inf")
     running = begin_phase(model, settings, execution=execution, world=world, tracking=None, display=clock)
     watch_parts(tally, model, running.progress.optimizer)
     if aside is not None:
         running.progress.optimizer.step = lambda: setattr(tally, "part", "sums")
-    feed = replace(make_feed(model, settings, rows, execution=execution, world=world, display=clock), window=1)
-    tally.part = "augment"
-    with tally, as_on_a_gpu(device):
-        train_epoch(running, feed, journal=journal)
+
+    def step(*inputs: Any) -> None:
+        tally.part = "sums"
+        running.step(*inputs)
+        tally.part = "augment"
+        if running.progress.step + 1 == settings.steps_per_epoch - steps:
+            tally.counts.clear()
+
+    feed = make_feed(model, settings, rows, execution=execution, world=world, display=clock)
+    feed, tally.part = replace(feed, window=window), "augment"
+    never = patch("eectl.training.loop.LOOK_EVERY", 2**62)  # that look lies between steps, and meta has nothing to see
+    with tally, as_on_a_gpu(device), never:
+        train_epoch(replace(running, step=step), feed, journal=journal)
     if aside is not None:
-        tally.counts.update(aside.counts)
-    return tally
-
-
-def augmented_window(recipe: Recipe, device: torch.device, *, quick: bool) -> tuple[Tally, int]:
-    """What the images of a window of steps ask of the device, after a window that makes what all use; and its steps."""
-    window = 2 if quick else window_length(data_info(recipe.data).input_shape, recipe.batch_size, device)
-    data = dataset(recipe, {"train": 2 * window * recipe.batch_size, "validation": 1}, device)
-    execution = make_execution(recipe, network(recipe, data.info)[0].backbone, device)
-    feed, tally = Feed(training_data(data), execution, window=window), Tally(device.type)
-    steps = feed.training(
-        batch_size=recipe.batch_size, seed=0, epoch=0, start=0, world=World(0, 1, device), step_seed=lambda number: number
-    )
-    tally.part = "augment"
-    with as_on_a_gpu(device):
-        for _ in range(window):
-            next(steps)
-        with tally:
-            next(steps)
-    return tally, window
+        tally.counts.update({key: n for key, n in aside.counts.items() if not recorded or key[0] == "sums"})
+    return tally, steps
 
 
 def _optimizer_on_cpu(model: MultiExitModel, recipe: Recipe, steps: int) -> Tally:
-    """What the optimizer launches in `steps` steps, counted on the CPU."""
+    """What the optimizer and its learning rate launch in `steps` steps, counted on the CPU."""
     parameters = [nn.Parameter(torch.zeros_like(parameter)) for parameter in model.parameters()]
     optimizer = make_optimizer(parameters, recipe.optimizer)
     tally = Tally("cpu")
@@ -121,10 +134,10 @@ def _optimizer_on_cpu(model: MultiExitModel, recipe: Recipe, steps: int) -> Tall
     for step in range(steps + 1):
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        if step:  # the first makes the moments
-            with tally:
-                optimizer.step()
-        else:
+        with tally if step else nullcontext():  # the first makes the moments
+            tally.part = "sums"
+            set_rate(optimizer, 0.1)
+            tally.part = "optimizer"
             optimizer.step()
     return tally
 
@@ -174,16 +187,19 @@ def early_exit_batch(recipe: Recipe, device: torch.device, rows: int) -> Tally:
 def measure(name: str, chosen, device: torch.device) -> dict:
     recipe = recipe_for(name, *(chosen.set or ()), quick=chosen.quick)
     on, steps = (torch.device("meta") if device.type == "cpu" else device), 2 if chosen.quick else chosen.steps
-    step = training_step(recipe, on, steps)
+    window = 2 if chosen.quick else None
+    step, num_steps = training_step(recipe, on, steps, recorded=False, window=window)
+    replayed, _ = training_step(recipe, on, steps, recorded=True, window=window)
     evaluated = evaluation_batches(recipe, on, steps)
     rows = 8 if chosen.quick else ROUTED
     left = early_exit_batch(recipe, device, rows)
-    window, length = augmented_window(recipe, on, quick=chosen.quick)
-    training = step.table(PARTS, per=steps) | window.table(("augment",), per=length)
+    training, host = step.table(PARTS, per=num_steps), replayed.table(PARTS, per=num_steps)
+    again = {"augment": host.pop("augment"), "rest": _sum(host)}
     found = {
         "batch_size": recipe.batch_size,
-        "steps augmented at once": length,
-        "training step": training | {"whole": {kind: sum(part[kind] for part in training.values()) for kind in KINDS}},
+        "steps": num_steps,
+        "training step": training | {"whole": _sum(training)},
+        "training step by the host, recorded": again | {"whole": _sum(again)},
         "evaluation": {
             "batch_size": recipe.eval_batch_size,
             "batch": evaluated.table(("pass", "end"), per=steps)["pass"],
@@ -192,9 +208,14 @@ def measure(name: str, chosen, device: torch.device) -> dict:
         "early exit": {"batch_size": rows, "exits": len(recipe.exits.after or ()) + 1, "batch": left.table(("batch",))["batch"]},
     }
     if chosen.operations:
-        for key, tally in (("training step", step), ("evaluation", evaluated), ("early exit", left)):
+        tallies = {"training step": step, "training step by the host, recorded": replayed, "evaluation": evaluated}
+        for key, tally in (tallies | {"early exit": left}).items():
             found[key]["operations"] = {f"{part}: {kind}: {each}": count for part, kind, each, count in tally.operations()}
     return found
+
+
+def _sum(parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {kind: sum(part[kind] for part in parts.values()) for kind in KINDS}
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -202,7 +223,7 @@ def main(arguments: list[str] | None = None) -> dict:
         __doc__.splitlines()[0], arguments, repeats=1,
         recipes={"nargs": "*", "default": RECIPES, "help": "shipped recipes of images"},
         set={"action": "append", "metavar": "KEY=VALUE", "help": "change the recipes"},
-        steps={"type": int, "default": 4, "help": "steps (and evaluated batches) that the mean is of (default 4)"},
+        steps={"type": int, "default": 4, "help": "steps, in whole windows, and evaluated batches (default 4)"},
         operations={"action": "store_true", "help": "name every operation, summed over the steps"},
     )  # fmt: skip
     device, _ = begin(chosen)

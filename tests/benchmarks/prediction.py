@@ -15,7 +15,9 @@ import torch
 from measuring import EECTL, begin, interleave, options, ratio, report, run_child, summary
 from synthetic import dataset, images, network, recipe_for
 
+from eectl.core.capture import Capture, recorder_for
 from eectl.core.distributed import World
+from eectl.core.precision import PRECISIONS, autocast, resolve_precision, settings
 from eectl.data import load_data
 from eectl.evaluation.opened import Session, score_split
 from eectl.exits.costs import measure_costs
@@ -33,11 +35,17 @@ def whole_pass(session: Session, batch_size: int) -> None:
     score_split(session, "test", criterion=CRITERIA["max-softmax"], batch_size=batch_size)
 
 
-def plain_pass(model: torch.nn.Module, pixels: torch.Tensor, batch_size: int) -> None:
-    """The library's own network on uint8 images that lie on the device: scaled to 0..1, the logits kept there."""
-    with torch.inference_mode():
-        for batch in pixels.split(batch_size):
-            model(batch.float() / 255).argmax(dim=1)
+def plain_pass(model: torch.nn.Module, pixels: torch.Tensor, batch_size: int, precision: str) -> Callable[[], None]:
+    """A pass of the library's own network over uint8 images on the device, scaled to 0..1; recorded where the device records."""
+    device = pixels.device
+    run = Capture(recorder_for(device), plain_calls=1).function(lambda batch: model(batch.float() / 255).argmax(dim=1))
+
+    def go() -> None:
+        with torch.inference_mode(), autocast(precision, device, keeps_casts=True):
+            for batch in pixels.split(batch_size):
+                run(batch)
+
+    return go
 
 
 def measure(name: str, chosen, device: torch.device, wait: Callable[[], object]) -> dict:
@@ -51,20 +59,21 @@ def measure(name: str, chosen, device: torch.device, wait: Callable[[], object])
     about = About(
         spec, recipe.model_dump(mode="json"), {"name": "made up", "task": "classification", "classes": data.info.classes}, {}, []
     )
-    session = Session(Checkpoint(Path("none"), model, about, "made up"), data, costs, World(0, 1, device), ())
+    precision = resolve_precision(chosen.precision, device)
+    session = Session(Checkpoint(Path("none"), model, about, "made up"), data, costs, World(0, 1, device), (), precision)
     twin = network(recipe, data.info)[0].backbone.net.to(device).eval()
     pixels = images(data.info, rows).to(device)
     if model.backbone.prefers_channels_last:
         twin.to(memory_format=torch.channels_last)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     scale = costs.exits[-1] / costs.plain
-    found: dict = {"rows": rows, "exits": model.num_exits, "macs_multi_exit_over_plain": scale}
+    found: dict = {"rows": rows, "precision": precision, "exits": model.num_exits, "macs_multi_exit_over_plain": scale}
     for batch_size in BATCH_SIZES:
-        samples = interleave(
-            {"eectl": partial(whole_pass, session, batch_size), "plain": partial(plain_pass, twin, pixels, batch_size)},
-            repeats=chosen.repeats,
-            wait=wait,
-        )
+        plain = plain_pass(twin, pixels, batch_size, precision)
+        with settings(precision, device):
+            samples = interleave(
+                {"eectl": partial(whole_pass, session, batch_size), "plain": plain}, repeats=chosen.repeats, wait=wait
+            )
         found[f"batch size {batch_size}"] = {
             "images_per_second": {key: rows / summary(each)["median"] for key, each in samples.items()},
             "share_of_plain": scale * ratio(samples["plain"], samples["eectl"]),
@@ -112,6 +121,7 @@ def main(arguments: list[str] | None = None) -> dict:
         __doc__.splitlines()[0], arguments, repeats=9,
         rows={"type": int, "default": 1024, "help": "images of a pass (default 1024)"},
         recipes={"nargs": "*", "help": "shipped recipes of images; none: those of the device"},
+        precision={"choices": PRECISIONS, "default": "auto", "help": "of both (default: what eectl takes on the device)"},
         part={"choices": ("both", "speed", "memory"), "default": "both", "help": "what to measure"},
     )  # fmt: skip
     device, wait = begin(chosen)

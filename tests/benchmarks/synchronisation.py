@@ -8,7 +8,7 @@ import time
 
 import torch
 from measuring import begin, options, report
-from synthetic import Clock, dataset, network, recipe_for, train_epoch
+from synthetic import Training, dataset, network, recipe_for
 from torch.profiler import ProfilerActivity, profile
 
 RECIPES = {"cpu": ("fashion-mnist-vit-t",), "cuda": ("cifar100-vit-t", "tinyimagenet-resnet50")}
@@ -18,7 +18,8 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 
 def watch(name: str, chosen, device: torch.device, *, forbid: bool) -> dict:
     """An epoch of 30 steps, of which 20 are profiled, or run with waiting forbidden."""
-    recipe = recipe_for(name, *(chosen.set or ()), quick=chosen.quick)
+    compiled = ["compile=true"] if device.type == "cuda" else []
+    recipe = recipe_for(name, *compiled, *(chosen.set or ()), quick=chosen.quick)
     data = dataset(recipe, {"train": STEPS * recipe.batch_size, "validation": recipe.batch_size}, device)
     recorder = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])])
     seconds = {}
@@ -40,7 +41,9 @@ def watch(name: str, chosen, device: torch.device, *, forbid: bool) -> dict:
             if not forbid:
                 recorder.stop()
 
-    train_epoch(*network(recipe, data.info), data, device, Clock(after_step))
+    training = Training(*network(recipe, data.info), data, device)
+    training.epoch()  # on a GPU: compiled and recorded
+    training.epoch(after_step)
     found = {"steps": LAST - FIRST, "seconds_until_queued": seconds["queued"], "seconds_until_done": seconds["done"]}
     return found if forbid else found | _profile(recorder, device, seconds["done"])
 

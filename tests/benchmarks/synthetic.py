@@ -1,6 +1,6 @@
 """Networks and data for the benchmarks: what a shipped recipe says, on random images in memory, so no data set is needed.
 
-The training loop is eectl's own; an epoch of it is timed from outside, through the display that it reports to.
+The training loop is eectl's own; an epoch of it is timed from outside.
 """
 
 import json
@@ -8,21 +8,22 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from eectl.core.distributed import World
+from eectl.core.precision import settings
 from eectl.core.progress import Display
 from eectl.data import DataInfo, Dataset, Split, data_info
 from eectl.data.images import MemoryImages
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.reading import read_recipe
 from eectl.recipe.recipe import Recipe
-from eectl.training.feed import training_data
-from eectl.training.loop import Journal, run_phase
+from eectl.training.feed import Feed, training_data
+from eectl.training.loop import Journal, begin_phase, train_epoch
 from eectl.training.network import first_network, planned_phases, resolve, with_exits
 from eectl.training.phase import phase_settings
 from eectl.training.run_folder import RunFolder
@@ -66,37 +67,53 @@ def network(recipe: Recipe, info: DataInfo) -> tuple[MultiExitModel, Recipe]:
     return with_exits(plain, resolved.exits, seed=recipe.seed).model, resolved
 
 
-class Clock(Display):
-    """A quiet display that times each epoch: from the start of the phase to the moment its row is logged, saving left out."""
+class Steps(Display):
+    """A quiet display that calls a function after each step of an epoch, with the number that are done."""
 
     def __init__(self, after_step: Callable[[int], None] = lambda done: None) -> None:
         super().__init__(quiet=True)
-        self.epochs: list[float] = []
-        self._steps = 0
+        self.done = 0
         self._after_step = after_step
 
-    def start_phase(self, number: int, title: str, *, epochs: int, steps: int, done: int, **_: object) -> None:
-        self._steps, self._started = 0, time.perf_counter()
-
     def step(self) -> None:
-        self._steps += 1
-        self._after_step(self._steps)
-
-    def epoch(self, row: Mapping[str, Any], *, since_improvement: int) -> None:
-        self.epochs.append(time.perf_counter() - self._started)
+        self.done += 1
+        self._after_step(self.done)
 
 
-def train_epoch(model: MultiExitModel, recipe: Recipe, data: Dataset, device: torch.device, clock: Clock) -> float:
-    """One epoch of eectl's own loop over the train split and its validation; its seconds."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = RunFolder(Path(name))
-        folder.saved_at = time.monotonic() + 1e9  # a run saves its state in a small share of its time; not in this epoch
-        rows = training_data(data)
+class Training:
+    """A phase of eectl's own training that has begun, and goes on epoch by epoch: what is compiled and recorded once stays so.
+
+    An epoch has everything in it that a run's has but saving, which a run bounds by a small share of its time.
+    """
+
+    def __init__(self, model: MultiExitModel, recipe: Recipe, data: Dataset, device: torch.device) -> None:
+        self._rows, self._world = training_data(data), World(0, 1, device)
         (phase,) = planned_phases(recipe)
-        settings = phase_settings(recipe, phase, model, rows, num_processes=1)
-        execution, world = make_execution(recipe, model.backbone, device), World(0, 1, device)
-        run_phase(model, settings, rows, execution=execution, world=world, journal=Journal(folder, clock, {}))
-    return clock.epochs[-1]
+        fixed = phase_settings(recipe, phase, model, self._rows, num_processes=1)
+        self._execution = make_execution(recipe, model.backbone, device)
+        with self._set_up():
+            self._phase = begin_phase(
+                model, fixed, execution=self._execution, world=self._world, tracking=None, display=Display(quiet=True)
+            )
+        self._feed = Feed(self._rows, self._execution)
+
+    def epoch(self, after_step: Callable[[int], None] = lambda done: None) -> float:
+        """Train on the whole split and evaluate; the seconds until the losses and scores are there."""
+        with tempfile.TemporaryDirectory() as name, self._set_up():
+            folder = RunFolder(Path(name))
+            folder.saved_at = time.monotonic() + 1e9
+            started = time.perf_counter()
+            train_epoch(self._phase, self._feed, journal=Journal(folder, Steps(after_step), {}))
+            self._phase.validate(self._feed)
+            self._phase.sums.take()
+            seconds = time.perf_counter() - started
+        progress = self._phase.progress
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        return seconds
+
+    def _set_up(self) -> AbstractContextManager[None]:
+        execution = self._execution
+        return settings(execution.precision, execution.device, deterministic=execution.deterministic, training=True)
 
 
 def write_predictions(path: Path, *, rows: int, exits: int, classes: int) -> None:

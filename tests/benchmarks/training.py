@@ -1,8 +1,8 @@
 """How fast is training? The whole epoch of `eectl train` beside the floor, plain PyTorch loops and the authors' code.
 
-The floor is the plain backbone's compiled bf16 step on data that lies on the device, scaled by the multiply-adds of the multi-
-exit network; where a CPU has no fast bf16 the fastest of the plain steps is the harder limit, and is given too. An epoch of
-eectl has everything in it: order, augmentation, all exits, losses kept, validation and its row of metrics.jsonl; only saving is
+The floor is the plain backbone's compiled bf16 step on data that lies on the device, on a GPU in a CUDA graph, scaled by the
+multiply-adds of the multi-exit network; where a CPU has no fast bf16 the fastest of the plain steps is the harder limit, and is
+given too. An epoch of eectl has everything in it: order, augmentation, all exits, losses kept, and validation; only saving is
 left out, which a run bounds by a small share of its time.
 """
 
@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from measuring import begin, interleave, options, ratio, report, summary
-from synthetic import Clock, dataset, images, network, recipe_for, train_epoch
+from measuring import begin, interleave, keep, options, ratio, report, summary
+from synthetic import Training, dataset, images, network, recipe_for
 from torch.nn import functional as F
 
+from eectl.core.precision import settings
 from eectl.exits.costs import measure_costs
 from eectl.recipe.recipe import Recipe
 
@@ -30,14 +31,18 @@ ON_GPU = ("eectl, bf16", "eectl, bf16, compile")
 
 
 def plain_steps(recipe: Recipe, steps: int, device: torch.device, *, bf16: bool, compiled: bool) -> Callable[[], None]:
-    """Steps of the backbone with its own head alone, on one batch that is ready: forward, backward, fused AdamW."""
+    """Steps of the backbone with its own head alone, on one batch that is ready: forward, backward, fused AdamW.
+
+    On a GPU what is compiled is also recorded as a CUDA graph, which leaves the host one launch a step.
+    """
     data = dataset(recipe, {"train": recipe.batch_size}, device)
     model = network(recipe, data.info)[0].backbone.to(device).train()
     layout = torch.channels_last if model.prefers_channels_last else torch.contiguous_format
     model.to(memory_format=layout)
     inputs = (images(data.info, recipe.batch_size).to(device).float() / 255).contiguous(memory_format=layout)
     targets = data.splits["train"].labels.to(device)
-    optimizer = torch.optim.AdamW(model.net.parameters(), lr=1e-3, fused=True)
+    graph = compiled and device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.net.parameters(), lr=1e-3, fused=True, capturable=graph)
 
     def forward(batch: torch.Tensor) -> torch.Tensor:
         hidden = model.stem(batch)
@@ -47,15 +52,37 @@ def plain_steps(recipe: Recipe, steps: int, device: torch.device, *, bf16: bool,
 
     run = torch.compile(forward) if compiled else forward
 
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=not graph):
+            logits = run(inputs)
+        F.cross_entropy(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    precision = "bf16" if bf16 else "float32"
+    if graph:
+        with settings(precision, device, training=True):
+            step = _recorded(step)
+
     def go() -> None:
-        for _ in range(steps):
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                logits = run(inputs)
-            F.cross_entropy(logits.float(), targets).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with settings(precision, device, training=True):
+            for _ in range(steps):
+                step()
 
     return go
+
+
+def _recorded(step: Callable[[], None]) -> Callable[[], None]:
+    """The replay of a step's CUDA graph, after three real ones."""
+    own, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    own.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(own):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(own)
+    with torch.cuda.graph(graph, stream=own):
+        step()
+    return graph.replay
 
 
 def clean_steps(recipe: Recipe, steps: int, device: torch.device) -> Callable[[], None]:
@@ -92,8 +119,8 @@ def measure(name: str, chosen, device: torch.device, wait: Callable[[], object])
         variants = {key: changes for key, changes in variants.items() if "compile" not in key}
     functions: dict[str, Callable[[], object]] = {}
     for key, changes in variants.items():
-        recipe = recipe_for(name, *changes, quick=chosen.quick)
-        functions[key] = partial(train_epoch, *network(recipe, data.info), data, device, Clock())
+        recipe = recipe_for(name, *changes, *(chosen.set or ()), quick=chosen.quick)
+        functions[key] = Training(*network(recipe, data.info), data, device).epoch
     functions[FLOOR] = plain_steps(base, steps, device, bf16=True, compiled=not chosen.quick)
     functions["plain, float32"] = plain_steps(base, steps, device, bf16=False, compiled=False)
     functions["plain, float32, compile"] = plain_steps(base, steps, device, bf16=False, compiled=not chosen.quick)
@@ -132,11 +159,15 @@ def main(arguments: list[str] | None = None) -> dict:
         __doc__.splitlines()[0], arguments, repeats=3,
         peer={"help": "a checkout of kamadforge/early-exit-benchmark"},
         steps={"type": int, "default": 20, "help": "steps of an epoch (default 20)"},
+        set={"action": "append", "metavar": "KEY=VALUE", "help": "change the recipes, such as deterministic=true"},
         recipes={"nargs": "*", "help": "shipped recipes of images; none: those of the device"},
     )  # fmt: skip
     device, wait = begin(chosen)
-    names = chosen.recipes or RECIPES[device.type]
-    return report("training", chosen, {name: measure(name, chosen, device, wait) for name in names})
+    results: dict[str, dict] = {}
+    for name in chosen.recipes or RECIPES[device.type]:
+        results[name] = measure(name, chosen, device, wait)
+        keep("training", chosen, results)
+    return report("training", chosen, results)
 
 
 if __name__ == "__main__":
