@@ -6,6 +6,7 @@ from Python is baked in, every tensor keeps its address, and a value that the ho
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Tape:
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         recording, drawn = _Recording(), torch.get_rng_state()
         try:
-            with recording:
+            with recording, mock.patch("torch.get_rng_state", _refuse):
                 result = function()
         finally:
             recording.undo()
@@ -82,6 +83,10 @@ class _Recording(TorchDispatchMode):
             for mine, new in zip(_tensors(result), _tensors(again), strict=True):
                 if mine.untyped_storage().data_ptr() not in known:
                     mine.copy_(new)
+
+
+def _refuse() -> Tensor:
+    raise RuntimeError("operation not permitted when stream is capturing: a generator's state")
 
 
 def _bytes(storage: Any) -> Tensor:

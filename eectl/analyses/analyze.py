@@ -23,12 +23,13 @@ from eectl.analyses.question import Answer, Context, Subject
 from eectl.analyses.rank import ask_rank
 from eectl.analyses.settings import QUESTIONS, Settings, make_settings
 from eectl.core.console import silent
-from eectl.core.distributed import World, join, leave
+from eectl.core.distributed import World
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.figures import save_figures, title
 from eectl.core.files import check_outputs, replacing, write_json
+from eectl.core.precision import FLOAT32
 from eectl.core.progress import Display
-from eectl.evaluation.opened import Session, open_session
+from eectl.evaluation.opened import Session, measuring, open_session
 from eectl.models.checkpoint import About, read_about
 
 if TYPE_CHECKING:
@@ -115,8 +116,7 @@ def analyze(
     check = ANALYSES[question].check
     if check is not None:
         check(paths, abouts, settings)
-    world = join(device)
-    try:
+    with measuring(device, FLOAT32) as (world, _):
         if world.size > 1:
             raise EectlError("analyze runs as one process; start it without torchrun")
         sessions = _open(question, paths, settings, world=world, data_root=None if data_root is None else Path(data_root))
@@ -125,8 +125,6 @@ def analyze(
         for note in dict.fromkeys(note for session in sessions for note in session.notes):
             say(f"note: {note}")
         answer = _ask(question, subjects, settings, seed=seed, batch_size=batch_size, quiet=quiet)
-    finally:
-        leave()
     analysis = Analysis(question, seed, asdict(settings), [_described(subject, settings) for subject in subjects], answer)
     _write(files, analysis, paper=paper)
     say(f"{', '.join(map(str, files))}: written")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eectl.cli.options import BatchSize, Checkpoint, Device, Json, Overwrite, Quiet, say
+from eectl.cli.options import BatchSize, Checkpoint, Device, Json, Overwrite, Precision, Quiet, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +43,7 @@ def predict(
                                                   show_default=False)] = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
+    precision: Precision = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -61,7 +62,7 @@ def predict(
     try:
         done = run(
             checkpoint, inputs, policy=policy, budget=budget, top=top, out=out, text=text or (), batch_size=batch_size,
-            device=device, tokenizer=tokenizer, overwrite=overwrite, quiet=quiet or is_table, each=each,
+            device=device, precision=precision, tokenizer=tokenizer, overwrite=overwrite, quiet=quiet or is_table, each=each,
             say=lambda line: say(f"eectl: {line}"),
         )  # fmt: skip
         if json:

@@ -16,6 +16,7 @@ from eectl.cli.options import (
     Out,
     Overwrite,
     Paper,
+    Precision,
     among,
     complete_published,
     complete_recipes_and_files,
@@ -43,6 +44,7 @@ def calibrate_thresholds(
     save_predictions: Annotated[Path | None, typer.Option(help="keep the predictions of the calibration split",
                                                           show_default=False)] = None,
     device: Device = "auto",
+    precision: Precision = None,
     data_root: DataRoot = None,
     batch_size: BatchSize = None,
     overwrite: Overwrite = False,
@@ -60,8 +62,8 @@ def calibrate_thresholds(
     path = out or checkpoint.with_name("policy.json")
     policies = calibrate(
         checkpoint, budgets=budgets, criterion=criterion, thresholds=thresholds, cost=cost, bench=bench, out=path,
-        predictions=predictions, save_predictions=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
-        overwrite=overwrite, say=say,
+        predictions=predictions, save_predictions=save_predictions, device=device, precision=precision, data_root=data_root,
+        batch_size=batch_size, overwrite=overwrite, say=say,
     )  # fmt: skip
     if policies is None:
         return
@@ -92,6 +94,7 @@ def evaluate(
     save_predictions: Annotated[Path | None, typer.Option(help="keep the predictions of the test split",
                                                           show_default=False)] = None,
     device: Device = "auto",
+    precision: Precision = None,
     data_root: DataRoot = None,
     batch_size: BatchSize = None,
     overwrite: Overwrite = False,
@@ -107,8 +110,8 @@ def evaluate(
 
     result = evaluate_checkpoint(
         checkpoint, budgets=budgets, policy=policy, criterion=criterion, protocol=protocol, out=out, plot=plot, paper=paper,
-        predictions=predictions, save_predictions=save_predictions, device=device, data_root=data_root, batch_size=batch_size,
-        overwrite=overwrite, say=say,
+        predictions=predictions, save_predictions=save_predictions, device=device, precision=precision, data_root=data_root,
+        batch_size=batch_size, overwrite=overwrite, say=say,
     )  # fmt: skip
     if result is None:
         return
@@ -178,6 +181,7 @@ def bench(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the measurements", metavar="FILE.json",
                                              show_default=False)] = None,
     device: Device = "auto",
+    precision: Precision = None,
     data_root: DataRoot = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -192,7 +196,7 @@ def bench(
 
     result = bench_checkpoint(
         checkpoint, budgets=budgets, batch_size=batch_size, policy=policy, criterion=criterion, rows=rows, seconds=seconds,
-        seed=seed, out=out, device=device, data_root=data_root, overwrite=overwrite, say=say,
+        seed=seed, out=out, device=device, precision=precision, data_root=data_root, overwrite=overwrite, say=say,
     )  # fmt: skip
     if json:
         show_json(result.to_json())

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_CRITERION, DEVICE_CHOICES, completions, listed
+from eectl.recipe.choices import (
+    CRITERION_CHOICES,
+    CRITERION_FAMILIES,
+    DEFAULT_CRITERION,
+    DEVICE_CHOICES,
+    PRECISION_CHOICES,
+    completions,
+    listed,
+)
 
 
 def starting_with(names: Iterable[str], incomplete: str) -> list[str]:
@@ -38,6 +46,14 @@ Checkpoint = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="where to write", show_default=False)]
 Device = Annotated[
     str, typer.Option(help=f"{listed(DEVICE_CHOICES)} (cuda:N is one of several GPUs)", autocompletion=among(*DEVICE_CHOICES))
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help=f"what the network computes in: {listed(PRECISION_CHOICES)}; default: what it was trained in",
+        autocompletion=among(*PRECISION_CHOICES),
+        show_default=False,
+    ),
 ]
 DataRoot = Annotated[
     Path | None, typer.Option(help="the folder with the data; default: the recipe's data.root", show_default=False)

@@ -23,6 +23,7 @@ from eectl.recipe.choices import (
     HEAD_CHOICES,
     PHASE_CHOICES,
     PLACEMENT_CHOICES,
+    PRECISION_CHOICES,
     REGIME_CHOICES,
     TASK_CHOICES,
     TRACK_CHOICES,
@@ -70,6 +71,10 @@ def train(
     weights: Annotated[Path | None, typer.Option(help="start from the network's weights in this .safetensors file",
                                                  autocompletion=complete_files, show_default=False)] = None,
     device: Device = "auto",
+    precision: Annotated[str | None, typer.Option(help=f"what to train in: {listed(PRECISION_CHOICES)}",
+                                                  autocompletion=among(*PRECISION_CHOICES), show_default=False)] = None,
+    deterministic: Annotated[bool | None, typer.Option("--deterministic", help="the same bits from a seed, on a GPU too",
+                                                       show_default=False)] = None,
     data_root: DataRoot = None,
     download: Annotated[bool, typer.Option("--download", help="fetch the data set if it is missing")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped, or start it")] = False,
@@ -93,6 +98,7 @@ def train(
     given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data_root": data_root}
     given |= {"start": start, "pretrained": pretrained or None, "data": data, "text": text or None, "target": target}
     given |= {"task": task, "backbone": backbone, "weights": weights}
+    given |= {"precision": precision, "deterministic": deterministic}
     if dry_run:
         found = find_recipe(recipe, changes=changes or (), given=given)
         for note in found.notes:

@@ -80,15 +80,23 @@ class Capture:
         self._say = say
         self._programs: list[Program[Any]] = []
 
-    def program(self, function: Callable[[], T]) -> "Program[T]":
-        """Return a function without arguments, which works on tensors that stay where they are, as a program."""
-        program = Program(function, self)
+    def program(self, function: Callable[[], T], *, undo: Callable[[], None] | None = None) -> "Program[T]":
+        """Return a function without arguments, which works on tensors that stay where they are, as a program.
+
+        `undo` is called where recording failed midway: it sets right what Python has done by then. No tensor has changed.
+        """
+        program = Program(function, self, undo)
         self._programs.append(program)
         return program
 
-    def function(self, function: Callable[..., T], *, most: int = 16) -> "CapturedFunction[T]":
-        """Return a function of tensors that is recorded once for each set of their shapes; the last `most` are kept."""
-        return CapturedFunction(function, self, most=most)
+    def function(
+        self, function: Callable[..., T], *, most: int = 16, undo: Callable[[], None] | None = None
+    ) -> "CapturedFunction[T]":
+        """Return a function of tensors that is recorded once for each set of their shapes; the last `most` are kept.
+
+        `undo` as for `program`.
+        """
+        return CapturedFunction(function, self, most=most, undo=undo)
 
     def forget(self, program: "Program[Any]") -> None:
         """Drop a program's recording and its memory."""
@@ -114,9 +122,10 @@ class Program(Generic[T]):
     Its result is valid until the next call.
     """
 
-    def __init__(self, function: Callable[[], T], capture: Capture) -> None:
+    def __init__(self, function: Callable[[], T], capture: Capture, undo: Callable[[], None] | None) -> None:
         self._function = function
         self._capture = capture
+        self._undo = undo
         self._calls = 0
         self._recorded: tuple[Callable[[], object], T] | None = None
 
@@ -135,6 +144,8 @@ class Program(Generic[T]):
                 raise
             except RuntimeError as error:
                 self._capture.fail(error)
+                if self._undo is not None:
+                    self._undo()
                 return self._function()
         replay, result = self._recorded
         replay()
@@ -151,9 +162,12 @@ class CapturedFunction(Generic[T]):
     Inputs are copied to memory that stays; the function must not keep them. A result is valid until the next call.
     """
 
-    def __init__(self, function: Callable[..., T], capture: Capture, *, most: int) -> None:
+    def __init__(
+        self, function: Callable[..., T], capture: Capture, *, most: int, undo: Callable[[], None] | None = None
+    ) -> None:
         self._function = function
         self._capture = capture
+        self._undo = undo
         self._most = most
         self._kept: OrderedDict[object, tuple[tuple[Tensor, ...], Program[T]]] = OrderedDict()
 
@@ -163,7 +177,7 @@ class CapturedFunction(Generic[T]):
         key = tuple((each.shape, each.stride(), each.dtype) for each in inputs)
         if key not in self._kept:
             own = tuple(torch.empty_like(each) for each in inputs)
-            self._kept[key] = own, self._capture.program(lambda: self._function(*own))
+            self._kept[key] = own, self._capture.program(lambda: self._function(*own), undo=self._undo)
         self._kept.move_to_end(key)
         if len(self._kept) > self._most:
             _, (_, oldest) = self._kept.popitem(last=False)

@@ -4,7 +4,7 @@ Launching is torchrun's job: its environment (RANK, WORLD_SIZE, LOCAL_RANK) is r
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,21 @@ def total(tensor: Tensor, *, op: str = "sum") -> Tensor:
     return tensor
 
 
+def average(tensors: Sequence[Tensor]) -> None:
+    """Set each tensor to its mean over all processes, in place: one message for all tensors of one type.
+
+    Every process must give as many of the same shapes.
+    """
+    if not dist.is_initialized():
+        return
+    for dtype in dict.fromkeys(each.dtype for each in tensors):
+        alike = [each for each in tensors if each.dtype == dtype]
+        flat = torch.cat([each.reshape(-1) for each in alike]).div_(dist.get_world_size())
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [each.numel() for each in alike])
+        torch._foreach_copy_(alike, [part.view_as(each) for part, each in zip(parts, alike, strict=True)])
+
+
 def gather_rows(rows: Tensor, *, num_rows: int) -> Tensor:
     """Return the rows [row, …] of all processes in their first order; process r holds rows r, r + size, r + 2·size, … ."""
     if not dist.is_initialized():
@@ -113,9 +128,18 @@ def path_of_main(path: Path | None = None) -> Path:
 
 def share_buffers(model: nn.Module) -> None:
     """Give every process the buffers of process 0: BatchNorm statistics differ between processes after a training step."""
+    _share(model.buffers())
+
+
+def share_parameters(model: nn.Module) -> None:
+    """Give every process the parameters of process 0."""
+    _share(parameter.detach() for parameter in model.parameters())
+
+
+def _share(tensors: Iterable[Tensor]) -> None:
     if dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def main_first(world: World, act: Callable[[], object]) -> None:

@@ -3,7 +3,7 @@
 torch is imported here; torchvision, scikit-learn, PIL, transformers and datasets only where something needs them.
 """
 
-from eectl.data.augment import Augmenter
+from eectl.data.augment import Augmenter, join_draws
 from eectl.data.batches import eval_batches, eval_order, num_batches, train_batches
 from eectl.data.load import data_info, load_data
 from eectl.data.sources import DATASETS
@@ -20,6 +20,7 @@ __all__ = [
     "data_info",
     "eval_batches",
     "eval_order",
+    "join_draws",
     "load_data",
     "num_batches",
     "train_batches",

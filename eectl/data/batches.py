@@ -19,12 +19,22 @@ WINDOW = 50  # batches of texts among which rows are sorted by length
 
 
 def train_batches(
-    split: Split, *, batch_size: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    window: int | None = None,
 ) -> Iterator[Batch]:
     """Yield this process's part (rows `rank::world`) of every global batch of the epoch, from step `start`.
 
     The order is a function of (seed, epoch); an incomplete last batch is dropped unless it is the only one. Texts are batched
     with others of about their length, in batches that come in random order. Raises EectlError where a process would get no rows.
+
+    With a `window`, images come that many batches at a time, the last ones fewer: as one Batch with rows [batch, row].
     """
     if min(batch_size, len(split)) < world:
         raise EectlError(
@@ -36,7 +46,10 @@ def train_batches(
     if split.lengths is not None:
         order = _by_length(order[: num_batches(split, batch_size) * batch_size], split.lengths, batch_size, generator)
     steps = range(start, num_batches(split, batch_size))
-    yield from split.batches([order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps], draw=key)
+    rows = [order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps]
+    if window is not None:
+        rows = [torch.stack(rows[first : first + window]) for first in range(0, len(rows), window)]
+    yield from split.batches(rows, draw=key)
 
 
 def _by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:

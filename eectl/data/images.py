@@ -34,7 +34,7 @@ class MemoryImages:
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
         """Yield the images of each tensor of rows."""
         for rows in send_all(batches, self._pixels.device):
-            images = self._pixels.index_select(0, rows)
+            images = self._pixels.index_select(0, rows.flatten())
             yield self._prepare(images) if self._prepare else images
 
 
@@ -76,16 +76,25 @@ class FileImages(Dataset[Tensor | str]):
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
         """Yield the images of each tensor of rows, in order, read ahead; raises EectlError that names a bad file.
 
-        A row's random box is a function of `draw` and the row alone, so neither workers nor a resumed epoch change it.
+        A row's random box is a function of `draw` and the row alone, so neither workers nor a resumed epoch change it. Of several
+        batches at once, [batch, row], each is still read on its own.
         """
+        counts = [len(rows) if rows.dim() > 1 else 1 for rows in batches]
+        alone = [batch for rows in batches for batch in rows.view(-1, rows.shape[-1])]
         loader = DataLoader(
             replace(self, draw=draw),
-            sampler=batches,  # a "sample" is a batch of rows
+            sampler=alone,  # a "sample" is a batch of rows
             batch_size=None,
-            num_workers=min(self.workers, len(batches), os.cpu_count() or 1),
+            num_workers=min(self.workers, len(alone), os.cpu_count() or 1),
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the global one
         )
+        read = self._sent(loader)
+        for count in counts:
+            images = [next(read) for _ in range(count)]
+            yield images[0] if count == 1 else torch.cat(images)
+
+    def _sent(self, loader: Iterable[Tensor | str]) -> Iterator[Tensor]:
         for images in loader:
             if isinstance(images, str):
                 raise EectlError(images)

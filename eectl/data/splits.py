@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from eectl.core.errors import EectlError
 from eectl.recipe.data_section import AugmentSection, DataSection
@@ -21,6 +22,7 @@ Ids = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 OVERLAP_ALLOWED = 0.01  # share of the smaller split; MNIST and its like hold a few duplicates
 CARVED = ("test", "validation", "calibration")  # what is drawn from the training rows, in this order
+ALIGNMENT = 16  # bytes that tensors sent together start at a multiple of
 QUANTILES = 10  # groups of equal size by which a regression's rows are drawn
 
 
@@ -29,11 +31,17 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
-def send_all(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Copy tensors [n] to the device, all in one copy."""
-    if device.type == "cpu" or not batches:
-        return batches
-    return torch.split(send(torch.cat(list(batches)), device), [len(batch) for batch in batches])
+def send_all(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Copy CPU tensors of any types and shapes to the device, all in one copy: they are views of its bytes there."""
+    if device.type == "cpu" or not tensors:
+        return tensors
+    parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    padded = [F.pad(part, (0, -len(part) % ALIGNMENT)) for part in parts]
+    there = torch.split(send(torch.cat(padded), device), [len(part) for part in padded])
+    return [
+        bytes_[: len(part)].view(tensor.dtype).view(tensor.shape)
+        for bytes_, part, tensor in zip(there, parts, tensors, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Inputs(Protocol):
     """A split's images or texts: in memory or in files."""
 
     def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
-        """Yield the inputs on the device, as in Batch, for each int64 tensor of rows in turn.
+        """Yield the inputs on the device, as in Batch, for each int64 tensor of rows in turn; of images also for [batch, row].
 
         `draw` seeds what reading for training draws for each row; None: nothing is drawn, as in evaluation.
         """
@@ -73,6 +81,8 @@ class Inputs(Protocol):
 @dataclass(frozen=True)
 class Batch:
     """Some rows of a split: inputs and targets [n] on the device, and which rows they are (int64 [n], CPU).
+
+    Several batches of images at once have rows [batch, row], and one after the other n = batch · row inputs and targets.
 
     Images are uint8 [n, C, H, W]. Texts are int64 [n, 3, token]: token ids, attention mask (1 = real) and token type ids, padded
     to the longest of the batch. Targets are int64 classes, or float32 for regression.
@@ -131,7 +141,7 @@ class Split:
         """Yield a Batch for each int64 CPU tensor of rows, read ahead where the images are in files; `draw` as for Inputs."""
         sent = send_all(rows, self._targets.device)
         for index, there, inputs in zip(rows, sent, self._inputs.read(rows, draw=draw), strict=True):
-            yield Batch(inputs, self._targets.index_select(0, there), index)
+            yield Batch(inputs, self._targets.index_select(0, there.flatten()), index)
 
 
 @dataclass(frozen=True)

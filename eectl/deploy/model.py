@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eectl.core.distributed import pick_device
 from eectl.core.errors import EectlError, out_of_memory
+from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision
 from eectl.data.splits import DataInfo
 from eectl.deploy.answers import AnswerList, RowAnswer
 from eectl.deploy.inputs import ImageInputs, RawInputs, text_inputs
@@ -30,6 +31,7 @@ def load(
     policy: str | Path | None = None,
     budget: float | None = None,
     device: str = "auto",
+    precision: str | None = None,
     tokenizer: str | Path | None = None,
 ) -> "Model":
     """Load a checkpoint to use it on new inputs, with early exit where a policy is given.
@@ -39,11 +41,13 @@ def load(
         policy: Thresholds from `eectl calibrate-thresholds`; default: the plain network answers, at its last exit.
         budget: Which of the policy's budgets to keep, in % of the plain backbone's cost; default: the only one there is.
         device: auto (a GPU where there is one), cpu, cuda, cuda:N or mps.
+        precision: auto, float32, tf32 or bf16; default: what the checkpoint was trained in. Whether a GPU multiplies float32 in
+            TF32 is torch's own setting for the whole process, and is left as it is.
         tokenizer: A folder, or a hub id in the cache, that stands in for the recipe's; texts only.
 
     Raises:
         EectlError: For a file that is not a checkpoint or not a policy of it, a budget that the policy lacks or that is out of
-            reach, and a tokenizer that is not there.
+            reach, a precision that the device does not have, and a tokenizer that is not there.
 
     Example, with a checkpoint of the digits:
 
@@ -63,7 +67,10 @@ def load(
     loaded = load_checkpoint(path)
     if chosen is not None and policy is not None:
         chosen[0].check(loaded.digest, path=Path(policy))
-    return Model(loaded, policy=chosen, tokenizer=None if tokenizer is None else str(tokenizer)).to(place)
+    wish = precision or loaded.about.precision
+    resolve_precision(wish, place)
+    words = None if tokenizer is None else str(tokenizer)
+    return Model(loaded, policy=chosen, precision=wish, tokenizer=words).to(place)
 
 
 def _choose_policy(path: Path, budget: float | None) -> tuple[Policies, float]:
@@ -102,7 +109,12 @@ class Model(nn.Module):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, policy: tuple[Policies, float] | None = None, tokenizer: str | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        policy: tuple[Policies, float] | None = None,
+        precision: str = FLOAT32,
+        tokenizer: str | None = None,
     ) -> None:
         super().__init__()
         about = checkpoint.about
@@ -117,12 +129,15 @@ class Model(nn.Module):
         self.is_text = about.data_spec.is_text
         if tokenizer is not None and not self.is_text:
             raise EectlError(f"{checkpoint.path} takes images, which need no tokenizer; leave it out")
+        self._wish = precision
+        self._made = {f"{self.path} was trained": about.precision}
         self.policy: Policy | None = None
         self.budget: float | None = None
         if policy is None:
             self._costs = measure_costs(self.network, self.input_shape).shares
         else:
             chosen, self.budget = policy
+            self._made["the policy was made"] = chosen.precision
             (entry,) = (each for each in chosen.budgets if each.budget == self.budget)
             self.policy = Policy(chosen.criterion, entry.thresholds or ())
             self._costs = tuple(cost / chosen.plain_cost for cost in chosen.exit_costs)
@@ -147,6 +162,20 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         """The device on which the network lies; `model.to("cuda")` moves it."""
         return next(self.network.parameters()).device
+
+    @property
+    def precision(self) -> str:
+        """The precision in which `predict` computes on the network's device: float32, tf32 or bf16.
+
+        `model(x)` computes as the caller's own autocast says.
+        """
+        return resolve_precision(self._wish, self.device)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know: that training or the policy's scores had another precision."""
+        used = self.precision
+        return tuple(note for what, made in self._made.items() for note in note_on_precision(what, made, used))
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -271,9 +300,10 @@ class Model(nn.Module):
         if not values:
             return []
         try:
-            for rows, batch in self.inputs.batches(values, size=batch_size, device=self.device):
-                for row, answer in zip(rows, self._said(*self._route(batch), top), strict=True):
-                    answers[row] = answer
+            with autocast(self.precision, self.device):
+                for rows, batch in self.inputs.batches(values, size=batch_size, device=self.device):
+                    for row, answer in zip(rows, self._said(*self._route(batch), top), strict=True):
+                        answers[row] = answer
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.device, "--batch-size ", batch_size) from error
         return [answer for answer in answers if answer is not None]

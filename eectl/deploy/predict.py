@@ -13,6 +13,7 @@ from typing import Any
 from eectl.core.console import silent
 from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs
+from eectl.core.precision import settings
 from eectl.deploy.model import Model, load
 from eectl.deploy.rows_in import STDIN, RowIn, check_texts, image_rows, read_images, read_texts
 from eectl.deploy.rows_out import RowOut, check_rows_file, writing_rows
@@ -26,8 +27,8 @@ class Predicted:
     """The result of `predict`: the rows, where they were not written or handed on, what could not be read, and who left where.
 
     `left[k-1]` is the number of inputs that left at exit k; `mean_cost` is a share of the plain backbone's cost, None for no
-    input. `budget` is the policy's, in % of that cost; None: the plain network answered. `full_sizes` are the batch sizes at
-    which all exits ran and the policy chose among them, as that was faster than early exit: answers and `left` are the same.
+    input. `budget` is the policy's, in % of that cost; None: the plain network answered. It computed in `precision`. `full_sizes`
+    are the batch sizes at which all exits ran and the policy chose among them, as that was faster than early exit.
     """
 
     checkpoint: str
@@ -38,6 +39,7 @@ class Predicted:
     failed: tuple[str, ...]
     left: tuple[int, ...]
     mean_cost: float | None
+    precision: str = "float32"
     full_sizes: tuple[int, ...] = ()
 
     @property
@@ -49,8 +51,8 @@ class Predicted:
         """Return JSON-able data: kind, schema, and all there is."""
         about = {"checkpoint": self.checkpoint, "task": self.task, "classes": list(self.classes), "budget": self.budget}
         counts = {"num_rows": self.num_rows, "left": list(self.left), "mean_cost": self.mean_cost, "failed": list(self.failed)}
-        ways = {"full_sizes": list(self.full_sizes)}
-        return {"kind": KIND, "schema": SCHEMA, **about, **counts, **ways, "rows": [row.to_json() for row in self.rows]}
+        about |= {"precision": self.precision, "full_sizes": list(self.full_sizes)}
+        return {"kind": KIND, "schema": SCHEMA, **about, **counts, "rows": [row.to_json() for row in self.rows]}
 
 
 def predict(
@@ -64,6 +66,7 @@ def predict(
     text: str | Sequence[str] = (),
     batch_size: int | None = None,
     device: str = "auto",
+    precision: str | None = None,
     tokenizer: str | Path | None = None,
     overwrite: bool = False,
     quiet: bool = True,
@@ -82,6 +85,7 @@ def predict(
         text: The columns of the texts; default: the recipe's.
         batch_size: Rows at once; default: the recipe's.
         device: auto (a GPU where there is one), cpu, cuda, cuda:N or mps.
+        precision: auto, float32, tf32 or bf16; default: what the checkpoint was trained in.
         tokenizer: A folder, or a hub id in the cache, that stands in for the recipe's.
         overwrite: Replace `out` where it exists.
         quiet: Show no progress bar on stderr.
@@ -114,14 +118,17 @@ def predict(
         policy_file = None if policy is None else Path(policy)
         check_outputs([target], inputs=[Path(checkpoint), policy_file, *others], overwrite=overwrite)
     rows, total = _rows(Path(checkpoint), sources, (text,) if isinstance(text, str) else tuple(text))
-    model = load(checkpoint, policy=policy, budget=budget, device=device, tokenizer=tokenizer)
+    model = load(checkpoint, policy=policy, budget=budget, device=device, precision=precision, tokenizer=tokenizer)
+    for note in model.notes:
+        say(f"note: {note}")
     size = model.check_request(batch_size, top)
     kept: list[RowOut] = []
     failed: list[str] = []
     left: Counter[int] = Counter()
     cost = 0.0
     writing = nullcontext() if target is None else writing_rows(target)
-    with _bar(total, model.inputs.noun, quiet=quiet) as advance, writing as write:
+    set_up = settings(model.precision, model.device)
+    with set_up, _bar(total, model.inputs.noun, quiet=quiet) as advance, writing as write:
         for chunk in _chunks(rows, model.window(size)):
             answered = _answer(model, chunk, size, top, failed=failed, say=say)
             left.update(row.answer.exit for row in answered)
@@ -137,7 +144,7 @@ def predict(
     counts = tuple(left[number] for number in range(1, len(model.exits) + 1))
     mean = cost / sum(counts) if sum(counts) else None
     about = model.digest, model.task, model.classes, model.budget
-    return Predicted(*about, tuple(kept), tuple(failed), counts, mean, model.full_sizes)
+    return Predicted(*about, tuple(kept), tuple(failed), counts, mean, model.precision, model.full_sizes)
 
 
 def _rows(checkpoint: Path, sources: Sequence[str], text: tuple[str, ...]) -> tuple[Iterator[RowIn], int | None]:

@@ -6,13 +6,11 @@ All ways give the same answers, up to rounding. Inputs are prepared and answers 
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from eectl.core.capture import Capture
-from eectl.exits.context import Context
 from eectl.exits.fastest import choose_layout, choose_mode, is_static, lay_inputs, lay_weights
 from eectl.exits.full_pass import FullPass, PlainPass
 from eectl.exits.policy import Policy
@@ -42,27 +40,24 @@ class Routes:
 
     Args:
         channels_last: whether the network and its inputs lie so.
-        context: what the forward pass is entered in, such as autocast.
     """
 
-    def __init__(
-        self, network: MultiExitModel, policy: Policy | None, *, channels_last: bool, context: Context = nullcontext
-    ) -> None:
+    def __init__(self, network: MultiExitModel, policy: Policy | None, *, channels_last: bool) -> None:
         self.full_sizes: tuple[int, ...] = ()
-        self._network, self._policy, self._context = network, policy, context
+        self._network, self._policy = network, policy
         self._can_lie, self._lies = channels_last, channels_last
         self._spent: dict[int, float] = defaultdict(float)
         self._seen: dict[int, list[Tensor]] = defaultdict(list)
         self._ways: dict[int, _Way] = {}
-        plain = PlainPass(network.backbone, context=context)
+        plain = PlainPass(network.backbone)
         self._plain: Callable[[Tensor], Routed] = lambda batch: (plain(batch), None)
         self._first = self._plain if policy is None else self._before_learning(policy)
 
     def _before_learning(self, policy: Policy) -> Answerer:
         """Return what sets up nothing: on a GPU, where early exit means to record programs, the full pass."""
         if is_static(self._network):
-            return FullPass(self._network, policy, capture=Capture(None), context=self._context)
-        return Router(self._network, policy, context=self._context)
+            return FullPass(self._network, policy, capture=Capture(None))
+        return Router(self._network, policy)
 
     def __call__(self, batch: Tensor) -> Routed:
         """Answer a batch of inputs as the network takes them."""
@@ -90,11 +85,11 @@ class Routes:
 
     def _learn(self, size: int, batches: list[Tensor]) -> _Way:
         if self._can_lie:
-            self._lies = choose_layout(self._network, batches, seconds=WARM_UP, context=self._context)
+            self._lies = choose_layout(self._network, batches, seconds=WARM_UP)
         if self._policy is None:
             return _Way(self._plain, False, self._lies)
         laid = [self._laid(batch) for batch in batches]
-        mode, answerer = choose_mode(self._network, self._policy, laid, seconds=WARM_UP, context=self._context)
+        mode, answerer = choose_mode(self._network, self._policy, laid, seconds=WARM_UP)
         if mode == FULL:
             self.full_sizes = tuple(sorted({*self.full_sizes, size}))
         return _Way(answerer, mode == FULL, self._lies)

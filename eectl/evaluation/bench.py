@@ -10,12 +10,12 @@ from torch import Tensor
 
 from eectl import __version__
 from eectl.core.console import silent
-from eectl.core.distributed import join, leave
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.files import as_path, check_outputs, write_json
+from eectl.core.precision import autocast, note_on_precision
 from eectl.core.stopwatch import device_name
 from eectl.data.batches import longest_first
-from eectl.evaluation.opened import Session, open_session, preparing, read_header, score_split
+from eectl.evaluation.opened import Session, measuring, open_session, preparing, read_header, score_split
 from eectl.evaluation.timing import measure_speed
 from eectl.exits.fastest import choose_layout, lay_inputs
 from eectl.exits.policy import Policies, policies_for
@@ -40,6 +40,7 @@ def bench(
     seed: int = 0,
     out: str | Path | None = None,
     device: str = "auto",
+    precision: str | None = None,
     data_root: str | Path | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = silent,
@@ -57,6 +58,7 @@ def bench(
         seed: Which rows are drawn.
         out: Where to write the measurements, for `calibrate`.
         device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, float32, tf32 or bf16; default: what the checkpoint was trained in.
         data_root: Where the data lies; default: where the recipe says.
         overwrite: Replace an output that exists.
         say: Takes each line that the command shows on stderr.
@@ -74,25 +76,23 @@ def bench(
     header = read_header(path)
     check_has_exits(header.num_exits)
     rule = header.criterion(criterion, given, path=policy_file)
-    world = join(device)
-    try:
+    with measuring(device, precision or header.precision) as (world, used):
         if world.size > 1:
             raise EectlError(f"bench measures one device, and torchrun started {world.size} processes; start it without torchrun")
-        session = open_session(path, world=world, data_root=as_path(data_root), needs=("test",))
+        session = open_session(path, world=world, precision=used, data_root=as_path(data_root), needs=("test",))
         chosen = _choose_rows(session, sizes, rows, seed)
         notes = list(session.notes)
         if given is None:
             found = score_split(session, "calibration", criterion=rule)
             notes += notes_on_rows(found)
             given = choose_thresholds(found, session.macs, budgets=wanted)
+        notes += note_on_precision(f"{policy_file} was made", given.precision, used)
         for note in notes:
             say(f"note: {note}")
         result = _measure(session, given, sizes, chosen, seconds=seconds, seed=seed, say=say)
         if out:
             write_json(out, result.to_json())
         return result
-    finally:
-        leave()
 
 
 def parse_batch_sizes(sizes: str | int | Iterable[int]) -> tuple[int, ...]:
@@ -144,10 +144,12 @@ def _measure(
         say(f"measuring at batch size {size}")
         try:
             batches = _on_device(session, rows, size)
-            last = session.channels_last and choose_layout(model, batches[:FEW_BATCHES], seconds=seconds)
-            if session.channels_last:
-                batches = [lay_inputs(batch, channels_last=last) for batch in batches]
-            speed = measure_speed(model, batches, by_budget, cost_shares=session.costs.shares, seconds=seconds)
+            shares = session.costs.shares
+            with autocast(session.precision, session.world.device):
+                last = session.channels_last and choose_layout(model, batches[:FEW_BATCHES], seconds=seconds)
+                if session.channels_last:
+                    batches = [lay_inputs(batch, channels_last=last) for batch in batches]
+                speed = measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds)
             measured.append(replace(speed, channels_last=last))
         except torch.OutOfMemoryError as error:
             raise out_of_memory(session.world.device, "--batch-size ", size) from error
@@ -164,6 +166,7 @@ def _measure(
         out_of_reach=tuple(entry.budget for entry in policies.budgets if entry.thresholds is None),
         versions={"eectl": __version__, "torch": torch.__version__, "python": platform.python_version()},
         measured=tuple(measured),
+        precision=session.precision,
     )
 
 

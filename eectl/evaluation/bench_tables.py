@@ -22,7 +22,7 @@ def show_bench(bench: Bench) -> None:
     threads = f"{bench.threads} thread{'s' * (bench.threads > 1)}"
     console.print(
         f"{bench.device}, {threads}, torch {bench.versions['torch']}; {bench.criterion}; rows of the {bench.split} split, "
-        f"already on the device and normalised, float32{layout}; medians of interleaved rounds",
+        f"already on the device and normalised, {bench.precision}{layout}; medians of interleaved rounds",
         markup=False,
     )
     for speed in bench.measured:

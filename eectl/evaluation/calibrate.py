@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from eectl.core.console import silent
-from eectl.core.distributed import join, leave
 from eectl.core.errors import EectlError, lookup
 from eectl.core.files import as_path, check_outputs
-from eectl.evaluation.opened import open_session, read_header, score_split
+from eectl.core.precision import note_on_precision
+from eectl.evaluation.opened import measuring, open_session, read_header, score_split
 from eectl.exits.policy import Policies, write_policies
 from eectl.exits.thresholds import SEARCHES, check_has_exits, choose_thresholds, notes_on_rows
 from eectl.exits.times import BENCH, parse_cost, read_times
@@ -26,6 +26,7 @@ def calibrate(
     predictions: str | Path | None = None,
     save_predictions: str | Path | None = None,
     device: str = "auto",
+    precision: str | None = None,
     data_root: str | Path | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
@@ -44,6 +45,7 @@ def calibrate(
         predictions: Predictions of the calibration split, in place of a pass over it.
         save_predictions: Where to keep what the pass gives.
         device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, float32, tf32 or bf16; default: what the checkpoint was trained in.
         data_root: Where the data lies; default: where the recipe says.
         batch_size: Rows at once; default: the recipe's. It picks among times at several batch sizes too.
         overwrite: Replace outputs that exist.
@@ -67,15 +69,21 @@ def calibrate(
     header = read_header(path)
     check_has_exits(header.num_exits)
     rule = header.criterion(criterion)
-    costs, notes = None, list[str]()
-    if times is not None:
-        costs, notes = read_times(
-            times, wanted, batch_size=batch_size, checkpoint=header.digest, num_exits=header.num_exits, name=path
-        )
-    world = join(device)
-    try:
-        session = open_session(path, world=world, data_root=as_path(data_root), needs=("calibration",))
+    with measuring(device, precision or header.precision) as (world, used):
+        costs, notes = None, list[str]()
+        if times is not None:
+            costs, notes = read_times(
+                times,
+                wanted,
+                batch_size=batch_size,
+                checkpoint=header.digest,
+                num_exits=header.num_exits,
+                precision=used,
+                name=path,
+            )
+        session = open_session(path, world=world, precision=used, data_root=as_path(data_root), needs=("calibration",))
         found = score_split(session, "calibration", criterion=rule, file=file, save_to=save_to, batch_size=batch_size)
+        notes += note_on_precision(f"{file} was made", found.made.precision, used)
         if not world.is_main:
             return None
         for note in (*session.notes, *notes, *notes_on_rows(found)):
@@ -83,5 +91,3 @@ def calibrate(
         policies = choose_thresholds(found, costs or session.macs, budgets=percentages, search=thresholds)
         write_policies(out, policies)
         return policies
-    finally:
-        leave()

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from eectl.core.console import silent
-from eectl.core.distributed import join, leave
 from eectl.core.errors import EectlError, lookup
 from eectl.core.files import as_path, check_outputs
+from eectl.core.precision import note_on_precision
 from eectl.evaluation.curve import check_plot_path, plot_curve
-from eectl.evaluation.opened import Session, open_session, read_header, score_split
+from eectl.evaluation.opened import Session, measuring, open_session, read_header, score_split
 from eectl.evaluation.results import Evaluation, write_evaluation
 from eectl.evaluation.scoring import score_as_paper, score_policies
 from eectl.exits.policy import Policies, policies_for
@@ -33,6 +33,7 @@ def evaluate(
     predictions: str | Path | None = None,
     save_predictions: str | Path | None = None,
     device: str = "auto",
+    precision: str | None = None,
     data_root: str | Path | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
@@ -52,6 +53,7 @@ def evaluate(
         predictions: Predictions of the test split, in place of a pass over it.
         save_predictions: Where to keep what the pass gives.
         device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, float32, tf32 or bf16; default: what the checkpoint was trained in.
         data_root: Where the data lies; default: where the recipe says.
         batch_size: Rows at once; default: the recipe's.
         overwrite: Replace outputs that exist.
@@ -75,14 +77,16 @@ def evaluate(
         check_plot_path(plot)
     check_outputs([out, plot, save_to], inputs=[path, policy_file, file], overwrite=overwrite)
     given = policies_for(policy_file, None if budgets is None else wanted) if policy_file else None
-    rule = read_header(path).criterion(criterion, given, path=policy_file)
+    header = read_header(path)
+    rule = header.criterion(criterion, given, path=policy_file)
     if protocol == "paper":
         check_paper(rule)
-    world = join(device)
-    try:
-        session = open_session(path, world=world, data_root=as_path(data_root), needs=("test",))
+    with measuring(device, precision or header.precision) as (world, used):
+        session = open_session(path, world=world, precision=used, data_root=as_path(data_root), needs=("test",))
         found = score_split(session, "test", criterion=rule, file=file, save_to=save_to, batch_size=batch_size)
-        notes = list(session.notes)
+        notes = [*session.notes, *note_on_precision(f"{file} was made", found.made.precision, used)]
+        if given:
+            notes += note_on_precision(f"{policy_file} was made", given.precision, found.made.precision)
         if protocol == "paper":
             result = score_as_paper(found, session.macs, budgets=wanted, origin=session.checkpoint.about.origin)
         else:
@@ -99,8 +103,6 @@ def evaluate(
         if out:
             write_evaluation(out, result)
         return result
-    finally:
-        leave()
 
 
 def _calibrated(

@@ -1,15 +1,16 @@
 """A checkpoint and the data it was trained on, opened together: where every verb that measures a network starts."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from eectl.core.distributed import World, gather_rows
+from eectl.core.distributed import World, gather_rows, join, leave
 from eectl.core.errors import EectlError, out_of_memory
+from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision, settings
 from eectl.data import Augmenter, Dataset, Split, check_disjoint, eval_batches, eval_order, load_data
 from eectl.evaluation.predictions import Keeper, check_belongs, keeping, predict_rows, read_provenance, read_scored
 from eectl.exits.costs import Costs, measure_costs
@@ -22,11 +23,15 @@ from eectl.models.losses import TASKS, Task
 
 @dataclass(frozen=True)
 class Header:
-    """Facts of a checkpoint's file, known before its weights are read: their digest, the task, and how many exits there are."""
+    """Facts of a checkpoint's file, known before its weights are read.
+
+    They are the weights' digest, the task, how many exits there are, and the precision in which the last phase trained.
+    """
 
     digest: str
     task: Task
     num_exits: int
+    precision: str
 
     def criterion(self, name: str | None, policies: Policies | None = None, *, path: Path | None = None) -> Criterion:
         """Return the criterion to measure with: that of `policies` read from `path`, else the one called `name`.
@@ -43,18 +48,38 @@ class Header:
 def read_header(path: Path) -> Header:
     """Return what a checkpoint's file says, so that requests can be checked before anything is loaded."""
     about = read_about(path)
-    return Header(read_checkpoint_metadata(path)["weights"], TASKS[about.task], len(about.spec.after) + 1)
+    return Header(read_checkpoint_metadata(path)["weights"], TASKS[about.task], len(about.spec.after) + 1, about.precision)
+
+
+@contextmanager
+def measuring(device: str, precision: str) -> Iterator[tuple[World, str]]:
+    """Join torchrun's processes on a device and set torch up for a precision; when the block ends all is as it was.
+
+    Gives this process's place and the precision that the device resolves the asked one to. Raises EectlError for a device or a
+    precision that is not there.
+    """
+    world = join(device)
+    try:
+        found = resolve_precision(precision, world.device)
+        with settings(found, world.device):
+            yield world, found
+    finally:
+        leave()
 
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded network, its data and what each exit costs in MACs; `notes` say what the user should know about the data."""
+    """A loaded network, its data and what each exit costs in MACs; passes over the data are computed in `precision`.
+
+    `notes` say what the user should know about the data, and about a precision that is not the one of training.
+    """
 
     checkpoint: Checkpoint
     data: Dataset
     costs: Costs
     world: World
     notes: tuple[str, ...]
+    precision: str = FLOAT32
 
     @property
     def task(self) -> Task:
@@ -73,7 +98,13 @@ class Session:
 
 
 def open_session(
-    path: Path, *, world: World, data_root: Path | None = None, needs: Sequence[str] = (), like: "Sequence[Session]" = ()
+    path: Path,
+    *,
+    world: World,
+    precision: str | None = None,
+    data_root: Path | None = None,
+    needs: Sequence[str] = (),
+    like: "Sequence[Session]" = (),
 ) -> Session:
     """Load a checkpoint and its data.
 
@@ -82,6 +113,7 @@ def open_session(
     Args:
         path: The checkpoint.
         world: This process and its device.
+        precision: What passes are computed in, resolved; default: float32, and no note where training was not.
         data_root: Where the data lies; default: where the recipe says.
         needs: Splits that must be there.
         like: Sessions from which data read by the same recipe is taken.
@@ -104,9 +136,11 @@ def open_session(
         notes.append(
             f"exits {', '.join(map(str, checkpoint.about.untrained))} were never trained; run eectl train --phase 3 --from {path}"
         )
+    if precision is not None:
+        notes += note_on_precision(f"{path} was trained", checkpoint.about.precision, precision)
     costs = measure_costs(checkpoint.model, checkpoint.about.spec.input_shape)
     checkpoint.model.to(world.device)
-    return Session(checkpoint, data, costs, world, tuple(notes))
+    return Session(checkpoint, data, costs, world, tuple(notes), precision or FLOAT32)
 
 
 def _check_splits(checkpoint: Checkpoint, data: Dataset) -> list[str]:
@@ -177,7 +211,7 @@ def score_split(
         return read_scored(file, criterion=criterion)
     if len(split) < world.size:
         raise EectlError(f"{name} has {len(split)} rows for {world.size} processes; start at most one process per row")
-    made = Provenance(name, split.fingerprint, checkpoint.digest, session.task)
+    made = Provenance(name, split.fingerprint, checkpoint.digest, session.task, session.precision)
     num_exits, num_outputs = checkpoint.model.num_exits, checkpoint.about.spec.num_outputs
     shape = {"num_exits": num_exits, "num_outputs": num_outputs}
     with keeping(save_to, made, **shape, labels=split.labels, world=world) if save_to else nullcontext() as keeper:
@@ -193,14 +227,15 @@ def _pass(session: Session, split: Split, criterion: Criterion, keeper: Keeper |
     order = eval_order(split, rank=world.rank, world=world.size)
     size = batch_size or checkpoint.about.eval_batch_size
     try:
-        table = predict_rows(
-            checkpoint.model,
-            eval_batches(split, batch_size=size, rank=world.rank, world=world.size),
-            num_rows=len(order),
-            criterion=criterion,
-            prepare=preparing(session),
-            keeper=keeper,
-        )
+        with autocast(session.precision, world.device, keeps_casts=True):
+            table = predict_rows(
+                checkpoint.model,
+                eval_batches(split, batch_size=size, rank=world.rank, world=world.size),
+                num_rows=len(order),
+                criterion=criterion,
+                prepare=preparing(session),
+                keeper=keeper,
+            )
     except torch.OutOfMemoryError as error:
         raise out_of_memory(world.device, "--batch-size ", size) from error
     return table if split.lengths is None else table[:, :, order.argsort()]  # texts come by length

@@ -14,6 +14,7 @@ from torch import Tensor
 from eectl.core.distributed import World, path_of_main
 from eectl.core.errors import EectlError
 from eectl.core.files import read_metadata
+from eectl.core.precision import FLOAT32
 from eectl.core.tensor_parts import TensorParts, join_parts, new_parts, open_parts
 from eectl.data import Batch
 from eectl.exits.criteria import Criterion
@@ -127,7 +128,8 @@ def keeping(path: Path, made: Provenance, *, num_exits: int, num_outputs: int, l
 def read_provenance(path: Path) -> Provenance:
     """Return whose outputs a predictions file holds; raises EectlError for a file that is something else, or cut."""
     about = read_metadata(path, kind=KIND, schema=SCHEMA)
-    return Provenance(about["split"], about["fingerprint"], about["checkpoint"], TASKS[about["task"]])
+    task, precision = TASKS[about["task"]], about.get("precision", FLOAT32)  # older files name none
+    return Provenance(about["split"], about["fingerprint"], about["checkpoint"], task, precision)
 
 
 def read_scored(path: Path, *, criterion: Criterion) -> ScoredRows:

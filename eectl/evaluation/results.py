@@ -63,6 +63,7 @@ class Evaluation:
     run. `dead` has the attached exits (numbers from 1) at which no row leaves under any budget. `curve` is the whole sweep on
     this split, thinned; `grid` has the authors' thresholds, the same for every network, and is None where they have none. Both
     are diagnostics: nobody may choose on them and call it calibrated. `search`, `cost` and `measured` are the policies'.
+    `precision` is what the outputs were computed in.
     """
 
     checkpoint: str
@@ -82,6 +83,7 @@ class Evaluation:
     search: str
     cost: str
     measured: str | None
+    precision: str = "float32"
 
     @property
     def plain(self) -> ExitResult:

@@ -86,6 +86,7 @@ def _score(
         search=search,
         cost=costs.kind,
         measured=costs.measured,
+        precision=scored.made.precision,
     )
 
 

@@ -26,6 +26,7 @@ def show_evaluation(result: Evaluation) -> None:
     console, criterion = make_console(), criterion_named(result.criterion)
     title = f"{result.split} split, {result.num_rows:,} rows, {result.criterion}, {result.protocol} thresholds"
     title += "" if result.search == "shared" else f", {result.search}"
+    title += "" if result.precision == "float32" else f", {result.precision}"
     print_table(console, title, _budget_table(result, criterion))
     _show_thresholds(console, result.budgets, criterion)
     print_table(console, "every row at one exit", _exit_table(result))

@@ -5,7 +5,6 @@ in use, on a GPU as recorded programs: the plain backbone too. Reads no file, pr
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from eectl.core.capture import Capture, recorder_for
 from eectl.core.stopwatch import Stopwatch
-from eectl.exits.context import Context
 from eectl.exits.fastest import is_static, router_for
 from eectl.exits.full_pass import FullPass, PlainPass
 from eectl.exits.policy import Policy
@@ -48,26 +46,24 @@ def measure_speed(
     *,
     cost_shares: Sequence[float],
     seconds: float,
-    context: Context = nullcontext,
 ) -> Speed:
     """Time the network on full batches of one size, about `seconds` for the plain backbone; early exit under each policy.
 
     `policies` are by budget; `cost_shares[k-1]` is the cost of leaving at exit k in MACs, as a share of the plain backbone's. Of
-    the batches as many are used as the time allows, and a few at least, in even steps. The network must be in eval mode; its
-    forward passes are entered in `context`, such as autocast.
+    the batches as many are used as the time allows, and a few at least, in even steps. The network must be in eval mode.
     """
     assert policies and len({len(batch) for batch in batches}) == 1
     size = len(batches[0])
-    plain_pass = PlainPass(model.backbone, context=context)
+    plain_pass = PlainPass(model.backbone)
     one = min(_run_each(plain_pass, batches[:1]).total for _ in range(4 if is_static(model) else 2))
     num_rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / one)))
     fewest = max(FEWEST_BATCHES, -(-FEWEST_ROWS // size))
     count = min(max(fewest, int(seconds / num_rounds / one)), len(batches))
     chosen = [batches[place] for place in np.linspace(0, len(batches) - 1, count).round().astype(int)]
-    variants = _variants(model, plain_pass, policies, seconds=seconds, example=chosen[0], context=context)
+    variants = _variants(model, plain_pass, policies, seconds=seconds, example=chosen[0])
     passes: dict[tuple[str, float], list[_Pass]] = {key: [] for key in variants}
     prefixes = []
-    prefix_pass = _Prefixes(model, chosen[0], context)
+    prefix_pass = _Prefixes(model, chosen[0])
     for run in (*variants.values(), prefix_pass):
         for _ in range(2 if is_static(model) else 1):
             run(chosen if is_static(model) else chosen[:1])  # warm-up; in recorded programs of all sizes that will come
@@ -80,7 +76,7 @@ def measure_speed(
     runs = {key: _summary(each, rows) for key, each in passes.items()}
     plain = runs.pop(("plain", 0.0))
     full = runs.pop(("full", 0.0))
-    left = {budget: _count(model, chosen, policy, context) for budget, policy in policies.items()}
+    left = {budget: _count(model, chosen, policy) for budget, policy in policies.items()}
     early = tuple(
         _early_exit(
             run,
@@ -104,18 +100,17 @@ def _variants(
     *,
     seconds: float,
     example: Tensor,
-    context: Context,
 ) -> dict[tuple[str, float], Callable[[Sequence[Tensor]], _Pass]]:
     """Return the functions to time, by kind and budget."""
-    full_pass = FullPass(model, next(iter(policies.values())), context=context)
+    full_pass = FullPass(model, next(iter(policies.values())))
     variants: dict[tuple[str, float], Callable[[Sequence[Tensor]], _Pass]] = {
         ("plain", 0.0): partial(_run_each, plain_pass),
         ("full", 0.0): partial(_run_each, full_pass),
     }
     several = len(example) > 1
-    times = learn_times(model, example, seconds=seconds, context=context) if several and not is_static(model) else None
+    times = learn_times(model, example, seconds=seconds) if several and not is_static(model) else None
     for budget, policy in policies.items():
-        router = router_for(model, policy, times=times, context=context)
+        router = router_for(model, policy, times=times)
         variants["exit", budget] = partial(_run_each, router)
         if several:
             variants["refill", budget] = partial(_run_refilling, router)
@@ -165,8 +160,8 @@ class _Prefixes:
     Each segment with its exit is a program of its own, which reads what the one before left.
     """
 
-    def __init__(self, model: MultiExitModel, example: Tensor, context: Context) -> None:
-        self._model, self._context = model, context
+    def __init__(self, model: MultiExitModel, example: Tensor) -> None:
+        self._model = model
         self._capture = Capture(recorder_for(example.device), plain_calls=1)
         self._inputs: Hidden | Tensor = torch.empty_like(example)
         self._hidden: list[Hidden] = []
@@ -192,13 +187,12 @@ class _Prefixes:
         return total
 
     def _run(self, number: int) -> tuple[Hidden, ExitOutput]:
-        with self._context():
-            hidden = self._model.advance(self._hidden[-1] if self._hidden else self._inputs, number)
-            return hidden, self._model.leave(hidden, number, tuple(self._outputs))
+        hidden = self._model.advance(self._hidden[-1] if self._hidden else self._inputs, number)
+        return hidden, self._model.leave(hidden, number, tuple(self._outputs))
 
 
-def _count(model: MultiExitModel, batches: Sequence[Tensor], policy: Policy, context: Context) -> tuple[int, ...]:
-    full_pass = FullPass(model, policy, capture=Capture(None), context=context)
+def _count(model: MultiExitModel, batches: Sequence[Tensor], policy: Policy) -> tuple[int, ...]:
+    full_pass = FullPass(model, policy, capture=Capture(None))
     exits = torch.cat([full_pass(batch)[1] for batch in batches])
     return tuple(torch.bincount(exits, minlength=model.num_exits).tolist())
 

@@ -6,7 +6,6 @@ evaluation.
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from eectl.core.stopwatch import Stopwatch
-from eectl.exits.context import Context
 from eectl.exits.full_pass import FullPass, PlainPass
 from eectl.exits.policy import Policy
 from eectl.exits.router import Answerer, Router
@@ -29,16 +27,14 @@ ENOUGH = 0.95  # of the first way's time: what another must beat to be taken
 MOST_ROUNDS = 20
 
 
-def router_for(
-    model: MultiExitModel, policy: Policy, *, times: SegmentTimes | None = None, context: Context = nullcontext
-) -> Answerer:
+def router_for(model: MultiExitModel, policy: Policy, *, times: SegmentTimes | None = None) -> Answerer:
     """Return early exit as it suits the network's device: programs of fixed shape on a GPU that records them, else exact sizes.
 
     `times` are for exact sizes only; see Router.
     """
     if is_static(model):
-        return StaticRouter(model, policy, context=context)
-    return Router(model, policy, times=times, context=context)
+        return StaticRouter(model, policy)
+    return Router(model, policy, times=times)
 
 
 def is_static(model: MultiExitModel) -> bool:
@@ -47,33 +43,31 @@ def is_static(model: MultiExitModel) -> bool:
 
 
 @torch.inference_mode()
-def choose_mode(
-    model: MultiExitModel, policy: Policy, batches: Sequence[Tensor], *, seconds: float, context: Context = nullcontext
-) -> tuple[str, Answerer]:
+def choose_mode(model: MultiExitModel, policy: Policy, batches: Sequence[Tensor], *, seconds: float) -> tuple[str, Answerer]:
     """Return the faster of EARLY and FULL on these batches of one size, and what answers in this mode.
 
     It takes about three times `seconds`.
     """
     times = None
     if not is_static(model) and len(batches[0]) > 1:
-        times = learn_times(model, batches[0], seconds=seconds, context=context)
+        times = learn_times(model, batches[0], seconds=seconds)
     ways: dict[str, Answerer] = {
-        EARLY: router_for(model, policy, times=times, context=context),
-        FULL: FullPass(model, policy, context=context),
+        EARLY: router_for(model, policy, times=times),
+        FULL: FullPass(model, policy),
     }
     mode = quickest({name: _on_all(way, batches) for name, way in ways.items()}, seconds=seconds, device=batches[0].device)
     return mode, ways[mode]
 
 
 @torch.inference_mode()
-def choose_layout(model: MultiExitModel, batches: Sequence[Tensor], *, seconds: float, context: Context = nullcontext) -> bool:
+def choose_layout(model: MultiExitModel, batches: Sequence[Tensor], *, seconds: float) -> bool:
     """Return whether batches like these are faster channels last, where small maps of few rows may be slower for it.
 
     The weights of the network, which lies so, lie as it says afterwards. Off a CPU nothing is measured: it is True.
     """
     if batches[0].device.type != "cpu":
         return True
-    plain = PlainPass(model.backbone, context=context)
+    plain = PlainPass(model.backbone)
 
     def run(last: bool) -> None:
         for batch in batches:
@@ -97,6 +91,7 @@ def lay_weights(model: MultiExitModel, *, channels_last: bool) -> None:
     """Lay the weights of convolutions in memory as their inputs lie."""
     with torch.inference_mode(mode=False):  # else they could not be trained any more
         model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    torch.clear_autocast_cache()  # which has copies in the other layout
 
 
 def lay_inputs(inputs: Tensor, *, channels_last: bool) -> Tensor:

@@ -5,13 +5,11 @@ program for each shape of inputs.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from eectl.core.capture import Capture, recorder_for
-from eectl.exits.context import Context
 from eectl.exits.policy import Policy, choose
 from eectl.exits.router import Answers
 from eectl.exits.stages import in_bucket
@@ -24,11 +22,10 @@ class PlainPass:
 
     Args:
         capture: records the program; default: the device's recorder.
-        context: what the forward pass is entered in, such as autocast.
     """
 
-    def __init__(self, backbone: Backbone, *, capture: Capture | None = None, context: Context = nullcontext) -> None:
-        self._backbone, self._context = backbone, context
+    def __init__(self, backbone: Backbone, *, capture: Capture | None = None) -> None:
+        self._backbone = backbone
         self._capture = capture or Capture(recorder_for(next(backbone.parameters()).device), plain_calls=1)
         self._run = self._capture.function(self._logits)
 
@@ -39,8 +36,7 @@ class PlainPass:
         return self._run(_bucketed(inputs, self._backbone)).clone()
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        with self._context():
-            logits: Tensor = self._backbone(inputs)
+        logits: Tensor = self._backbone(inputs)
         return logits
 
 
@@ -51,15 +47,12 @@ class FullPass:
 
     Args:
         capture: records the program; default: the device's recorder.
-        context: what the forward pass is entered in, such as autocast.
     """
 
-    def __init__(
-        self, model: MultiExitModel, policy: Policy, *, capture: Capture | None = None, context: Context = nullcontext
-    ) -> None:
+    def __init__(self, model: MultiExitModel, policy: Policy, *, capture: Capture | None = None) -> None:
         assert not any(module.training for module in model.modules())
         assert len(policy.thresholds) == model.num_exits - 1
-        self._model, self._policy, self._context = model, policy, context
+        self._model, self._policy = model, policy
         self._capture = capture or Capture(recorder_for(next(model.parameters()).device), plain_calls=1)
         self._run = self._capture.function(self._answer)
 
@@ -80,8 +73,7 @@ class FullPass:
                 start += len(part)
 
     def _answer(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        with self._context():
-            outputs = [output.logits for output in self._model(inputs) if output is not None]
+        outputs = [output.logits for output in self._model(inputs) if output is not None]
         score = self._policy.criterion.score
         scores = [score(each, outputs[:index]) for index, each in enumerate(outputs[:-1])]
         last = torch.zeros(len(inputs), device=inputs.device)

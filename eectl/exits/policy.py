@@ -131,6 +131,7 @@ class Policies:
 
     `checkpoint` is the digest of the weights; `split`, `fingerprint` and `num_rows` name the rows that the thresholds were chosen
     on; `search` is an entry of thresholds.SEARCHES. `exit_costs`, `plain_cost`, `cost` and `measured` are CostTable's fields.
+    `precision` is what the scores were computed in.
     """
 
     checkpoint: str
@@ -145,6 +146,7 @@ class Policies:
     search: str
     cost: str
     measured: str | None
+    precision: str = "float32"
 
     @property
     def costs(self) -> CostTable:

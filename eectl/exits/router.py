@@ -6,14 +6,12 @@ GPUs there is static_router.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from eectl.exits.context import Context
 from eectl.exits.policy import Policy, Rule
 from eectl.exits.segment_times import SegmentTimes
 from eectl.models.backbone import Hidden
@@ -114,16 +112,13 @@ class _Party:
 class Router:
     """A network under a policy; the network must be in eval mode and stay there. Call it under torch.inference_mode().
 
-    With `times`, rows that have left are dropped only where the batch without them is enough faster; without, at once. Forward
-    passes are entered in `context`, such as autocast.
+    With `times`, rows that have left are dropped only where the batch without them is enough faster; without, at once.
     """
 
-    def __init__(
-        self, model: MultiExitModel, policy: Policy, *, times: SegmentTimes | None = None, context: Context = nullcontext
-    ) -> None:
+    def __init__(self, model: MultiExitModel, policy: Policy, *, times: SegmentTimes | None = None) -> None:
         assert not any(module.training for module in model.modules())
         assert len(policy.thresholds) == model.num_exits - 1
-        self._model, self._times, self._context = model, times, context
+        self._model, self._times = model, times
         self._rule = Rule(policy)
         self._remembers = self._rule.remembers or any(getattr(head, "uses_earlier", False) for head in model.exits)
 
@@ -183,9 +178,8 @@ class Router:
         hidden: Hidden | Tensor = inputs
         earlier: list[ExitOutput | None] = []
         while True:
-            with self._context():
-                hidden = model.advance(hidden, number)
-                output = model.leave(hidden, number, earlier)
+            hidden = model.advance(hidden, number)
+            output = model.leave(hidden, number, earlier)
             if number == model.num_exits or self._rule.fires_alone(number, output.logits, self._past(earlier)):
                 return output.logits, torch.full((1,), number - 1, device=output.logits.device)
             earlier.append(output if self._remembers else None)
@@ -194,9 +188,8 @@ class Router:
     def _step(self, party: _Party, number: int) -> list[Answers]:
         """Run segment and exit `number` on a party, mark the rows that leave there, and give their answers."""
         model = self._model
-        with self._context():
-            party.hidden = model.advance(party.hidden, number)
-            output = model.leave(party.hidden, number, party.earlier)
+        party.hidden = model.advance(party.hidden, number)
+        output = model.leave(party.hidden, number, party.earlier)
         if number == model.num_exits:
             return [party.answer(output, number)]
         fires = self._rule.fires(number, output.logits, self._past(party.earlier))

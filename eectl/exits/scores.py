@@ -19,13 +19,14 @@ SCORE, OUTCOME, BROKEN, VALUE = range(4)  # the planes of a table
 class Provenance:
     """Which network's outputs these are, and of which rows.
 
-    `checkpoint` is the digest of the weights, `split` and `fingerprint` name the rows.
+    `checkpoint` is the digest of the weights, `split` and `fingerprint` name the rows, `precision` is what they were computed in.
     """
 
     split: str
     fingerprint: str
     checkpoint: str
     task: Task
+    precision: str = "float32"
 
     def to_json(self) -> dict[str, str]:
         """Return it as a file keeps it, the task by its name."""
@@ -34,6 +35,7 @@ class Provenance:
             "fingerprint": self.fingerprint,
             "checkpoint": self.checkpoint,
             "task": self.task.name,
+            "precision": self.precision,
         }
 
 

@@ -6,7 +6,6 @@ elsewhere.
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from eectl.core.stopwatch import Stopwatch
-from eectl.exits.context import Context
 from eectl.models.backbone import Hidden
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
@@ -55,17 +53,17 @@ def _read(table: Sequence[float], rows: int) -> float:
 
 
 @torch.inference_mode()
-def learn_times(model: MultiExitModel, inputs: Tensor, *, seconds: float = 2.0, context: Context = nullcontext) -> SegmentTimes:
+def learn_times(model: MultiExitModel, inputs: Tensor, *, seconds: float = 2.0) -> SegmentTimes:
     """Run parts of a batch through all exits, twice at least and then until `seconds` are over, and keep the shortest times.
 
-    `inputs` is a batch of the size that the router will see. The network must be in eval mode; it is entered in `context`.
+    `inputs` is a batch of the size that the router will see. The network must be in eval mode.
     """
     counts = sorted({1, *(max(len(inputs) // part, 1) for part in (1, 2, 4, 16))})
     shortest: dict[tuple[str, int, int], float] = {}  # (what, exit, rows)
     started = time.perf_counter()
     for round_number in range(_MOST_ROUNDS):
         for count in counts:
-            for key, lap in _one_pass(model, inputs[:count], context).items():
+            for key, lap in _one_pass(model, inputs[:count]).items():
                 shortest[key] = min(shortest.get(key, np.inf), lap)
         if round_number and time.perf_counter() - started > seconds:
             break
@@ -77,7 +75,7 @@ def learn_times(model: MultiExitModel, inputs: Tensor, *, seconds: float = 2.0, 
     return SegmentTimes(tuple(segments), tuple(table("regroup", number) for number in range(1, model.num_exits)))
 
 
-def _one_pass(model: MultiExitModel, inputs: Tensor, context: Context) -> dict[tuple[str, int, int], float]:
+def _one_pass(model: MultiExitModel, inputs: Tensor) -> dict[tuple[str, int, int], float]:
     """Return the seconds of each segment with its exit, and of half of the rows taking the places of the others after it."""
     hidden: Hidden | Tensor = inputs.clone()  # rows are moved in place
     earlier: list[ExitOutput | None] = []
@@ -86,9 +84,8 @@ def _one_pass(model: MultiExitModel, inputs: Tensor, context: Context) -> dict[t
     keys = []
     watch = Stopwatch(inputs.device)
     for number in range(1, model.num_exits + 1):
-        with context():
-            hidden = model.advance(hidden, number)
-            earlier.append(model.leave(hidden, number, earlier))
+        hidden = model.advance(hidden, number)
+        earlier.append(model.leave(hidden, number, earlier))
         watch.lap()
         gaps, order = gone.nonzero()[:, 0], (~gone).nonzero()[:, 0]
         hidden.close_gaps(gaps, torch.cat([order[len(order) - half :], order[: len(order) - half]]))

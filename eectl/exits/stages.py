@@ -5,13 +5,11 @@ when is not decided here (see static_router).
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from eectl.core.capture import Capture, Program
-from eectl.exits.context import Context
 from eectl.exits.policy import Rule
 from eectl.models.backbone import Hidden
 from eectl.models.heads import ExitOutput
@@ -45,10 +43,9 @@ class Stages:
         batch: int,
         capacity: int,
         capture: Capture,
-        context: Context = nullcontext,
     ) -> None:
         self.batch, self.capacity = batch, capacity
-        self._model, self._rule, self._capture, self._context = model, rule, capture, context
+        self._model, self._rule, self._capture = model, rule, capture
         self._remembers = rule.remembers or any(getattr(head, "uses_earlier", False) for head in model.exits)
         self._programs: dict[tuple[int, int], Program[None]] = {}
         self._places: dict[int, Tensor] = {}
@@ -60,14 +57,13 @@ class Stages:
         rows = torch.arange(len(example), device=device)
         hidden: Hidden | Tensor = example
         earlier: list[ExitOutput | None] = []
-        with context():
-            outputs = []
-            for number in range(1, model.num_exits + 1):
-                hidden = model.advance(hidden, number)
-                outputs.append(model.leave(hidden, number, earlier))
-                earlier.append(outputs[-1] if self._remembers else None)
-                if number < model.num_exits:
-                    self._rings.append(_Ring(rows, hidden, earlier, capacity))
+        outputs = []
+        for number in range(1, model.num_exits + 1):
+            hidden = model.advance(hidden, number)
+            outputs.append(model.leave(hidden, number, earlier))
+            earlier.append(outputs[-1] if self._remembers else None)
+            if number < model.num_exits:
+                self._rings.append(_Ring(rows, hidden, earlier, capacity))
         kind = outputs[0].logits.dtype
         for output in outputs:
             kind = torch.promote_types(kind, output.logits.dtype)
@@ -121,9 +117,8 @@ class Stages:
             rows, hidden, earlier = order, self._inputs.rows[:size], ()
         else:
             rows, hidden, earlier = self._rings[number - 2].take(order % self.capacity)
-        with self._context():
-            hidden = model.advance(hidden, number)
-            output = model.leave(hidden, number, earlier)
+        hidden = model.advance(hidden, number)
+        output = model.leave(hidden, number, earlier)
         if last:
             fires = valid
         else:

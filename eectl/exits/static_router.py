@@ -5,14 +5,12 @@ It answers as router.Router does. What a program does is in stages.
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from eectl.core.capture import Capture, recorder_for
-from eectl.exits.context import Context
 from eectl.exits.policy import Policy, Rule
 from eectl.exits.router import Answers
 from eectl.exits.stages import Stages, in_bucket
@@ -101,7 +99,6 @@ class StaticRouter:
 
     Args:
         capture: records the programs; default: the device's recorder.
-        context: what the forward pass is entered in, such as autocast.
         courier: brings the counts of rows to the host; default: the device's.
     """
 
@@ -111,13 +108,12 @@ class StaticRouter:
         policy: Policy,
         *,
         capture: Capture | None = None,
-        context: Context = nullcontext,
         courier: Courier | None = None,
     ) -> None:
         assert not any(module.training for module in model.modules())
         assert len(policy.thresholds) == model.num_exits - 1
         device = next(model.parameters()).device
-        self._model, self._rule, self._context = model, Rule(policy), context
+        self._model, self._rule = model, Rule(policy)
         self._capture = capture or Capture(recorder_for(device), plain_calls=1)
         self._courier = courier or _courier_for(device, model.num_exits)
         self._longest: int | None = getattr(model.backbone, "max_tokens", None)
@@ -183,9 +179,7 @@ class StaticRouter:
         return self._keep(key, lambda: self._build(inputs, batch_size, (2 + IN_FLIGHT) * batch_size))
 
     def _build(self, inputs: Tensor, batch: int, capacity: int) -> Stages:
-        return Stages(
-            self._model, self._rule, inputs[:2], batch=batch, capacity=capacity, capture=self._capture, context=self._context
-        )
+        return Stages(self._model, self._rule, inputs[:2], batch=batch, capacity=capacity, capture=self._capture)
 
     def _keep(self, key: object, make: Callable[[], Stages]) -> Stages:
         if key not in self._kept:
@@ -240,8 +234,8 @@ class _Flow:
             while self._under_way:
                 self._take_in()
             yield from self._run_full()
-            while self._under_way:
-                self._take_in()
+            if self._under_way:
+                continue
             waiting = [number for number in range(2, self._last + 1) if self._waiting(number)]
             if not waiting:
                 break

@@ -47,6 +47,7 @@ def choose_thresholds(scored: ScoredRows, costs: CostTable, *, budgets: Sequence
         search=search,
         cost=costs.kind,
         measured=costs.measured,
+        precision=scored.made.precision,
     )
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from eectl.core.errors import EectlError, lookup
 from eectl.core.files import read_as
+from eectl.core.precision import FLOAT32
 from eectl.exits.policy import COSTS, CostTable
 
 EARLY, FULL = "early exit", "full pass"  # the ways to a policy's answers: rows stop, or all exits run and one is chosen
@@ -88,7 +89,7 @@ class Bench:
     """The times that were measured, and on what.
 
     `checkpoint` is the digest of the weights, `out_of_reach` has the budgets without thresholds. Inputs were on the device and
-    normalised, in float32, and `channels_last` where that is said.
+    normalised, and `channels_last` where that is said; the network computed in `precision`.
     """
 
     checkpoint: str
@@ -103,6 +104,7 @@ class Bench:
     out_of_reach: tuple[float, ...]
     versions: Mapping[str, str]
     measured: tuple[Speed, ...]
+    precision: str = "float32"
 
     def to_json(self) -> Mapping[str, Any]:
         """Return the bench file's content: JSON-able data with its kind and schema number."""
@@ -147,10 +149,18 @@ class _Bench:
     device: str
     threads: int
     measured: tuple[_Measured, ...]
+    precision: str = "float32"
 
 
 def read_times(
-    path: Path, request: CostRequest, *, batch_size: int | None, checkpoint: str, num_exits: int, name: Path
+    path: Path,
+    request: CostRequest,
+    *,
+    batch_size: int | None,
+    checkpoint: str,
+    num_exits: int,
+    precision: str,
+    name: Path,
 ) -> tuple[CostTable, list[str]]:
     """Return the times in a bench file as whole nanoseconds per row, and notes on what was made of them.
 
@@ -162,6 +172,7 @@ def read_times(
         batch_size: How many rows the user evaluates at once, if that was said.
         checkpoint: The digest of the network's weights.
         num_exits: How many exits it has, its own head included.
+        precision: What the scores are computed in.
         name: Where it lies, for messages.
 
     Raises:
@@ -185,7 +196,13 @@ def read_times(
     if raised:
         exits = f"exit{'s' * (len(raised) > 1)} {', '.join(raised)}"
         notes = [f"{path}: {exits} measured faster than an exit before, which is noise; taken to cost as much as that one"]
+    if bench.precision != precision:
+        notes.append(
+            f"{path} was measured in {bench.precision}, and scores are computed in {precision} here, which takes another time; "
+            f"for its times run {again} --precision {precision}"
+        )
     where = f"{bench.device}, {bench.threads} thread{'s' * (bench.threads != 1)}, batches of {found.batch_size}"
+    where += "" if bench.precision == FLOAT32 else f", {bench.precision}"
     return CostTable(rising, _nanoseconds(found.plain_seconds), "latency", where), notes
 
 

@@ -63,6 +63,11 @@ class About:
         return str(self.data["task"])
 
     @property
+    def precision(self) -> str:
+        """The precision of the phase that was trained last; float32 where no phase says one."""
+        return next((str(entry["precision"]) for entry in reversed(self.history) if "precision" in entry), "float32")
+
+    @property
     def untrained(self) -> list[int]:
         """The numbers (from 1) of the attached exits that no phase has trained since they were attached."""
         trained: set[int] = set()

@@ -67,6 +67,24 @@ def _squared_errors(outputs: Tensor, targets: Tensor, label_smoothing: float) ->
     return _squared_error(outputs, targets)
 
 
+def exit_losses(task: Task, outputs: Sequence[Tensor], targets: Tensor, label_smoothing: float) -> Tensor:
+    """Return the mean loss over rows of each exit [exit], all of them computed in one call.
+
+    Args:
+        task: the kind of problem.
+        outputs: each exit's outputs, [row, …].
+        targets: [row], or [row, class] of mixed images.
+        label_smoothing: as `Task.loss` takes it.
+    """
+    rows, repeats = torch.cat([each.float() for each in outputs]), (len(outputs), *(1 for _ in targets.shape[1:]))
+    return task.losses(rows, targets.repeat(repeats), label_smoothing).view(len(outputs), -1).mean(dim=1)
+
+
+def exit_points(task: Task, outputs: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """Return each exit's points summed over rows [exit], in one call; arguments as for `exit_losses`."""
+    return task.points(torch.cat(list(outputs)), targets.repeat(len(outputs))).view(len(outputs), -1).sum(dim=1)
+
+
 def _divergence(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:
     """Return T² · KL(teacher ‖ student) at temperature T (Hinton et al., 2015); several teachers' probabilities are averaged."""
     mean = torch.stack([F.log_softmax(logits.detach().float() / temperature, dim=1) for logits in teachers]).exp().mean(dim=0)

@@ -134,6 +134,12 @@ MOVED_CHOICES = {
     "backbone": "the backbone's weights",
     "heads": "the weights of the attached exits and of the network's own head",
 }
+PRECISION_CHOICES = {
+    "auto": "bf16 on a GPU that has it, else float32",
+    "float32": "32 bits everywhere",
+    "tf32": "float32, multiplied in TF32 by a GPU that has it",
+    "bf16": "bfloat16 where that is safe (autocast), losses in float32",
+}
 DEVICE_CHOICES = {
     "auto": "a GPU where there is one, else the CPU",
     "cpu": "the CPU",

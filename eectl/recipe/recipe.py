@@ -16,6 +16,7 @@ from eectl.recipe.choices import (
     HEAD_CHOICES,
     PHASE_CHOICES,
     PLACEMENT_CHOICES,
+    PRECISION_CHOICES,
     REGIME_CHOICES,
     WEIGHTING_CHOICES,
     completions,
@@ -213,14 +214,24 @@ class Recipe(Section):
     batch_size: Count = Field(128, description="Rows of a training step, over all processes together.")
     eval_batch_size: Count = Field(500, description="Rows that are evaluated at once, in each process.")
     phases: dict[int, PhaseSection] = Field({}, description="What single phases do differently, by number, as {3: {epochs: 10}}.")
-    precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="The numbers that networks are trained in. auto: bf16 on a GPU, float32 on a CPU."
+    precision: Literal["auto", "float32", "tf32", "bf16"] = Field(
+        "auto",
+        description=f"The numbers that networks are trained in, and measured in unless --precision says otherwise. "
+        f"{described(PRECISION_CHOICES)}.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="Whether a GPU gives the same weights from the same seed, bit for bit, after a resume too, as a CPU always "
+        "does. Slower algorithms are then taken where the fastest differ from run to run, and an operation that has no other "
+        "form is an error.",
     )
     channels_last: bool | Literal["auto"] = Field(
         "auto", description="Whether images lie in memory channel by channel for each pixel. auto: for convolutional networks."
     )
-    compile: bool = Field(
-        False, description="Compile the network with torch.compile: minutes at first, then faster steps. Worth it in long runs."
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="Whether training steps are compiled and run as CUDA graphs. auto: on a GPU, in phases that are long enough "
+        "to gain from it; true: compiled on any device; false: neither.",
     )
     cache_features: NonNegative = Field(
         2e9,
@@ -256,7 +267,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _recomputes_alone(self) -> "Recipe":
-        if self.checkpoint_activations and self.compile:
+        if self.checkpoint_activations and self.compile is True:
             raise ValueError("checkpoint_activations and compile exclude each other; set one of them to false")
         if self.checkpoint_activations and self.loss_weights == "l2w":
             raise ValueError("loss_weights l2w differentiates its backward pass; set checkpoint_activations=false")

@@ -15,8 +15,9 @@ from eectl.recipe.recipe import Recipe, start_of
 
 # keys that never name a row: they differ between seeds, or say where a run was made and not what it is
 _UNNAMED = frozenset({
-    "seed", "regime", "phase", "init", "eval_batch_size", "compile", "channels_last", "cache_features", "checkpoint_activations",
-    "data.root", "data.workers", "data.in_memory", "exits.placement", "backbone.pretrained", "backbone.weights",
+    "seed", "regime", "phase", "init", "eval_batch_size", "compile", "deterministic", "channels_last", "cache_features",
+    "checkpoint_activations", "data.root", "data.workers", "data.in_memory", "exits.placement", "backbone.pretrained",
+    "backbone.weights",
 })  # fmt: skip
 # keys in which the runs of one table must agree
 _MUST_AGREE = ("data.name", "data.split_seed", "data.image_size", "data.channels", "data.text", "data.target", "data.task")

@@ -16,6 +16,8 @@ SHORTHANDS = {  # an option of `eectl train`, by its name in Python → the reci
     "phase": "phase",
     "seed": "seed",
     "epochs": "epochs",
+    "precision": "precision",
+    "deterministic": "deterministic",
     "data_root": "data.root",
     "start": "init",
     "pretrained": "backbone.pretrained",

@@ -10,22 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from eectl.core.distributed import World, share_buffers, total
 from eectl.core.errors import EectlError, Interrupted
 from eectl.core.progress import Display
 from eectl.core.seeds import derive_seed
-from eectl.data import Batch
-from eectl.models.losses import Task
 from eectl.models.multi_exit import MultiExitModel
 from eectl.training.feed import Feed, TrainingData
 from eectl.training.gradient_dominance import Tracker, why_untracked
-from eectl.training.objective import LossSet
-from eectl.training.phase import EpochSums, PhaseProgress, PhaseSettings, restore_state, resume_state, start_progress, wide
+from eectl.training.phase import EpochSums, PhaseProgress, PhaseSettings, restore_state, resume_state, start_progress
 from eectl.training.run_folder import RunFolder, State
 from eectl.training.running import Execution, RunningNetwork, start_network
-from eectl.training.step import Losses, learned_step, plain_step
+from eectl.training.step import Stepper
+from eectl.training.validation import Validator
 
 LOOK_EVERY = 50  # steps between looks at the device: is the loss finite, and what is it
 SAVE_EVERY = 60.0  # seconds between saves within an epoch
@@ -83,41 +80,24 @@ def run_phase(
         EectlError: no evaluation gave a finite value.
         Interrupted: a signal came; the state is saved.
     """
-    net, progress, sums = begin_phase(
-        model, settings, execution=execution, world=world, tracking=tracking, display=journal.display
-    )
-    if resumed is not None:
-        restore_state(resumed, model, progress, sums, world)
-    started = time.monotonic()
-    feed = make_feed(net.model, settings, data, execution=execution, world=world, display=journal.display)
-    progress.seconds += time.monotonic() - started
-    number, task = settings.phase.number, settings.objective.task
-    journal.display.start_phase(
-        number,
-        settings.phase.title,
-        epochs=settings.epochs,
-        steps=settings.steps_per_epoch,
-        done=progress.step,
-        score_name=task.score_name,
-        seconds=progress.seconds,
-    )
-    while progress.epoch < settings.epochs and not progress.stopper.should_stop:
-        started = time.monotonic()
-        train_epoch(net, settings, feed, progress, sums, world=world, journal=journal)
-        _check_finite(net, settings, progress, sums)
-        share_buffers(model)
-        validation = validate(net, feed, task, batch_size=settings.eval_batch_size, world=world)
-        improved = progress.end_epoch(model, settings, validation)
-        progress.seconds += time.monotonic() - started
-        row = _row(settings, progress, sums.take(), validation, improved)
-        if world.is_main:
-            journal.folder.log(row)
-            journal.display.epoch(row, since_improvement=progress.stopper.since_improvement)
-        _save_or_stop(net, settings, progress, sums, world=world, journal=journal, due=journal.folder.due())
-    if not progress.best_epoch:
-        raise EectlError(f"phase {number}: no evaluation gave a finite {settings.metric}; try a lower optimizer.lr")
-    model.load_state_dict(progress.best)
-    return _entry(settings, progress, execution, world)
+    phase = begin_phase(model, settings, execution=execution, world=world, tracking=tracking, display=journal.display)
+    try:
+        return _run(phase, data, journal, resumed)
+    finally:
+        phase.net.capture.close()
+
+
+@dataclass(frozen=True)
+class RunningPhase:
+    """A phase that is under way: its settings, the network and what trains and evaluates it, and how far it has come."""
+
+    settings: PhaseSettings
+    net: RunningNetwork
+    progress: PhaseProgress
+    sums: EpochSums
+    step: Stepper
+    validate: Validator
+    world: World
 
 
 def begin_phase(
@@ -128,12 +108,63 @@ def begin_phase(
     world: World,
     tracking: Tracking | None,
     display: Display,
-) -> tuple[RunningNetwork, PhaseProgress, EpochSums]:
-    """Freeze, wrap, and only then make the optimizer: so frozen parts stay out of both."""
-    net = start_network(model, settings.phase, execution, world)
+) -> RunningPhase:
+    """Freeze, and only then make the optimizer: so frozen parts stay out of it."""
+    plain_because = None
+    if settings.objective.learned:
+        plain_because = "l2w differentiates its own steps"
+    elif tracking is not None:
+        plain_because = "tracking gradient dominance takes several backward passes through one forward pass"
+    net = start_network(
+        model,
+        settings.phase,
+        execution,
+        num_steps=settings.epochs * settings.steps_per_epoch,
+        plain_because=plain_because,
+        say=display.say,
+    )
     progress = start_progress(model, settings, world.device)
     tracker = None if tracking is None else _make_tracker(model, settings, tracking, device=world.device, display=display)
-    return net, progress, EpochSums(model.num_exits, world.device, tracker)
+    sums = EpochSums(model.num_exits, world.device, tracker)
+    step = Stepper(net, settings, progress, sums, world)
+    return RunningPhase(settings, net, progress, sums, step, Validator(net, settings, world), world)
+
+
+def _run(phase: RunningPhase, data: TrainingData, journal: Journal, resumed: State | None) -> dict[str, Any]:
+    """Run a phase that has begun to its end; returns what it did."""
+    settings, net, progress, sums, world = phase.settings, phase.net, phase.progress, phase.sums, phase.world
+    model, number = net.model, settings.phase.number
+    if resumed is not None:
+        restore_state(resumed, model, progress, sums, world)
+    started = time.monotonic()
+    feed = make_feed(model, settings, data, execution=net.execution, world=world, display=journal.display)
+    progress.seconds += time.monotonic() - started
+    journal.display.start_phase(
+        number,
+        settings.phase.title,
+        epochs=settings.epochs,
+        steps=settings.steps_per_epoch,
+        done=progress.step,
+        score_name=settings.objective.task.score_name,
+        seconds=progress.seconds,
+    )
+    while progress.epoch < settings.epochs and not progress.stopper.should_stop:
+        started = time.monotonic()
+        train_epoch(phase, feed, journal=journal)
+        _check_finite(phase)
+        share_buffers(model)
+        validation = phase.validate(feed)
+        improved = progress.end_epoch(model, settings, validation)
+        progress.seconds += time.monotonic() - started
+        row = _row(settings, progress, sums.take(), validation, improved)
+        if world.is_main:
+            journal.folder.log(row)
+            journal.display.epoch(row, since_improvement=progress.stopper.since_improvement)
+        _save_or_stop(phase, journal=journal, due=journal.folder.due())
+    if not progress.best_epoch:
+        raise EectlError(f"phase {number}: no evaluation gave a finite {settings.metric}; try a lower optimizer.lr")
+    model.load_state_dict(progress.best)
+    return _entry(settings, progress, net.execution, world)
 
 
 def _make_tracker(
@@ -165,137 +196,54 @@ def make_feed(
     return feed
 
 
-def train_epoch(
-    net: RunningNetwork,
-    settings: PhaseSettings,
-    feed: Feed,
-    progress: PhaseProgress,
-    sums: EpochSums,
-    *,
-    world: World,
-    journal: Journal,
-) -> None:
+def train_epoch(phase: RunningPhase, feed: Feed, *, journal: Journal) -> None:
     """Run the rest of an epoch, from batch `progress.batch` on."""
-    phase = settings.phase
-    net.model.train_parts(phase.segments, phase.heads, combine=phase.combine)
-    loss_sets = settings.objective.loss_sets(phase, progress.epoch, device=world.device)
+    settings, progress, parts = phase.settings, phase.progress, phase.settings.phase
+    phase.net.model.train_parts(parts.segments, parts.heads, combine=parts.combine)
+    loss_sets = settings.objective.loss_sets(parts, progress.epoch, device=phase.world.device)
+    done = progress.step - progress.batch
     batches = feed.training(
         batch_size=settings.batch_size,
-        seed=derive_seed(settings.seed, "order", phase.number),
+        seed=derive_seed(settings.seed, "order", parts.number),
         epoch=progress.epoch,
         start=progress.batch,
-        world=world,
+        world=phase.world,
+        step_seed=lambda number: derive_seed(settings.seed, parts.number, done + number, phase.world.rank),
     )
     for batch in batches:
-        wanted = loss_sets[progress.step % len(loss_sets)]
-        for losses, rows in _step(net, settings, feed, progress, sums, wanted, batch, world=world):
-            sums.add(wanted.index, losses, rows, step=progress.step)
+        phase.step(loss_sets[progress.step % len(loss_sets)], *batch)
         progress.batch += 1
         journal.display.step()
         if progress.step % LOOK_EVERY == 0:
-            _check_finite(net, settings, progress, sums)
+            _check_finite(phase)
         due = time.monotonic() - journal.folder.saved_at > SAVE_EVERY and journal.folder.due()
-        _save_or_stop(net, settings, progress, sums, world=world, journal=journal, due=due)
+        _save_or_stop(phase, journal=journal, due=due)
 
 
-def _step(
-    net: RunningNetwork,
-    settings: PhaseSettings,
-    feed: Feed,
-    progress: PhaseProgress,
-    sums: EpochSums,
-    wanted: LossSet,
-    batch: Batch,
-    *,
-    world: World,
-) -> Losses:
-    """Seed a step, set its learning rate, and take it: with learned weights where the phase has them."""
-    number = progress.step
-    torch.manual_seed(derive_seed(settings.seed, settings.phase.number, number, world.rank))
-    rate = settings.learning_rate(number)
-    _set_rate(progress.optimizer, rate)
-    inputs, targets = feed.inputs_and_targets(batch)
-    clip_norm = settings.optimizer.clip_norm
-    if progress.learned is None:
-        tracker = sums.tracker if sums.tracker and sums.tracker.due(number, wanted.exits) else None
-        scale = len(batch.rows) * world.size / settings.rows_per_step
-        return plain_step(
-            net,
-            progress.optimizer,
-            settings.objective,
-            wanted,
-            inputs,
-            targets,
-            scale=scale,
-            clip_norm=clip_norm,
-            tracker=tracker,
-        )
-    assert isinstance(inputs, Tensor)  # no features are kept under learned weighting
-    learned = progress.learned
-    _set_rate(learned.optimizer, learned.settings.lr * rate / settings.optimizer.lr)  # follows the schedule, as in the source
-    learns = number % learned.settings.interval == 0
-    return learned_step(
-        net, progress.optimizer, settings.objective, wanted, inputs, targets, learned=learned, learns=learns, clip_norm=clip_norm
-    )
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _save_or_stop(
-    net: RunningNetwork,
-    settings: PhaseSettings,
-    progress: PhaseProgress,
-    sums: EpochSums,
-    *,
-    world: World,
-    journal: Journal,
-    due: bool,
-) -> None:
+def _save_or_stop(phase: RunningPhase, *, journal: Journal, due: bool) -> None:
     """Save the state where process 0 finds it due; where a signal came to any process, save and raise Interrupted."""
+    world = phase.world
     wish = max([int(due and world.is_main), *journal.signals])
     if world.size > 1:
         wish = int(total(torch.tensor(wish), op="max"))  # between CPUs: no process waits for its device
     if not wish:
         return
-    _check_finite(net, settings, progress, sums)
-    sums.gather(world)
+    _check_finite(phase)
+    phase.sums.gather(world)
     if world.is_main:
-        journal.folder.save_state(resume_state(net.model, progress, sums, journal.run_values))
+        journal.folder.save_state(resume_state(phase.net.model, phase.progress, phase.sums, journal.run_values))
     if wish > 1:
         raise Interrupted(wish, hint="; the state is saved, the same command with --resume goes on")
 
 
-def _check_finite(net: RunningNetwork, settings: PhaseSettings, progress: PhaseProgress, sums: EpochSums) -> None:
+def _check_finite(phase: RunningPhase) -> None:
     """Raise NotFiniteError where a loss was not, with the best weights in the network again if there are any."""
-    found = sums.first_not_finite()
+    found, progress = phase.sums.first_not_finite(), phase.progress
     if found is None:
         return
     if progress.best_epoch:
-        net.model.load_state_dict(progress.best)
-    raise NotFiniteError(settings.phase.number, *found, restored=bool(progress.best_epoch))
-
-
-def validate(net: RunningNetwork, feed: Feed, task: Task, *, batch_size: int, world: World) -> dict[str, list[float]]:
-    """Return every exit's mean loss and score on the validation split, in eval mode, over all processes.
-
-    Returns:
-        {"loss": [exit], "score": [exit]}.
-    """
-    model = net.model
-    model.eval()
-    sums = torch.zeros(2, model.num_exits, dtype=wide(world.device), device=world.device)
-    with torch.no_grad():
-        for inputs, targets in feed.validation(batch_size=batch_size, world=world):
-            with net.execution.autocast():
-                outputs = model(inputs)
-            for number, output in enumerate(outputs):
-                loss = task.loss(output.logits, targets, 0.0) * len(targets)
-                sums[:, number] += torch.stack([loss, task.points(output.logits, targets).sum()])
-    means = total(sums).cpu().double() / len(feed.data.validation)
-    return {"loss": means[0].tolist(), "score": means[1].tolist()}
+        phase.net.model.load_state_dict(progress.best)
+    raise NotFiniteError(phase.settings.phase.number, *found, restored=bool(progress.best_epoch))
 
 
 def _row(
@@ -339,6 +287,7 @@ def _entry(settings: PhaseSettings, progress: PhaseProgress, execution: Executio
         "seed": settings.seed,
         "batch_size": settings.batch_size,
         "precision": execution.precision,
+        "deterministic": execution.deterministic,
         "processes": world.size,
         "device": execution.device.type,
         "seconds": round(progress.seconds, 1),

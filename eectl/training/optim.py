@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eectl.recipe.recipe import OptimizerSection, ScheduleSection
 
@@ -35,14 +35,32 @@ def learning_rate(step: int, *, base: float, schedule: ScheduleSection, steps_pe
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSection) -> torch.optim.Optimizer:
-    """Return AdamW or SGD over these parameters, fused where torch can."""
+    """Return AdamW or SGD over these parameters, fused where torch can; a captured step can then take it."""
     chosen = list(parameters)
-    fused = chosen[0].device.type in ("cpu", "cuda")
+    device = chosen[0].device
+    fused = device.type in ("cpu", "cuda")
+    rate: Any = settings.lr
+    if fused:  # in a tensor: a CUDA graph would go on with the number that it was recorded with
+        rate = torch.tensor(settings.lr, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
     if settings.name == "sgd":
-        return torch.optim.SGD(
-            chosen, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
-        )
-    return torch.optim.AdamW(chosen, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
+        return torch.optim.SGD(chosen, lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused)
+    return torch.optim.AdamW(
+        chosen,
+        lr=rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+        capturable=device.type == "cuda",
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters, in the tensor that holds it where there is one."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 @dataclass

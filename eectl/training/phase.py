@@ -29,8 +29,8 @@ class PhaseSettings:
     """A phase's settings: the parts that train, and all that they train with.
 
     `batch_size` and `rows_per_step` are over all processes; the second is smaller where the split is. `metric` is what early
-    stopping compares, `score` or `loss`. `cache_bytes` is the most that may be kept of what exits read of a frozen backbone, 0
-    where that may change from step to step.
+    stopping compares, `score` or `loss`. `most_tokens` are those of a text, None for images. `cache_bytes` is the most that may
+    be kept of what exits read of a frozen backbone, 0 where that may change from step to step.
     """
 
     phase: Phase
@@ -44,6 +44,7 @@ class PhaseSettings:
     eval_batch_size: int
     steps_per_epoch: int
     rows_per_step: int
+    most_tokens: int | None
     cache_bytes: float
     seed: int
 
@@ -79,6 +80,7 @@ def phase_settings(
         eval_batch_size=recipe.eval_batch_size,
         steps_per_epoch=num_batches(data.train, batch_size),
         rows_per_step=min(batch_size, len(data.train)),
+        most_tokens=data.input_shape[-1] if recipe.data.is_text else None,
         cache_bytes=recipe.cache_features if keeps_reads else 0.0,
         seed=recipe.seed,
     )
@@ -147,14 +149,22 @@ class EpochSums:
     def __init__(self, num_exits: int, device: torch.device, tracker: Tracker | None = None) -> None:
         self.losses = torch.zeros(2, num_exits, dtype=wide(device), device=device)
         self.first_bad = torch.full((num_exits,), NEVER, device=device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.tracker = tracker
 
-    def add(self, index: Tensor, losses: Tensor, rows: int, *, step: int) -> None:
-        """Add the mean losses over `rows` rows of the exits with these indices from 0, and note those that are not finite."""
+    def begin_step(self, number: int) -> None:
+        """Say which step of the phase, from 0, the next losses are of."""
+        self.step.fill_(number)
+
+    def add(self, index: Tensor, losses: Tensor, rows: int) -> None:
+        """Add the mean losses over `rows` rows of the exits with these indices from 0, and note those that are not finite.
+
+        All that changes from step to step is in tensors, so that a captured step can do this.
+        """
         self.losses[0].index_add_(0, index, (losses * rows).to(self.losses.dtype))
         self.losses[1].index_add_(0, index, torch.full_like(losses, rows, dtype=self.losses.dtype))
         seen = self.first_bad[index]
-        self.first_bad.index_copy_(0, index, torch.where(torch.isfinite(losses), seen, seen.clamp(max=step)))
+        self.first_bad.index_copy_(0, index, torch.where(torch.isfinite(losses), seen, seen.minimum(self.step)))
 
     def take(self) -> dict[str, Any]:
         """Return the epoch's means over all processes, as they go into metrics.jsonl, and start again from 0.

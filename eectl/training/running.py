@@ -1,91 +1,163 @@
-"""A network as it runs in training: its device, memory layout and precision, and DDP or torch.compile around it.
+"""A network as it runs in training: its device, memory layout and precision, and whether its steps are compiled and recorded.
 
 All of it is resolved before the first phase; nothing here knows what is trained.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
-from eectl.core.distributed import World
+from eectl.core.capture import Capture, Recorder, recorder_for
+from eectl.core.console import silent
+from eectl.core.distributed import share_parameters
+from eectl.core.precision import autocast, resolve_precision
 from eectl.models.backbone import Backbone
-from eectl.models.heads import ExitOutput
-from eectl.models.multi_exit import MultiExitModel
+from eectl.models.multi_exit import MultiExitModel, Reads
 from eectl.recipe.recipe import Recipe
 from eectl.recipe.regimes import Phase
+
+R = TypeVar("R")
+
+WORTH_STEPS = 1000  # of a phase on a GPU: at 20 ms each, as small kernels take, they make up for 20 s of compiling
+MOST_VERSIONS = 256  # of a compiled step, one for each set of exits and each shape
+TOKENS_AT_ONCE = 32  # texts are padded to multiples of it where steps are recorded, so that few shapes are
 
 
 @dataclass(frozen=True)
 class Execution:
     """The device, precision and memory layout in which a network computes.
 
-    `low_precision` is the type that autocast computes in, None for plain float32. `recomputes` says that blocks run again in the
-    backward pass, which takes less memory and more time.
+    `precision` is float32, tf32 or bf16; with `deterministic` only algorithms run that give the same bits each time. `compile` is
+    the recipe's wish; `recomputes` says that blocks run again in the backward pass, which takes less memory and more
+    time; `make_recorder` gives what records steps on the device, or None where nothing can.
     """
 
     device: torch.device
     channels_last: bool
-    low_precision: torch.dtype | None
-    compiled: bool = False
+    precision: str
+    deterministic: bool = False
+    compile: bool | Literal["auto"] = False
     recomputes: bool = False
-
-    @property
-    def precision(self) -> str:
-        """The recipe's name of the precision: float32 or bf16."""
-        return "float32" if self.low_precision is None else "bf16"
+    make_recorder: Callable[[torch.device], Recorder | None] = recorder_for
+    compiler: str = "inductor"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context that a forward pass runs in."""
-        return nullcontext() if self.low_precision is None else torch.autocast(self.device.type, self.low_precision)
+        return autocast(self.precision, self.device)
 
     def laid_out(self, inputs: Tensor) -> Tensor:
         """Return a batch of inputs in the memory layout that the network has."""
         return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
 
+    def accelerated(self, num_steps: int) -> tuple[bool, bool]:
+        """Return whether the steps of a phase of so many are compiled, and whether they are recorded.
+
+        On a GPU they are both, where the recipe says so or, by `auto`, the phase is long enough to make up for it. What decides
+        is the number of steps and no clock, so that a run and its repetition compute the same.
+        """
+        records = self.make_recorder(self.device) is not None
+        wanted = records and num_steps >= WORTH_STEPS if self.compile == "auto" else self.compile
+        return wanted and not self.recomputes, wanted and records
+
 
 @dataclass(frozen=True)
 class RunningNetwork:
-    """A network that is ready to train.
-
-    `run` is `model` as training steps call it: in DDP where there are several processes, compiled where that is asked for.
-    """
+    """A network that is ready to train. `capture` keeps what is recorded of its work, `compiles` says how that is compiled."""
 
     model: MultiExitModel
-    run: Callable[..., list[ExitOutput]]
     execution: Execution
+    capture: Capture
+    compiles: bool = False
+
+    say: Callable[[str], None] = silent
+
+    def filled(self, inputs: Tensor | Reads, *, most_tokens: int | None) -> Tensor | Reads:
+        """Return texts [row, 3, token] padded to one of few lengths where work is recorded for each; all else as it is.
+
+        Args:
+            inputs: rows, or what exits read of them.
+            most_tokens: what a text may have at most; None: these are no texts.
+        """
+        if most_tokens is None or isinstance(inputs, tuple) or self.capture.recorder is None:
+            return inputs
+        wanted = min(-(-inputs.shape[2] // TOKENS_AT_ONCE) * TOKENS_AT_ONCE, max(most_tokens, inputs.shape[2]))
+        return functional.pad(inputs, (0, wanted - inputs.shape[2]))  # their mask is 0
+
+    def compiled(self, function: Callable[..., R]) -> Callable[..., R]:
+        """Return a function of tensors compiled as a whole, where that is wanted, else as it is.
+
+        Dropout draws what it would draw without. Where compiling fails the function is called as it is, and that is said.
+        """
+        return _Compiled(function, self.execution.compiler, self.say) if self.compiles else function
+
+
+class _Compiled:
+    """A compiled function, and the function itself from when it cannot be compiled."""
+
+    def __init__(self, function: Callable[..., Any], compiler: str, say: Callable[[str], None]) -> None:
+        more: dict[str, Any] = {"options": {"fallback_random": True}} if compiler == "inductor" else {}
+        self._function, self._say = function, say
+        self._run: Callable[..., Any] = torch.compile(function, fullgraph=True, backend=compiler, **more)
+
+    def __call__(self, *args: Any) -> Any:
+        from torch._dynamo import config
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            with config.patch(recompile_limit=MOST_VERSIONS):  # its count is over all phases and all shapes of a process
+                return self._run(*args)
+        except TorchDynamoException as error:
+            self._run = self._function
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            self._say(f"the step could not be compiled, so it runs as it is, which is slower: {reason}")
+            return self._function(*args)
 
 
 def make_execution(recipe: Recipe, backbone: Backbone, device: torch.device) -> Execution:
     """Resolve a recipe's `precision` and `channels_last` for a network and a device."""
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "float32"
     return Execution(
         device,
         backbone.lies_channels_last(recipe.channels_last),
-        torch.bfloat16 if precision == "bf16" else None,
-        compiled=recipe.compile,
+        resolve_precision(recipe.precision, device),
+        deterministic=recipe.deterministic,
+        compile=recipe.compile,
         recomputes=recipe.checkpoint_activations,
     )
 
 
-def start_network(model: MultiExitModel, phase: Phase, execution: Execution, world: World) -> RunningNetwork:
-    """Move the network to its device, freeze what the phase does not train, and wrap it: in this order.
+def start_network(
+    model: MultiExitModel,
+    phase: Phase,
+    execution: Execution,
+    *,
+    num_steps: int,
+    plain_because: str | None = None,
+    say: Callable[[str], None] = silent,
+) -> RunningNetwork:
+    """Move the network to its device, in the weights of process 0, and freeze what the phase does not train.
 
-    DDP looks at what requires a gradient when it wraps a network, so frozen parts must be frozen before.
+    Args:
+        model: the network.
+        phase: what trains.
+        execution: how it computes.
+        num_steps: at most so many steps are made.
+        plain_because: what keeps the steps from being compiled and recorded; it is said where they would be.
+        say: is called with what the user should know.
     """
     model.to(execution.device)
     if execution.channels_last:
         model.to(memory_format=torch.channels_last)
+    share_parameters(model)
     model.set_trainable(phase.segments, phase.heads, combine=phase.combine)
     model.checkpoint_activations(execution.recomputes)
-    runner: nn.Module = model
-    if world.size > 1:
-        devices = [world.device] if world.device.type == "cuda" else None
-        unused = len(phase.losses) > 1 or model.backbone.blocks_serve_later_exits
-        runner = nn.parallel.DistributedDataParallel(runner, devices, find_unused_parameters=unused)
-    return RunningNetwork(model, torch.compile(runner) if execution.compiled else runner, execution)
+    compiles, records = execution.accelerated(num_steps)
+    if plain_because is not None and (compiles or records):
+        say(f"phase {phase.number}: steps are not compiled, since {plain_because}")
+        compiles = records = False
+    recorder = execution.make_recorder(execution.device) if records else None
+    return RunningNetwork(model, execution, Capture(recorder, say=say), compiles, say)

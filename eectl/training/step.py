@@ -1,71 +1,166 @@
-"""One training step: the plain one, and that of learned weighting. Nothing here waits for the device.
+"""One training step: the plain one, which a GPU records and replays, and that of learned weighting. Nothing waits for the device.
 
-Which batches come, their learning rate and what happens between them is `loop`'s. Both steps return [(losses [exit], rows)]: the
-mean losses, without a gradient, of the exits that took part over `rows` rows, once for each step of the optimizer.
+Which batches come and what happens between steps is `loop`'s. The mean losses of the exits that took part go into the epoch's
+sums.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from eectl.models.losses import distil, with_auxiliary
+from eectl.core.distributed import World, average
+from eectl.core.seeds import derive_seed
+from eectl.models.losses import distil, exit_losses, with_auxiliary
 from eectl.models.multi_exit import Reads
 from eectl.training.gradient_dominance import Tracker
 from eectl.training.l2w import LearnedWeights
-from eectl.training.objective import LossSet, Objective
+from eectl.training.objective import LossSet
+from eectl.training.optim import set_rate
+from eectl.training.phase import EpochSums, PhaseProgress, PhaseSettings
 from eectl.training.running import RunningNetwork
 
-Losses = list[tuple[Tensor, int]]
+Gradients = Sequence[tuple[nn.Parameter, Tensor]]
 
 
-def plain_step(
-    net: RunningNetwork,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    wanted: LossSet,
-    inputs: Tensor | Reads,
-    targets: Tensor,
-    *,
-    scale: float,
-    clip_norm: float | None,
-    tracker: Tracker | None = None,
-) -> Losses:
-    """Step down the gradient of the exits' weighted loss, and of what else the objective has.
+class Stepper:
+    """Takes the steps of a phase: plain ones, or those of learned weighting where the phase has it."""
 
-    Args:
-        inputs: images [row, channel, height, width], texts [row, 3, token], or what exits 1..K read of the rows.
-        scale: a factor of the loss. DDP averages over processes whose row counts may differ by one; rows here · processes / rows
-            of all makes that the mean over rows.
-        clip_norm: the norm that gradients are scaled down to; None: no clipping.
-        tracker: measures the exits' gradients on the way; it changes no weight.
+    def __init__(
+        self, net: RunningNetwork, settings: PhaseSettings, progress: PhaseProgress, sums: EpochSums, world: World
+    ) -> None:
+        self._net, self._settings, self._progress, self._sums, self._world = net, settings, progress, sums, world
+        self._plain: dict[tuple[int, ...], PlainStep] = {}
+
+    def __call__(self, wanted: LossSet, inputs: Tensor | Reads, targets: Tensor) -> None:
+        """Seed the step that is next, set its learning rate, and take it.
+
+        Args:
+            wanted: the exits that take part, and their weights.
+            inputs: images [row, channel, height, width], texts [row, 3, token], or what exits 1..K read of the rows.
+            targets: [row], or [row, class] of mixed images.
+        """
+        settings, progress, sums = self._settings, self._progress, self._sums
+        number = progress.step
+        torch.manual_seed(derive_seed(settings.seed, "network", settings.phase.number, number, self._world.rank))
+        rate = settings.learning_rate(number)
+        set_rate(progress.optimizer, rate)
+        sums.begin_step(number)
+        if progress.learned is None:
+            tracker = sums.tracker if sums.tracker and sums.tracker.due(number, wanted.exits) else None
+            self._plain_step(wanted)(wanted, inputs, targets, tracker=tracker)
+            return
+        assert isinstance(inputs, Tensor)  # no features are kept under learned weighting
+        learned = progress.learned
+        set_rate(learned.optimizer, learned.settings.lr * rate / settings.optimizer.lr)  # follows the schedule, as in the source
+        learns = number % learned.settings.interval == 0
+        learned_step(self._net, settings, progress.optimizer, sums, wanted, inputs, targets, learned=learned, learns=learns)
+
+    def _plain_step(self, wanted: LossSet) -> "PlainStep":
+        key = tuple(wanted.exits)
+        if key not in self._plain:
+            self._plain[key] = PlainStep(
+                self._net, self._settings, self._progress.optimizer, self._sums, wanted, num_processes=self._world.size
+            )
+        return self._plain[key]
+
+
+class PlainStep:
+    """A step down the gradient of one set of exits' weighted loss, and of what else the objective has.
+
+    It is a function of tensors: inputs, targets, and what stays in its place (parameters, weights, the learning rate, the step's
+    number, the sums), so that a device can record it. With several processes forward and backward pass are recorded; then the
+    gradients are averaged in one message, and the fused optimizer is called as it is.
     """
-    with net.execution.autocast():
-        outputs = net.run(inputs, wanted.exits, equilibrium=objective.equilibrium)
-    logits = [outputs[k - 1].logits for k in wanted.exits]
-    apart = [objective.task.loss(each, targets, objective.label_smoothing) for each in logits]
-    if tracker is not None:
-        tracker.measure(apart, wanted.weights, wanted.exits, wanted.index)
-    losses = torch.stack(apart)
-    value = with_auxiliary(net.model.auxiliary, (losses * wanted.weights).sum(), outputs)
-    lesson = objective.lesson
-    if lesson is not None:
-        distance = distil(logits, teacher=lesson.teacher, temperature=lesson.temperature, task=objective.task)
-        value = value + lesson.weight * distance
-    _descend(optimizer, value * scale, clip_norm)
-    return [(losses.detach(), len(targets))]
+
+    def __init__(
+        self,
+        net: RunningNetwork,
+        settings: PhaseSettings,
+        optimizer: torch.optim.Optimizer,
+        sums: EpochSums,
+        wanted: LossSet,
+        *,
+        num_processes: int,
+    ) -> None:
+        self._net, self._settings, self._optimizer, self._sums = net, settings, optimizer, sums
+        self._exits, self._index, self._weights = wanted.exits, wanted.index, wanted.weights.clone()
+        self._taken, self._num_processes, self._takes_reads = wanted, num_processes, False
+        self._compiled = net.compiled(self._losses)
+        self._whole = net.capture.function(self._descend_whole, undo=optimizer.zero_grad)
+        self._gradients_alone = net.capture.function(self._gradients, undo=optimizer.zero_grad)
+
+    def __call__(self, wanted: LossSet, inputs: Tensor | Reads, targets: Tensor, *, tracker: Tracker | None = None) -> None:
+        """Make one step; a `tracker` measures the exits' gradients on the way, and changes no weight."""
+        if wanted is not self._taken:  # an epoch's weights
+            self._weights.copy_(wanted.weights)
+            self._taken = wanted
+        inputs = self._net.filled(inputs, most_tokens=self._settings.most_tokens)
+        self._takes_reads = isinstance(inputs, tuple)  # so it is in all steps of a phase
+        parts = inputs if isinstance(inputs, tuple) else (inputs,)
+        if tracker is not None:
+            self._descend(self._gradients(targets, *parts, tracker=tracker))
+        elif self._num_processes == 1:
+            self._whole(targets, *parts)
+        else:
+            self._descend(self._gradients_alone(targets, *parts))
+
+    def _descend_whole(self, targets: Tensor, *parts: Tensor) -> None:
+        self._descend(self._gradients(targets, *parts))
+
+    def _gradients(self, targets: Tensor, *parts: Tensor, tracker: Tracker | None = None) -> Gradients:
+        """Return this process's gradients of a batch, of the parameters that have one, and add the losses to the sums.
+
+        The loss is the mean over the rows of all processes, whose shares may differ by one.
+        """
+        value, losses = self._compiled(targets, parts) if tracker is None else self._losses(targets, parts, tracker)
+        rows = len(targets)
+        scale = rows * self._num_processes / self._settings.rows_per_step
+        (value if scale == 1 else value * scale).backward()  # type: ignore[no-untyped-call]
+        self._sums.add(self._index, losses, rows)
+        parameters = (parameter for group in self._optimizer.param_groups for parameter in group["params"])
+        return [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+
+    def _losses(self, targets: Tensor, parts: Sequence[Tensor], tracker: Tracker | None = None) -> tuple[Tensor, Tensor]:
+        """Return the value to descend and the exits' losses [exit], which have no gradient."""
+        net, objective, exits = self._net, self._settings.objective, self._exits
+        inputs = tuple(parts) if self._takes_reads else parts[0]
+        with net.execution.autocast():
+            outputs = net.model(inputs, exits, equilibrium=objective.equilibrium)
+        logits = [outputs[k - 1].logits for k in exits]
+        if tracker is None:
+            losses = exit_losses(objective.task, logits, targets, objective.label_smoothing)
+        else:  # each with a graph of its own, for a backward pass of its own
+            apart = [exit_losses(objective.task, [each], targets, objective.label_smoothing)[0] for each in logits]
+            tracker.measure(apart, self._weights, exits, self._index)
+            losses = torch.stack(apart)
+        value = with_auxiliary(net.model.auxiliary, (losses * self._weights).sum(), outputs)
+        lesson = objective.lesson
+        if lesson is not None:
+            distance = distil(logits, teacher=lesson.teacher, temperature=lesson.temperature, task=objective.task)
+            value = value + lesson.weight * distance
+        return value, losses.detach()
+
+    def _descend(self, gradients: Gradients) -> None:
+        """Make one step of the optimizer down these gradients, averaged over all processes."""
+        average([gradient for _, gradient in gradients])
+        for parameter, gradient in gradients:
+            parameter.grad = gradient  # a replay writes to it, and the parameter has forgotten it
+        _step_down(self._optimizer, self._settings.optimizer.clip_norm)
 
 
 def learned_step(
     net: RunningNetwork,
+    settings: PhaseSettings,
     optimizer: torch.optim.Optimizer,
-    objective: Objective,
+    sums: EpochSums,
     wanted: LossSet,
     inputs: Tensor,
     targets: Tensor,
     *,
     learned: LearnedWeights,
     learns: bool,
-    clip_norm: float | None,
-) -> Losses:
+) -> None:
     """Make two steps, each on one half of the batch with weights learned on the other, as in L2W's source.
 
     The loss is the mean over rows and exits of weight · loss (the source's is K times that: the sum over exits).
@@ -73,14 +168,14 @@ def learned_step(
     Args:
         learns: whether the weights learn in this step, for both halves; else they are used as they are.
     """
+    objective, exits = settings.objective, wanted.exits
     first, second = zip(inputs.chunk(2), targets.chunk(2), strict=True)
-    done = []
     for own, other in ((first, second), (second, first)):
         if learns:
             learned.learn(
                 net.model,
                 optimizer,
-                wanted.exits,
+                exits,
                 train=own,
                 meta=other,
                 task=objective.task,
@@ -88,19 +183,18 @@ def learned_step(
                 autocast=net.execution.autocast,
             )
         with net.execution.autocast():
-            outputs = net.run(own[0], wanted.exits)
-        each = [objective.task.losses(outputs[k - 1].logits, own[1], objective.label_smoothing) for k in wanted.exits]
+            outputs = net.model(own[0], exits)
+        each = [objective.task.losses(outputs[k - 1].logits, own[1], objective.label_smoothing) for k in exits]
         losses = torch.stack(each, dim=1)
         with torch.no_grad():
             weights = learned.weights(losses)
-        _descend(optimizer, with_auxiliary(net.model.auxiliary, (weights * losses).mean(), outputs), clip_norm)
-        done.append((losses.detach().mean(dim=0), len(own[0])))
-    return done
+        with_auxiliary(net.model.auxiliary, (weights * losses).mean(), outputs).backward()  # type: ignore[no-untyped-call]
+        sums.add(wanted.index, losses.detach().mean(dim=0), len(own[0]))
+        _step_down(optimizer, settings.optimizer.clip_norm)
 
 
-def _descend(optimizer: torch.optim.Optimizer, objective: Tensor, clip_norm: float | None) -> None:
-    """Make one step of the optimizer down the gradient of `objective`."""
-    objective.backward()  # type: ignore[no-untyped-call]
+def _step_down(optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
+    """Make one step of the optimizer down the gradients that the parameters have, and forget these."""
     if clip_norm is not None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_([parameter for parameter in parameters if parameter.grad is not None], clip_norm)

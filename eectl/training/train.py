@@ -13,6 +13,7 @@ import torch
 from eectl.core.console import silent
 from eectl.core.distributed import World, join, leave, main_first
 from eectl.core.errors import EectlError, out_of_memory
+from eectl.core.precision import not_deterministic, resolve_precision, settings
 from eectl.core.progress import Display
 from eectl.data import Dataset, load_data
 from eectl.models.build import build_model
@@ -61,6 +62,8 @@ def train(
     backbone: str | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
+    precision: str | None = None,
+    deterministic: bool | None = None,
     data_root: str | Path | None = None,
     download: bool = False,
     resume: bool = False,
@@ -89,6 +92,8 @@ def train(
         backbone: the network, such as `timm/resnet18` or `hf/./FOLDER`.
         weights: start from the network's weights in this .safetensors file.
         device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, float32, tf32 or bf16; default: the recipe's.
+        deterministic: the same bits from the same seed on a GPU too; default: the recipe's.
         data_root: where the data lies; default: where the recipe says.
         download: fetch the data set if it is missing.
         resume: go on where the run in `out` stopped, or start it.
@@ -113,9 +118,10 @@ def train(
     given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "start": start and Path(start)}
     given |= {"data_root": data_root and Path(data_root), "pretrained": pretrained or None, "data": data, "text": text or None}
     given |= {"target": target, "task": task, "backbone": backbone, "weights": weights}
+    given |= {"precision": precision, "deterministic": deterministic}
     found = find_recipe(recipe, changes=changes, given=given)
     if track is not None:
-        check_track(track, compiled=found.recipe.compile)
+        check_track(track, compiled=found.recipe.compile is True)
     elif track_every is not None:
         raise EectlError(f"--track-every {track_every}: nothing is tracked; add --track gradient-dominance")
     world = join(device)
@@ -123,7 +129,7 @@ def train(
     for note in found.notes:
         display.say(note)
     try:
-        with _explained(found.recipe, world):
+        with _explained(found.recipe, world), _set_up(found.recipe, world):
             return _train(
                 found.recipe,
                 RunFolder(Path(out) if out else found.folder),
@@ -177,8 +183,19 @@ def _train(
 
 
 @contextmanager
+def _set_up(recipe: Recipe, world: World) -> Iterator[None]:
+    """Set torch up for the recipe's precision, and for the same bits each time where it asks for them."""
+    precision = resolve_precision(recipe.precision, world.device)
+    with settings(precision, world.device, deterministic=recipe.deterministic, training=True):
+        yield
+
+
+@contextmanager
 def _explained(recipe: Recipe, world: World) -> Iterator[None]:
-    """Turn a full memory, and a batch too small for BatchNorm, into an EectlError that says what to change."""
+    """Turn what a user can mend into an EectlError that says what to change.
+
+    That is a full memory, a batch too small for BatchNorm, and an operation that has no deterministic form.
+    """
     try:
         yield
     except ValueError as error:
@@ -189,7 +206,13 @@ def _explained(recipe: Recipe, world: World) -> Iterator[None]:
         ) from error
     except torch.OutOfMemoryError as error:
         also = f", --set eval_batch_size={max(recipe.eval_batch_size // 2, 1)}, or --set precision=bf16"
-        raise out_of_memory(world.device, "--set batch_size=", recipe.batch_size, note="over all processes", also=also) from error
+        note = "; ".join(["over all processes", *getattr(error, "__notes__", ())])  # what CUDA graphs hold
+        raise out_of_memory(world.device, "--set batch_size=", recipe.batch_size, note=note, also=also) from error
+    except RuntimeError as error:
+        found = not_deterministic(error) if recipe.deterministic else None
+        if found is None:
+            raise
+        raise found from error
 
 
 def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:

@@ -46,6 +46,7 @@ CASES = [
     ("eectl train --regime mi", ["mixed", "mixed-gradual"]),
     ("eectl train dig", ["digits"]),
     ("eectl calibrate-thresholds x --criterion ma", ["margin", "max-softmax"]),
+    ("eectl evaluate x --precision ", ["auto", "bf16", "float32", "tf32"]),
     ("eectl report --published 20", ["20", "20:1L", "20:2L-1024", "20:2L-2048"]),
     ("eectl attach-heads --placement every-", ["every-1", "every-2", "every-3"]),
 ]

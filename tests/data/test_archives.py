@@ -262,6 +262,9 @@ def test_crops_are_drawn_anew_each_epoch_and_the_same_after_a_resume(photos):
     shards = [next(train_batches(split, batch_size=4, seed=0, epoch=0, rank=rank, world=2)) for rank in (0, 1)]
     assert torch.equal(torch.stack([shard.inputs for shard in shards], 1).flatten(0, 1), first[0].inputs)
 
+    pair, last = train_batches(split, batch_size=4, seed=0, epoch=0, window=2)
+    assert torch.equal(pair.inputs, torch.cat([first[0].inputs, first[1].inputs])) and torch.equal(last.inputs, first[2].inputs)
+
     def seen(epoch):
         return {row: image for batch in train_batches(split, batch_size=12, seed=0, epoch=epoch)
                 for row, image in zip(batch.rows.tolist(), batch.inputs, strict=True)}  # fmt: skip

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, TrivialAugmentWide
+from torchvision.transforms import InterpolationMode, TrivialAugmentWide, v2
 from torchvision.transforms import functional as tv
 from torchvision.transforms.autoaugment import _apply_op
 
-from eectl.data import Augmenter, DataInfo
-from eectl.data.augment import TRIVIAL, TRIVIAL_NAMES, draw_trivial, erase, padded_crop, resized_crop, trivial_augment
+from eectl.data import Augmenter, DataInfo, join_draws
+from eectl.data.trivial import TRIVIAL, TRIVIAL_NAMES, TrivialAugment
+from eectl.data.variations import Erasing, PaddedCrop, ResizedCrop
 from eectl.recipe.data_section import AugmentSection
 
 CLASSES = tuple("abcde")
@@ -35,6 +36,16 @@ def pictures(count: int, channels: int = 3, height: int = 32, width: int = 32) -
 
 def targets(count: int) -> Tensor:
     return torch.arange(count) % len(CLASSES)
+
+
+def varied(images: Tensor, variation, drawn: tuple[Tensor, ...] | None = None) -> Tensor:
+    """One variation alone, as drawn now or before."""
+    work = variation.plan(variation.draw(len(images)) if drawn is None else drawn, images.shape[1:])
+    return work.act(images, *work.parameters)
+
+
+def trivial(images: Tensor, operations: Tensor, magnitudes: Tensor, mode: str = "nearest") -> Tensor:
+    return varied(images, TrivialAugment(mode), (operations, magnitudes))
 
 
 def reference(image: Tensor, name: str, magnitude: float) -> Tensor:
@@ -74,7 +85,7 @@ def test_each_operation_equals_torchvisions_image_by_image(name, channels):
     magnitudes, signed = TRIVIAL[name]
     magnitudes = torch.cat([magnitudes, -magnitudes]) if signed else magnitudes
     images = pictures(len(magnitudes), channels, height=34, width=32)  # with one side odd, every pixel of a 90° turn is a tie
-    ours = trivial_augment(images, torch.full((len(images),), TRIVIAL_NAMES.index(name)), magnitudes)
+    ours = trivial(images, torch.full((len(images),), TRIVIAL_NAMES.index(name)), magnitudes)
     theirs = torch.stack([reference(image, name, value) for image, value in zip(images, magnitudes.tolist(), strict=True)])
     assert ours.dtype == torch.uint8
     close = ((ours.int() - theirs.int()).abs() <= 1).float().mean(dim=(1, 2, 3))
@@ -95,13 +106,13 @@ def test_geometry_interpolates_as_pil_does(name, mode):
     expected = torch.from_numpy(np.array(theirs)).permute(2, 0, 1)[:, 10:26, 10:26].float()
     operation, magnitude = torch.tensor([TRIVIAL_NAMES.index(name)]), torch.tensor([value])
     ours, nearest = (
-        trivial_augment(image[None], operation, magnitude, mode=kind)[0][:, 10:26, 10:26].float() for kind in (mode, "nearest")
+        trivial(image[None], operation, magnitude, mode=kind)[0][:, 10:26, 10:26].float() for kind in (mode, "nearest")
     )
     assert (ours - expected).abs().max() <= 4
     if name == "Rotate":
         edges = torch.where((x + y) % 16 < 8, 255.0, 0.0).to(torch.uint8).expand(3, -1, -1)
         theirs = np.array(_apply_op(Image.fromarray(edges.permute(1, 2, 0).numpy()), name, value, InterpolationMode(mode), None))
-        ours_edges = trivial_augment(edges[None], operation, magnitude, mode=mode)[0]
+        ours_edges = trivial(edges[None], operation, magnitude, mode=mode)[0]
         further = (ours_edges.int() - torch.from_numpy(theirs).permute(2, 0, 1).int())[:, 10:26, 10:26].abs()
         assert further.max() < 60  # an overshoot that wraps is 255 off
     assert name.startswith("Translate") or (nearest - expected).abs().max() > 8
@@ -110,15 +121,15 @@ def test_geometry_interpolates_as_pil_does(name, mode):
 def test_operations_in_one_batch_touch_only_their_rows():
     images = pictures(28)
     operations, magnitudes = torch.arange(28) % 14, torch.stack([values[20] for values, _ in TRIVIAL.values()]).repeat(2)
-    together = trivial_augment(images, operations, magnitudes)
+    together = trivial(images, operations, magnitudes)
     for row in range(28):
-        alone = trivial_augment(images[row : row + 1], operations[row : row + 1], magnitudes[row : row + 1])
+        alone = trivial(images[row : row + 1], operations[row : row + 1], magnitudes[row : row + 1])
         assert torch.equal(together[row], alone[0]), TRIVIAL_NAMES[operations[row]]
 
 
 def test_trivial_draws_every_operation_bin_and_sign_equally_often():
     torch.manual_seed(0)
-    operations, magnitudes = draw_trivial(62_000)
+    operations, magnitudes = TrivialAugment().draw(62_000)
     counts = torch.bincount(operations, minlength=14)
     expected = len(operations) / 14
     assert ((counts - expected) ** 2 / expected).sum() < 34.5  # chi-square, 13 degrees, p = 0.001
@@ -182,7 +193,7 @@ def test_flip_mirrors_half_of_the_images():
 def test_padded_crop_is_an_exact_shift_with_zeros():
     images, padding = pictures(200, 3, 9, 12), 2
     torch.manual_seed(0)
-    cropped = padded_crop(images, padding)
+    cropped = varied(images, PaddedCrop(padding))
     padded = torch.nn.functional.pad(images, [padding] * 4)
     offsets = [(y, x) for y in range(5) for x in range(5)]
     windows = torch.stack([padded[:, :, y : y + 9, x : x + 12] for y, x in offsets])
@@ -194,10 +205,10 @@ def test_padded_crop_is_an_exact_shift_with_zeros():
 def test_resized_crop_of_the_whole_area_is_the_image_and_smaller_ones_keep_the_range():
     images = pictures(50, 3, 20, 20)
     torch.manual_seed(0)
-    whole = resized_crop(images, (1.0, 1.0))  # only the square box fits, or none of ten tries: both are the whole image
+    whole = varied(images, ResizedCrop((1.0, 1.0)))  # only the square box fits, or none of ten tries: both are the whole image
     assert (whole == images).flatten(1).all(1).float().mean() > 0.9
     ramp = torch.arange(40, dtype=torch.uint8).view(1, 1, 1, 40).expand(300, 1, 40, 40)
-    across = resized_crop(ramp, (0.25, 0.25)).float()
+    across = varied(ramp, ResizedCrop((0.25, 0.25))).float()
     span = across[:, 0, 0, -1] - across[:, 0, 0, 0]
     assert span.min() > 17 * 0.9 and span.max() < 24  # a quarter of the area at ratios 3/4..4/3: 17.3 to 23.1 pixels wide
     assert across[:, 0, 0, 0].min() <= 1 and across[:, 0, 0, -1].max() >= 38
@@ -217,7 +228,7 @@ def test_erasing_comes_after_normalisation_and_clears_one_box_per_chosen_image()
     rows, columns = changed.any(2), changed.any(1)
     assert rows.sum(1).max() < 16 and columns.sum(1).max() < 16
     assert torch.equal(changed, rows[:, :, None] & columns[:, None, :])  # a full rectangle
-    assert torch.equal(erase(inputs, 0.0), inputs)
+    assert torch.equal(varied(inputs, Erasing(0.0)), inputs)
 
 
 def test_mixup_and_cutmix_targets_say_how_much_of_each_image_is_there():
@@ -233,6 +244,46 @@ def test_mixup_and_cutmix_targets_say_how_much_of_each_image_is_there():
         assert "mixup" in kinds if options.mixup else True
         assert "cutmix" in kinds if options.cutmix else True
         assert len(kinds) == 2 or not (options.mixup and options.cutmix)
+
+
+@pytest.mark.parametrize("options", [AugmentSection(mixup=0.8), AugmentSection(cutmix=1.0)], ids=["mixup", "cutmix"])
+@pytest.mark.parametrize("count", [1, 6])
+def test_mixing_is_torchvisions(options, count):
+    augmenter, images = Augmenter(info(), options, len(CLASSES)), pictures(count, height=20, width=32)
+    theirs = v2.MixUp(alpha=0.8, num_classes=5) if options.mixup else v2.CutMix(alpha=1.0, num_classes=5)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = theirs(augmenter.eval(images), targets(count))
+        torch.manual_seed(seed)
+        inputs, soft = augmenter.train(images, targets(count))
+        assert torch.equal(inputs, expected[0]) and torch.equal(soft, expected[1])
+
+
+EACH = {key: getattr(EVERYTHING, key) for key in EVERYTHING.model_fields_set}
+LESS = ({"resized_crop": None}, {"trivial": False}, {"mixup": 0.0}, {"cutmix": 0.0}, {"trivial_interpolation": "bilinear"})
+SETS = [{}, *({key: value} for key, value in EACH.items()), *(EACH | change for change in LESS)]
+
+
+@pytest.mark.parametrize("options", SETS, ids=lambda options: "+".join(options) or "nothing")
+@pytest.mark.parametrize(("shape", "count"), [((3, 32, 32), 20), ((1, 28, 28), 7), ((3, 9, 12), 1), ((1, 2, 3), 5)])
+def test_batches_are_the_same_together_as_alone(options, shape, count):
+    """Bit for bit: four batches in one go, and in two, against one at a time from the same seeds; the generator goes as far."""
+    channels, height, width = shape
+    augmenter = Augmenter(info(channels), AugmentSection(**options), len(CLASSES))
+    images, labels = pictures(4 * count, channels, height, width), targets(4 * count)
+    alone, draws = [], []
+    for number, rows in enumerate(torch.arange(4 * count).split(count)):
+        torch.manual_seed(number)
+        alone.append(augmenter.train(images[rows], labels[rows]))
+        after = torch.get_rng_state()
+        torch.manual_seed(number)
+        draws.append(augmenter.draw(count, (height, width)))
+        assert torch.equal(torch.get_rng_state(), after)
+    inputs, soft = (torch.cat(parts) for parts in zip(*alone, strict=True))
+    for first, end in ((0, 4), (0, 3), (3, 4)):
+        rows = slice(first * count, end * count)
+        together = augmenter.apply(images[rows], labels[rows], join_draws(draws[first:end]))
+        assert torch.equal(together[0], inputs[rows]) and torch.equal(together[1], soft[rows])
 
 
 def test_augmentation_is_full_precision_under_autocast():

@@ -140,6 +140,17 @@ def test_start_resumes_the_same_epoch(start):
     assert seen(train_batches(split, start=start, **options)) == seen(train_batches(split, **options))[5 * start :]
 
 
+@pytest.mark.parametrize(("start", "lengths"), [(0, [3, 1]), (1, [3]), (2, [2]), (4, [])])
+def test_windows_are_the_batches_joined(start, lengths):
+    split, options = toy(23), {"batch_size": 5, "seed": 3, "epoch": 1, "start": start, "rank": 1, "world": 2}
+    windows = list(train_batches(split, window=3, **options))
+    assert [tuple(window.rows.shape) for window in windows] == [(length, 2) for length in lengths]
+    for window in windows:
+        assert window.inputs[:, 0, 1, 1].tolist() == window.rows.flatten().tolist()
+        assert torch.equal(window.targets, split.labels[window.rows.flatten()])
+    assert [row for window in windows for row in window.rows.flatten().tolist()] == seen(train_batches(split, **options))
+
+
 @pytest.mark.parametrize(("count", "batch_size", "world"), [(23, 5, 2), (24, 8, 3), (7, 16, 2), (5, 5, 5)])
 def test_processes_share_each_global_batch(count, batch_size, world):
     split, options = toy(count), {"batch_size": batch_size, "seed": 0, "epoch": 0}

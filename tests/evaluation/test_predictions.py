@@ -70,7 +70,7 @@ def test_the_file_has_every_row_in_its_place(tmp_path, task, parts):
     write(tmp_path / "p", logits, labels, task=task, parts=parts)
     read = load_file(tmp_path / "p")
     assert torch.equal(read["logits"], logits) and torch.equal(read["labels"], labels) and read["labels"].dtype == labels.dtype
-    about = {"split": "test", "fingerprint": "f", "checkpoint": "digest", "task": task}
+    about = {"split": "test", "fingerprint": "f", "checkpoint": "digest", "task": task, "precision": "float32"}
     assert read_metadata(tmp_path / "p", kind="predictions", schema=1) == {"kind": "predictions", "schema": 1, **about}
     assert read_provenance(tmp_path / "p").to_json() == about
 

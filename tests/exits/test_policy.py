@@ -1,6 +1,7 @@
 """Budgets as text, and the policy file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -69,6 +70,11 @@ def test_policy_file(tmp_path):
     }
     assert POLICIES.costs == CostTable((10, 20, 42), 40)
     POLICIES.check("digest", path=path)
+    del content["precision"]  # as files have it from before policies said it
+    path.write_text(json.dumps(content))
+    assert read_policies(path).precision == "float32"
+    write_policies(path, replace(POLICIES, precision="bf16"))
+    assert read_policies(path).precision == "bf16"
     with pytest.raises(EectlError, match=r"policy\.json was made for another checkpoint .* run eectl calibrate-thresholds"):
         POLICIES.check("other", path=path)
 

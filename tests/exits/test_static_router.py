@@ -316,22 +316,18 @@ def test_memory_that_is_shared(streams, options):
 
 
 @torch.inference_mode()
-def test_what_the_network_is_entered_in_is_entered_within_programs():
-    """In bfloat16, as autocast gives it; the rings then hold bfloat16 and the answers the widest type of all exits."""
+def test_autocast_is_recorded_with_the_rest():
+    """The rings hold bfloat16 then, and the answers the widest type of all exits."""
     model, inputs = toy_model(CascadeHead), torch.randn(20, WIDTH)
-
-    def autocast():
-        return torch.autocast("cpu", dtype=torch.bfloat16)
-
-    with autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, scores = offline(model, inputs, CRITERIA["margin"])
-    policy = Policy(CRITERIA["margin"], spread(scores, 0.4))
-    for options in ({}, {"capture": taped()}):
-        router = StaticRouter(model, policy, context=autocast, **options)
-        for streams in (False, False, True, True):
-            found = route(router, inputs, 20, streams=streams)
-            assert found[0].dtype == torch.bfloat16
-            check_answers(found, logits, choose(scores, policy.thresholds), rtol=2e-2, atol=2e-2)
+        policy = Policy(CRITERIA["margin"], spread(scores, 0.4))
+        for options in ({}, {"capture": taped()}):
+            router = StaticRouter(model, policy, **options)
+            for streams in (False, False, True, True):
+                found = route(router, inputs, 20, streams=streams)
+                assert found[0].dtype == torch.bfloat16
+                check_answers(found, logits, choose(scores, policy.thresholds), rtol=2e-2, atol=2e-2)
 
 
 def test_texts_are_padded_to_buckets():

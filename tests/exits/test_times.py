@@ -36,7 +36,9 @@ def read(tmp_path, batch_size=None, *, in_use=None, **changes):
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(FILE | changes))
     request = CostRequest("latency", batch_size)
-    return read_times(path, request, batch_size=in_use, checkpoint="digest", num_exits=3, name=Path("model.safetensors"))
+    return read_times(
+        path, request, batch_size=in_use, checkpoint="digest", num_exits=3, precision="float32", name=Path("model.safetensors")
+    )
 
 
 def test_whole_nanoseconds(tmp_path):
@@ -47,6 +49,16 @@ def test_whole_nanoseconds(tmp_path):
     assert read(tmp_path, in_use=1)[0] == costs  # the one that the network is evaluated at
     assert read(tmp_path, 1, in_use=32)[0] == costs and read(tmp_path, in_use=64, measured=MEASURED[:1])[0] == costs
     assert read(tmp_path, measured=MEASURED[:1], threads=1)[0].measured == "a CPU, 1 thread, batches of 1"
+
+
+def test_the_precision_of_the_times(tmp_path):
+    """Files from before bench said it were measured in float32."""
+    costs, notes = read(tmp_path, 1, precision="float32")
+    assert (costs.measured, notes) == ("a CPU, 2 threads, batches of 1", [])
+    costs, notes = read(tmp_path, 1, precision="bf16")
+    assert costs.measured == "a CPU, 2 threads, batches of 1, bf16" and len(notes) == 1
+    assert "was measured in bf16, and scores are computed in float32 here" in notes[0]
+    assert notes[0].endswith("bench.json --precision float32")
 
 
 def test_a_later_exit_is_never_faster(tmp_path):
@@ -109,6 +121,7 @@ def test_missing_and_cut(tmp_path):
         "batch_size": None,
         "checkpoint": "digest",
         "num_exits": 3,
+        "precision": "float32",
         "name": Path("m.safetensors"),
     }
     with pytest.raises(

@@ -6,6 +6,7 @@ from running import eectl
 from eectl.analyses.analyze import ANALYSES
 from eectl.analyses.landscape.plane import PARTS
 from eectl.analyses.probe import VIEWS
+from eectl.core.precision import PRECISIONS
 from eectl.data.sources import DATASETS
 from eectl.data.text_sources import TEXT_DATASETS
 from eectl.evaluation.evaluate import PROTOCOLS
@@ -37,6 +38,7 @@ TABLES = {
     "CRITERIA": (CRITERIA, choices.CRITERION_CHOICES),
     "HEADS": (HEADS, choices.HEAD_CHOICES),
     "TASKS": (TASKS, choices.TASK_CHOICES),
+    "PRECISIONS": (PRECISIONS, choices.PRECISION_CHOICES),
     "REGIMES": (REGIMES, choices.REGIME_CHOICES),
 }
 
@@ -73,6 +75,7 @@ def test_a_table_without_a_name_is_a_mistake_of_ours():
         ("train --help", choices.REGIME_CHOICES),
         ("attach-heads --help", [*choices.HEAD_CHOICES, *choices.PLACEMENT_CHOICES]),
         ("calibrate-thresholds --help", [*choices.CRITERION_CHOICES, *choices.SEARCH_CHOICES, *choices.COST_CHOICES]),
+        ("evaluate --help", choices.PRECISION_CHOICES),
         ("analyze loss-landscape --help", [*choices.MOVED_CHOICES, *choices.SPLIT_CHOICES]),
     ],
 )

@@ -45,7 +45,15 @@ def test_every_shipped_recipe_is_taken_and_so_is_its_full_form(name, validator):
             "exits: {after: [1, 3], head: mlp-64}",
             "data: {normalize: [[0.1], [0.2]]}",
         ),
-        *("channels_last: true", "channels_last: auto", "data: {in_memory: false}", "backbone: {args: {anything: 1}}"),
+        *(
+            "channels_last: true",
+            "channels_last: auto",
+            "compile: true",
+            "compile: auto",
+            "deterministic: true",
+            "data: {in_memory: false}",
+            "backbone: {args: {anything: 1}}",
+        ),
     ],
 )
 def test_what_a_recipe_takes_the_schema_takes(text, validator):
@@ -79,6 +87,7 @@ def test_names_come_from_the_table():
     schema = recipe_schema()
     data = schema["$defs"]["DataSection"]["properties"]
     assert schema["properties"]["regime"]["enum"] == list(choices.REGIME_CHOICES)
+    assert schema["properties"]["precision"]["enum"] == list(choices.PRECISION_CHOICES)
     assert data["name"]["enum"] == [*choices.IMAGE_CHOICES, *choices.TEXT_CHOICES]
     for line in choices.HEAD_CHOICES.values():
         assert line in schema["$defs"]["ExitsSection"]["properties"]["head"]["description"]

@@ -57,14 +57,14 @@ def epoch(recipe, folder, monkeypatch, *, phase=0):
     known_data, world, display = training_data(data), World(0, 1, META), Display(quiet=True)
     execution = make_execution(recipe, model.backbone, META)
     settings = phase_settings(recipe, planned_phases(recipe)[phase], model, known_data, num_processes=1)
-    net, progress, sums = begin_phase(model, settings, execution=execution, world=world, tracking=None, display=display)
+    running = begin_phase(model, settings, execution=execution, world=world, tracking=None, display=display)
     feed = make_feed(model, settings, known_data, execution=execution, world=world, display=display)
     known_data.augmenter.eval(torch.empty(1, *data.info.input_shape, device=META))  # its constants go there once
     run_folder = RunFolder(folder)
     run_folder.saved_at = math.inf  # saving waits for the device, and is not asked for here however slow the machine
     with Copies() as copies:
-        train_epoch(net, settings, feed, progress, sums, world=world, journal=Journal(run_folder, display, {}))
-    assert progress.step >= 4
+        train_epoch(running, feed, journal=Journal(run_folder, display, {}))
+    assert running.progress.step >= 4
     return copies.goes_on
 
 
