@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eectl.core.console import silent
 from eectl.core.distributed import pick_device
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision
@@ -106,6 +107,7 @@ class Model(nn.Module):
         task: classification or regression.
         policy: The criterion and thresholds in force; None: the plain network answers.
         budget: The budget that these keep, in % of the plain backbone's cost.
+        say: Takes a line that says why a GPU is slower than it could be; default: it goes nowhere.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Model(nn.Module):
         self.inputs = self._inputs(checkpoint, tokenizer)
         self._channels_last = not self.is_text and checkpoint.channels_last
         self._routes: Routes | None = None
+        self.say: Callable[[str], None] = silent
         self.eval().requires_grad_(False)
 
     def _inputs(self, checkpoint: Checkpoint, tokenizer: str | None) -> RawInputs:
@@ -310,7 +313,7 @@ class Model(nn.Module):
 
     def _route(self, batch: Tensor) -> Routed:
         if self._routes is None:
-            self._routes = Routes(self.network, self.policy, channels_last=self._channels_last)
+            self._routes = Routes(self.network, self.policy, channels_last=self._channels_last, say=self.say)
         return self._routes(batch)
 
     @property

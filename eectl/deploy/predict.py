@@ -51,8 +51,8 @@ class Predicted:
         """Return JSON-able data: kind, schema, and all there is."""
         about = {"checkpoint": self.checkpoint, "task": self.task, "classes": list(self.classes), "budget": self.budget}
         counts = {"num_rows": self.num_rows, "left": list(self.left), "mean_cost": self.mean_cost, "failed": list(self.failed)}
-        about |= {"precision": self.precision, "full_sizes": list(self.full_sizes)}
-        return {"kind": KIND, "schema": SCHEMA, **about, **counts, "rows": [row.to_json() for row in self.rows]}
+        ways = {"precision": self.precision, "full_sizes": list(self.full_sizes)}
+        return {"kind": KIND, "schema": SCHEMA, **about, **ways, **counts, "rows": [row.to_json() for row in self.rows]}
 
 
 def predict(
@@ -121,6 +121,7 @@ def predict(
     model = load(checkpoint, policy=policy, budget=budget, device=device, precision=precision, tokenizer=tokenizer)
     for note in model.notes:
         say(f"note: {note}")
+    model.say = say
     size = model.check_request(batch_size, top)
     kept: list[RowOut] = []
     failed: list[str] = []

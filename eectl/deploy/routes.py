@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eectl.core.capture import Capture
+from eectl.core.capture import Capture, recorder_for
+from eectl.core.console import silent
 from eectl.exits.fastest import choose_layout, choose_mode, is_static, lay_inputs, lay_weights
 from eectl.exits.full_pass import FullPass, PlainPass
 from eectl.exits.policy import Policy
@@ -40,16 +41,26 @@ class Routes:
 
     Args:
         channels_last: whether the network and its inputs lie so.
+        say: is called with the line that says that a GPU could not record.
     """
 
-    def __init__(self, network: MultiExitModel, policy: Policy | None, *, channels_last: bool) -> None:
+    def __init__(
+        self,
+        network: MultiExitModel,
+        policy: Policy | None,
+        *,
+        channels_last: bool,
+        say: Callable[[str], None] = silent,
+    ) -> None:
         self.full_sizes: tuple[int, ...] = ()
         self._network, self._policy = network, policy
         self._can_lie, self._lies = channels_last, channels_last
         self._spent: dict[int, float] = defaultdict(float)
         self._seen: dict[int, list[Tensor]] = defaultdict(list)
         self._ways: dict[int, _Way] = {}
-        plain = PlainPass(network.backbone)
+        device = next(network.parameters()).device
+        self._capture = Capture(recorder_for(device), plain_calls=1, say=say)
+        plain = PlainPass(network.backbone, capture=self._capture)
         self._plain: Callable[[Tensor], Routed] = lambda batch: (plain(batch), None)
         self._first = self._plain if policy is None else self._before_learning(policy)
 
@@ -89,7 +100,7 @@ class Routes:
         if self._policy is None:
             return _Way(self._plain, False, self._lies)
         laid = [self._laid(batch) for batch in batches]
-        mode, answerer = choose_mode(self._network, self._policy, laid, seconds=WARM_UP)
+        mode, answerer = choose_mode(self._network, self._policy, laid, seconds=WARM_UP, capture=self._capture)
         if mode == FULL:
             self.full_sizes = tuple(sorted({*self.full_sizes, size}))
         return _Way(answerer, mode == FULL, self._lies)

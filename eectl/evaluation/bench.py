@@ -139,6 +139,10 @@ def _measure(
         raise EectlError(
             f"no budget is within reach: leaving at the first exit costs {least:.1%}; give a larger one in --budgets"
         )
+
+    def note(line: str) -> None:
+        say(f"note: {line}")
+
     measured = []
     for size in sizes:
         say(f"measuring at batch size {size}")
@@ -149,7 +153,7 @@ def _measure(
                 last = session.channels_last and choose_layout(model, batches[:FEW_BATCHES], seconds=seconds)
                 if session.channels_last:
                     batches = [lay_inputs(batch, channels_last=last) for batch in batches]
-                speed = measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds)
+                speed = measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds, say=note)
             measured.append(replace(speed, channels_last=last))
         except torch.OutOfMemoryError as error:
             raise out_of_memory(session.world.device, "--batch-size ", size) from error

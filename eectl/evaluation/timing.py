@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eectl.core.capture import Capture, recorder_for
+from eectl.core.console import silent
 from eectl.core.stopwatch import Stopwatch
 from eectl.exits.fastest import is_static, router_for
 from eectl.exits.full_pass import FullPass, PlainPass
@@ -46,31 +47,36 @@ def measure_speed(
     *,
     cost_shares: Sequence[float],
     seconds: float,
+    say: Callable[[str], None] = silent,
 ) -> Speed:
     """Time the network on full batches of one size, about `seconds` for the plain backbone; early exit under each policy.
 
     `policies` are by budget; `cost_shares[k-1]` is the cost of leaving at exit k in MACs, as a share of the plain backbone's. Of
-    the batches as many are used as the time allows, and a few at least, in even steps. The network must be in eval mode.
+    the batches as many are used as the time allows, and a few at least, in even steps. The network must be in eval mode. `say`
+    is called with the line that says that a GPU could not record.
     """
     assert policies and len({len(batch) for batch in batches}) == 1
     size = len(batches[0])
-    plain_pass = PlainPass(model.backbone)
+    capture = Capture(recorder_for(batches[0].device), plain_calls=1, say=say)
+    plain_pass = PlainPass(model.backbone, capture=capture)
     one = min(_run_each(plain_pass, batches[:1]).total for _ in range(4 if is_static(model) else 2))
     num_rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / one)))
     fewest = max(FEWEST_BATCHES, -(-FEWEST_ROWS // size))
     count = min(max(fewest, int(seconds / num_rounds / one)), len(batches))
     chosen = [batches[place] for place in np.linspace(0, len(batches) - 1, count).round().astype(int)]
-    variants = _variants(model, plain_pass, policies, seconds=seconds, example=chosen[0])
+    variants = _variants(model, plain_pass, policies, seconds=seconds, example=chosen[0], capture=capture)
     passes: dict[tuple[str, float], list[_Pass]] = {key: [] for key in variants}
     prefixes = []
-    prefix_pass = _Prefixes(model, chosen[0])
-    for run in (*variants.values(), prefix_pass):
+    prefix_pass = _Prefixes(model, chosen[0], capture)
+    everything: list[Callable[[Sequence[Tensor]], object]] = [*variants.values(), prefix_pass]
+    for run in everything:
         for _ in range(2 if is_static(model) else 1):
             run(chosen if is_static(model) else chosen[:1])  # warm-up; in recorded programs of all sizes that will come
     for _ in range(num_rounds):
         for key, run in variants.items():
             passes[key].append(run(chosen))
         prefixes.append(prefix_pass(chosen))
+    capture.close()
     rows = size * count
     prefix_seconds = tuple(median(each) / rows for each in zip(*prefixes, strict=True))
     runs = {key: _summary(each, rows) for key, each in passes.items()}
@@ -100,9 +106,10 @@ def _variants(
     *,
     seconds: float,
     example: Tensor,
+    capture: Capture,
 ) -> dict[tuple[str, float], Callable[[Sequence[Tensor]], _Pass]]:
     """Return the functions to time, by kind and budget."""
-    full_pass = FullPass(model, next(iter(policies.values())))
+    full_pass = FullPass(model, next(iter(policies.values())), capture=capture)
     variants: dict[tuple[str, float], Callable[[Sequence[Tensor]], _Pass]] = {
         ("plain", 0.0): partial(_run_each, plain_pass),
         ("full", 0.0): partial(_run_each, full_pass),
@@ -110,7 +117,7 @@ def _variants(
     several = len(example) > 1
     times = learn_times(model, example, seconds=seconds) if several and not is_static(model) else None
     for budget, policy in policies.items():
-        router = router_for(model, policy, times=times)
+        router = router_for(model, policy, capture=capture, times=times)
         variants["exit", budget] = partial(_run_each, router)
         if several:
             variants["refill", budget] = partial(_run_refilling, router)
@@ -160,9 +167,9 @@ class _Prefixes:
     Each segment with its exit is a program of its own, which reads what the one before left.
     """
 
-    def __init__(self, model: MultiExitModel, example: Tensor) -> None:
+    def __init__(self, model: MultiExitModel, example: Tensor, capture: Capture) -> None:
         self._model = model
-        self._capture = Capture(recorder_for(example.device), plain_calls=1)
+        self._capture = capture
         self._inputs: Hidden | Tensor = torch.empty_like(example)
         self._hidden: list[Hidden] = []
         self._outputs: list[ExitOutput | None] = []

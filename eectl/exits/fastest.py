@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from eectl.core.capture import Capture
 from eectl.core.stopwatch import Stopwatch
 from eectl.exits.full_pass import FullPass, PlainPass
 from eectl.exits.policy import Policy
@@ -27,13 +28,15 @@ ENOUGH = 0.95  # of the first way's time: what another must beat to be taken
 MOST_ROUNDS = 20
 
 
-def router_for(model: MultiExitModel, policy: Policy, *, times: SegmentTimes | None = None) -> Answerer:
-    """Return early exit as it suits the network's device: programs of fixed shape on a GPU that records them, else exact sizes.
+def router_for(
+    model: MultiExitModel, policy: Policy, *, capture: Capture | None = None, times: SegmentTimes | None = None
+) -> Answerer:
+    """Return early exit as it suits the network's device: programs of fixed shape on a GPU, else exact sizes.
 
-    `times` are for exact sizes only; see Router.
+    `capture` records the programs; `times` are for exact sizes only, see Router.
     """
     if is_static(model):
-        return StaticRouter(model, policy)
+        return StaticRouter(model, policy, capture=capture)
     return Router(model, policy, times=times)
 
 
@@ -43,17 +46,19 @@ def is_static(model: MultiExitModel) -> bool:
 
 
 @torch.inference_mode()
-def choose_mode(model: MultiExitModel, policy: Policy, batches: Sequence[Tensor], *, seconds: float) -> tuple[str, Answerer]:
+def choose_mode(
+    model: MultiExitModel, policy: Policy, batches: Sequence[Tensor], *, seconds: float, capture: Capture | None = None
+) -> tuple[str, Answerer]:
     """Return the faster of EARLY and FULL on these batches of one size, and what answers in this mode.
 
-    It takes about three times `seconds`.
+    It takes about three times `seconds`; `capture` records programs.
     """
     times = None
     if not is_static(model) and len(batches[0]) > 1:
         times = learn_times(model, batches[0], seconds=seconds)
     ways: dict[str, Answerer] = {
-        EARLY: router_for(model, policy, times=times),
-        FULL: FullPass(model, policy),
+        EARLY: router_for(model, policy, capture=capture, times=times),
+        FULL: FullPass(model, policy, capture=capture),
     }
     mode = quickest({name: _on_all(way, batches) for name, way in ways.items()}, seconds=seconds, device=batches[0].device)
     return mode, ways[mode]

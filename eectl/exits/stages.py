@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from eectl.core.capture import Capture, Program
+from eectl.exits.bookkeeping import Bookkeeping
 from eectl.exits.policy import Rule
 from eectl.models.backbone import Hidden
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
 
+MOST_BYTES = 8 << 30  # of hidden states in rings, as far as fewer programs in flight can keep to it
 TOKENS = 32  # the lengths of texts are rounded up to a multiple of it, so that few shapes are met
 
 
@@ -31,7 +33,10 @@ class Stages:
     Args:
         example: inputs of the shape, type and memory layout that will come.
         batch: the most rows that a program takes.
-        capacity: the rows that a ring holds.
+        in_flight: how many programs may run before the caller knows how many rows they left; 0: rings hold one batch only.
+
+    Attributes:
+        in_flight: the same, but fewer (1 at least) where the rings would take more than MOST_BYTES.
     """
 
     def __init__(
@@ -41,11 +46,13 @@ class Stages:
         example: Tensor,
         *,
         batch: int,
-        capacity: int,
+        in_flight: int,
         capture: Capture,
+        books: Bookkeeping,
     ) -> None:
-        self.batch, self.capacity = batch, capacity
+        self.batch = batch
         self._model, self._rule, self._capture = model, rule, capture
+        self._books = books
         self._remembers = rule.remembers or any(getattr(head, "uses_earlier", False) for head in model.exits)
         self._programs: dict[tuple[int, int], Program[None]] = {}
         self._places: dict[int, Tensor] = {}
@@ -53,21 +60,22 @@ class Stages:
         self._inputs = _Column(example, batch)
         self._begin = torch.zeros(model.num_exits, dtype=torch.int64, device=device)
         self.end = torch.zeros(model.num_exits + 1, dtype=torch.int64, device=device)
-        self._rings: list[_Ring] = []
         rows = torch.arange(len(example), device=device)
         hidden: Hidden | Tensor = example
         earlier: list[ExitOutput | None] = []
-        outputs = []
+        kind = torch.bfloat16
+        passed: list[tuple[Hidden, tuple[ExitOutput | None, ...]]] = []
         for number in range(1, model.num_exits + 1):
             hidden = model.advance(hidden, number)
-            outputs.append(model.leave(hidden, number, earlier))
-            earlier.append(outputs[-1] if self._remembers else None)
-            if number < model.num_exits:
-                self._rings.append(_Ring(rows, hidden, earlier, capacity))
-        kind = outputs[0].logits.dtype
-        for output in outputs:
-            kind = torch.promote_types(kind, output.logits.dtype)
-        self._answered = [_Column(rows, capacity), _Column(outputs[-1].logits.to(kind), capacity), _Column(rows, capacity)]
+            output = model.leave(hidden, number, earlier)
+            kind = torch.promote_types(kind, output.logits.dtype) if passed else output.logits.dtype
+            earlier.append(output if self._remembers else None)
+            passed.append((hidden, tuple(earlier)))
+        size = sum(scale[0].nbytes for hidden, _ in passed[:-1] for scale in _scales(hidden)) * batch
+        self.in_flight = max(min(in_flight, MOST_BYTES // max(size, 1) - 2), 1) if in_flight else 0
+        self.capacity = (2 + self.in_flight) * batch if in_flight else batch
+        self._rings = [_Ring(rows, *each, self.capacity) for each in passed[:-1]]
+        self._answered = [_Column(each, self.capacity) for each in (rows, output.logits.to(kind), rows)]
 
     @property
     def inputs(self) -> Tensor:
@@ -87,13 +95,13 @@ class Stages:
         """Run the program of exit `number` (from 1) for up to `size` rows."""
         program = self._programs.get((number, size))
         if program is None:
-            self._places.setdefault(size, torch.arange(size, device=self.end.device))
+            self._places.setdefault(size, torch.arange(1, size + 1, device=self.end.device))
             program = self._programs[number, size] = self._capture.program(lambda: self._stage(number, size))
         program()
 
     def answers(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the answers from the `first` (from 0) up to the `last` that left: rows [n], logits [n, class], exits [n]."""
-        begin, count = first % self.capacity, last - first
+        begin, count = (first + 1) % self.capacity, last - first
         head = min(count, self.capacity - begin)
         parts = []
         for column in self._answered:
@@ -110,44 +118,28 @@ class Stages:
     def _stage(self, number: int, size: int) -> None:
         model, last = self._model, number == self._model.num_exits
         place = self._places[size]
-        order, valid = _claim(self._begin[number - 1 : number], self.end[number - 1 : number], place)
+        begin, end = self._begin[number - 1 : number], self.end[number - 1 : number]
+        order, slots, valid = self._books.claim(begin, end, place, capacity=self.capacity)
         hidden: Hidden | Tensor
         earlier: Sequence[ExitOutput | None]
         if number == 1:
-            rows, hidden, earlier = order, self._inputs.rows[:size], ()
+            rows, hidden, earlier = order - 1, self._inputs.rows[:size], ()
         else:
-            rows, hidden, earlier = self._rings[number - 2].take(order % self.capacity)
+            rows, hidden, earlier = self._rings[number - 2].take(slots)
         hidden = model.advance(hidden, number)
         output = model.leave(hidden, number, earlier)
-        if last:
-            fires = valid
-        else:
-            past = [each.logits for each in earlier if each is not None] if self._rule.remembers else ()
-            fires = self._rule.fires(number, output.logits, past) & valid
-        count = fires.cumsum(0)
-        answered = self.end[-1:]
-        to = torch.where(fires, (answered + count - 1) % self.capacity, self.capacity)
-        kept_rows, kept_logits, kept_exits = self._answered
-        kept_rows.put(to, rows)
-        kept_logits.put(to, output.logits)
-        kept_exits.fill(to, number - 1)
-        left = count[-1:]
-        answered.add_(left)
+        fires = valid
         if not last:
-            # rows that are there come first, so before a row that stays there are as many others as its place less who left
-            stays = valid ^ fires
-            end = self.end[number : number + 1]
-            to = torch.where(stays, (end + place - count) % self.capacity, self.capacity)
-            self._rings[number - 1].put(to, rows, hidden, [*earlier, output if self._remembers else None])
-            end.add_(stays.sum())
-
-
-def _claim(begin: Tensor, end: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the next rows of a ring: return their running numbers [size] and which of them are there [size], and move `begin`."""
-    order = begin + place
-    valid = order < end
-    torch.minimum(begin + len(place), end, out=begin)
-    return order, valid
+            past = [each.logits for each in earlier if each is not None] if self._rule.remembers else ()
+            fires = self._rule.fires(number, output.logits, past)
+        after = None if last else self.end[number : number + 1]
+        to_answers, to_ring = self._books.settle(fires, valid, place, answered=self.end[-1:], end=after, capacity=self.capacity)
+        kept_rows, kept_logits, kept_exits = self._answered
+        kept_rows.put(to_answers, rows)
+        kept_logits.put(to_answers, output.logits)
+        kept_exits.fill(to_answers, number - 1)
+        if not last:
+            self._rings[number - 1].put(to_ring, rows, hidden, [*earlier, output if self._remembers else None])
 
 
 class _Column:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eectl.core.capture import Capture, recorder_for
+from eectl.exits.bookkeeping import bookkeeping_for
 from eectl.exits.policy import Policy, Rule
 from eectl.exits.router import Answers
 from eectl.exits.stages import Stages, in_bucket
@@ -116,6 +117,7 @@ class StaticRouter:
         self._model, self._rule = model, Rule(policy)
         self._capture = capture or Capture(recorder_for(device), plain_calls=1)
         self._courier = courier or _courier_for(device, model.num_exits)
+        self._books = bookkeeping_for(device)
         self._longest: int | None = getattr(model.backbone, "max_tokens", None)
         self._kept: OrderedDict[object, Stages] = OrderedDict()
 
@@ -172,14 +174,15 @@ class StaticRouter:
                 return stages
         for key in [key for key, stages in self._kept.items() if key == (shape, "batch", stages.batch)]:
             self._kept.pop(key).drop()  # too small ones
-        return self._keep((shape, "batch", len(inputs)), lambda: self._build(inputs, len(inputs), len(inputs)))
+        return self._keep((shape, "batch", len(inputs)), lambda: self._build(inputs, len(inputs), in_flight=0))
 
     def _for_stream(self, inputs: Tensor, batch_size: int) -> Stages:
         key = (_key(inputs), "stream", batch_size)
-        return self._keep(key, lambda: self._build(inputs, batch_size, (2 + IN_FLIGHT) * batch_size))
+        return self._keep(key, lambda: self._build(inputs, batch_size, in_flight=IN_FLIGHT))
 
-    def _build(self, inputs: Tensor, batch: int, capacity: int) -> Stages:
-        return Stages(self._model, self._rule, inputs[:2], batch=batch, capacity=capacity, capture=self._capture)
+    def _build(self, inputs: Tensor, batch: int, *, in_flight: int) -> Stages:
+        options = {"batch": batch, "in_flight": in_flight}
+        return Stages(self._model, self._rule, inputs[:2], **options, capture=self._capture, books=self._books)
 
     def _keep(self, key: object, make: Callable[[], Stages]) -> Stages:
         if key not in self._kept:
@@ -255,11 +258,11 @@ class _Flow:
     def _launch(self, number: int, rows: int) -> Iterator[Answers]:
         """Launch a program that will find so many rows.
 
-        Before it no deeper ring is known to hold a batch, and at most IN_FLIGHT − 1 launches are unknown, so that the ring that
-        it fills holds less than two batches and those: its capacity is never reached. So it is with answers.
+        When it is chosen no deeper ring is known to hold a batch, and the launches in flight bring a batch each at most, so that
+        the ring that it fills holds less than two batches and those: its capacity is never reached. So it is with answers.
         """
         assert number == self._last or self._waiting(number + 1) < self._size
-        while len(self._under_way) >= IN_FLIGHT:
+        while len(self._under_way) >= self._stages.in_flight:
             self._take_in()
         yield from self._answer(self._size)
         self._stages.run(number, self._size)

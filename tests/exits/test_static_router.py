@@ -338,3 +338,16 @@ def test_texts_are_padded_to_buckets():
         assert torch.equal(padded[:, :, :tokens], rows) and not padded[:, :, tokens:].any()
     images = torch.randn(2, 3, 5)
     assert in_bucket(images) is images
+
+
+@torch.inference_mode()
+def test_rings_that_would_take_much_memory_hold_fewer_batches(monkeypatch):
+    """By hand: a row is 24 bytes in each of two rings, a batch of eight 384; so 1,600 bytes hold four of them."""
+    model, inputs = toy_model(CascadeHead), torch.randn(200, WIDTH)
+    logits, scores = offline(model, inputs, CRITERIA["margin"])
+    policy = Policy(CRITERIA["margin"], spread(scores, 0.3))
+    for most, in_flight in ((1, 1), (1600, 2), (1 << 20, static_router.IN_FLIGHT)):
+        monkeypatch.setattr(stages, "MOST_BYTES", most)
+        router = StaticRouter(model, policy, courier=Late(7))
+        check_answers(route(router, inputs, 8, streams=True), logits, choose(scores, policy.thresholds))
+        assert [(each.in_flight, each.capacity) for each in router._kept.values()] == [(in_flight, 8 * (2 + in_flight))]
