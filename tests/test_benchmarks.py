@@ -102,7 +102,39 @@ def test_what_an_optimisation_changes_is_seen(load, capsys):
     assert results["mean_difference"]["none, again"] == 0
 
 
-SUPPORT = ("measuring", "machine", "synthetic", "peer", "peer_exits")
+def test_what_runs_on_a_device_is_told_apart(load):
+    """By hand, on tensors without values: five launches, a copy each way, two reads, and two tensors made here."""
+    tally = load("counting").Tally("meta")
+    with tally, torch.inference_mode():
+        there = torch.arange(6).to("meta")  # made here, copied there
+        there.view(2, 3).t()[None].unsqueeze_(0).detach()  # other names of the same memory
+        assert there.new_empty(3).shape == (3,)
+        mask = there > 2
+        there.add_(1)
+        assert torch.equal((there.view(2, 3) @ there.view(3, 2)).cpu(), torch.zeros(2, 2, dtype=torch.int64))
+        assert there.sum().item() == 0 and not bool(mask.any())
+        with pytest.raises(NotImplementedError):  # what needs values cannot be hidden
+            there[mask]
+    found = tally.table([""])[""]
+    assert found == {
+        "launches": 5, "to_device": 1, "to_host": 1, "reads": 2, "data_dependent_shapes": 0, "host_operations": 2,
+    }  # fmt: skip
+
+
+def test_launches_of_a_step_are_those_of_its_parts(load, capsys):
+    (found,) = load("launches").main(["--quick", "--recipes", "cifar100-vit-t"])["results"].values()
+    assert "training step / forward / launches: " in capsys.readouterr().out
+    step = found["training step"]
+    parts = [part for part in step if part != "whole"]
+    assert step["whole"]["launches"] == sum(step[part]["launches"] for part in parts) > 100
+    assert step["optimizer"]["launches"] == 2  # all step counters, all parameters
+    for where in (step["whole"], found["evaluation"]["batch"]):
+        assert where["reads"] == where["data_dependent_shapes"] == where["to_host"] == 0
+    assert found["evaluation"]["end of the pass"]["to_host"] == 1
+    assert found["early exit"]["batch"]["reads"] == found["early exit"]["exits"] - 1  # today's routing asks once an exit
+
+
+SUPPORT = ("counting", "measuring", "machine", "synthetic", "peer", "peer_exits")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SUPPORT])

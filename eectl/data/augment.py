@@ -126,15 +126,15 @@ class _Mixing:
     """
 
     def __init__(self, mixup: float, cutmix: float, num_classes: int) -> None:
-        self._mixup, self._cutmix, self._num_classes = mixup, cutmix, num_classes
+        self._mixup, self._cutmix = (_shares(alpha) if alpha else None for alpha in (mixup, cutmix))
+        self._num_classes = num_classes
 
     def draw(self, height: int, width: int) -> Mix:
         """Draw how one batch is mixed."""
-        mixup = self._cutmix == 0 or (self._mixup > 0 and bool(torch.rand(()) < 0.5))
-        alpha = torch.tensor([self._mixup if mixup else self._cutmix])
-        share = float(torch.distributions.Beta(alpha, alpha, validate_args=False).sample())
-        if mixup:
-            return Mix(share)
+        if self._cutmix is None or (self._mixup is not None and bool(torch.rand(()) < 0.5)):
+            assert self._mixup is not None
+            return Mix(float(self._mixup.sample()))
+        share = float(self._cutmix.sample())
         x, y = int(torch.randint(width, (1,))), int(torch.randint(height, (1,)))
         half = 0.5 * math.sqrt(1.0 - share)
         half_width, half_height = int(half * width), int(half * height)
@@ -166,6 +166,12 @@ class _Mixing:
         if all(mix.box is not None for mix in mixes):
             return cut
         return torch.where(is_blended.view(-1, 1, 1, 1, 1), _blended(inputs, shares), cut)
+
+
+def _shares(alpha: float) -> torch.distributions.Beta:
+    """Return the distribution of own shares."""
+    both = torch.tensor([alpha])
+    return torch.distributions.Beta(both, both, validate_args=False)
 
 
 def _blended(values: Tensor, shares: Tensor) -> Tensor:

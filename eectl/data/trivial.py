@@ -13,20 +13,21 @@ from eectl.data.pixels import autocontrast, blend, blurred, equalize, for_warp, 
 from eectl.data.variations import Drawn, Shape, Work, rotations
 
 
-@dataclass(frozen=True)
 class TrivialAugment:
     """One random operation for each image; `mode` says how geometry reads between pixels."""
 
-    mode: str = "nearest"
+    def __init__(self, mode: str = "nearest") -> None:
+        self._mode = mode
+        self._magnitudes = torch.stack([magnitudes for magnitudes, _ in TRIVIAL.values()])
+        self._signed = torch.tensor([signed for _, signed in TRIVIAL.values()])
 
     def draw(self, count: int) -> Drawn:
         """Draw operations (index into TRIVIAL) and their signed magnitudes."""
         operations = torch.randint(len(TRIVIAL), (count,))
         bins = torch.randint(31, (count,))
         signs = torch.randint(2, (count,)) * 2 - 1
-        magnitudes = torch.stack([magnitudes for magnitudes, _ in TRIVIAL.values()])[operations, bins]
-        signed = torch.tensor([signed for _, signed in TRIVIAL.values()])[operations]
-        return operations, torch.where(signed, magnitudes * signs, magnitudes)
+        magnitudes = self._magnitudes[operations, bins]
+        return operations, torch.where(self._signed[operations], magnitudes * signs, magnitudes)
 
     def plan(self, drawn: Drawn, shape: Shape) -> Work:
         """Apply operation `drawn[0][i]` at magnitude `drawn[1][i]` to image i."""
@@ -44,7 +45,7 @@ class TrivialAugment:
         matrices = for_warp(_matrices(operations[moved], magnitudes[moved], height, width), height, width)
         bits = magnitudes[slices.get("Posterize", slice(0))].long()
         parameters = order, order.argsort(), magnitudes, matrices, (256 - 2 ** (8 - bits)).to(torch.uint8)
-        return Work(parameters, _Operations(slices, moved, self.mode))
+        return Work(parameters, _Operations(slices, moved, self._mode))
 
 
 @dataclass(frozen=True)

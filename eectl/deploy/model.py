@@ -132,6 +132,7 @@ class Model(nn.Module):
         if tokenizer is not None and not self.is_text:
             raise EectlError(f"{checkpoint.path} takes images, which need no tokenizer; leave it out")
         self._wish = precision
+        self._precision: str | None = None  # what the device makes of it, once asked
         self._made = {f"{self.path} was trained": about.precision}
         self.policy: Policy | None = None
         self.budget: float | None = None
@@ -172,7 +173,9 @@ class Model(nn.Module):
 
         `model(x)` computes as the caller's own autocast says.
         """
-        return resolve_precision(self._wish, self.device)
+        if self._precision is None:
+            self._precision = resolve_precision(self._wish, self.device)
+        return self._precision
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -342,7 +345,7 @@ class Model(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Model":
         """Forget what was learned of another device when the network moves."""
-        self._routes = None
+        self._routes, self._precision = None, None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from eectl.core.capture import recorder_for
 from eectl.core.distributed import World, gather_rows, join, leave
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision, settings
@@ -235,6 +236,7 @@ def _pass(session: Session, split: Split, criterion: Criterion, keeper: Keeper |
                 criterion=criterion,
                 prepare=preparing(session),
                 keeper=keeper,
+                recorder=recorder_for(world.device),
             )
     except torch.OutOfMemoryError as error:
         raise out_of_memory(world.device, "--batch-size ", size) from error

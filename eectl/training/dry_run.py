@@ -10,6 +10,7 @@ import torch
 
 from eectl.core.distributed import pick_device
 from eectl.core.errors import EectlError
+from eectl.core.precision import settings
 from eectl.core.stopwatch import device_name, settle
 from eectl.data import DATASETS, DataInfo, data_info
 from eectl.data.text_sources import TEXT_DATASETS
@@ -186,7 +187,8 @@ def _measure_rate(planned: Plan, device: torch.device) -> tuple[float, int]:
     model.eval()  # one row has no statistics for BatchNorm
     inputs = execution.laid_out(model.backbone.example(spec.input_shape).expand(rows, *spec.input_shape).contiguous())
     seconds = 0.0
-    with torch.random.fork_rng(devices=[]):
+    set_up = settings(execution.precision, device, deterministic=execution.deterministic, training=True)
+    with torch.random.fork_rng(devices=[]), set_up:
         for _ in range(2):
             settle(device)
             started = time.perf_counter()

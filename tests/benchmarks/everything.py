@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SUPPORT = {"measuring", "machine", "synthetic", "peer", "peer_exits", "everything"}
+SUPPORT = {"counting", "measuring", "machine", "synthetic", "peer", "peer_exits", "everything"}
 CPU_ONLY = {"startup", "sweep"}
 
 

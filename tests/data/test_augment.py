@@ -49,7 +49,7 @@ def trivial(images: Tensor, operations: Tensor, magnitudes: Tensor, mode: str = 
 
 
 def reference(image: Tensor, name: str, magnitude: float) -> Tensor:
-    """One operation by torchvision's public functions, as its TrivialAugmentWide applies it."""
+    """One operation by torchvision's public functions, as its TrivialAugmentWide applies it; v2's where they differ."""
     still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
     slope, shift = math.degrees(math.atan(magnitude)), int(magnitude)
     calls = {
@@ -65,7 +65,7 @@ def reference(image: Tensor, name: str, magnitude: float) -> Tensor:
         "Sharpness": lambda: tv.adjust_sharpness(image, 1 + magnitude),
         "Posterize": lambda: tv.posterize(image, shift),
         "Solarize": lambda: tv.solarize(image, magnitude),
-        "AutoContrast": lambda: tv.autocontrast(image),
+        "AutoContrast": lambda: v2.functional.autocontrast(image),
         "Equalize": lambda: tv.equalize(image),
     }
     return calls[name]()
@@ -90,6 +90,7 @@ def test_each_operation_equals_torchvisions_image_by_image(name, channels):
     assert ours.dtype == torch.uint8
     close = ((ours.int() - theirs.int()).abs() <= 1).float().mean(dim=(1, 2, 3))
     assert close.min() >= 0.99
+    assert torch.equal(ours, theirs) or name not in ("Posterize", "Solarize", "AutoContrast", "Equalize")
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

@@ -16,6 +16,7 @@ from eectl.data import Augmenter
 from eectl.evaluation.evaluate import evaluate
 from eectl.evaluation.opened import open_session
 from eectl.models.checkpoint import load_checkpoint, read_about, save_checkpoint
+from eectl.recipe.data_section import AugmentSection
 from eectl.training.train import train
 
 MOVED = "and this computes in float32: scores move a little"
@@ -44,7 +45,7 @@ def naive(path, size, **options):
     """All exits' logits [exit, row, class] of the test split, `size` rows at a time, under an autocast of one's own."""
     session = open_session(path, world=World(0, 1, torch.device("cpu")), needs=("test",))
     split, info = session.data.splits["test"], session.data.info
-    model, prepare = session.checkpoint.model.to(memory_format=torch.channels_last), Augmenter(info, None, 10).eval
+    model, prepare = session.checkpoint.model.to(memory_format=torch.channels_last), Augmenter(info, AugmentSection(), 10).eval
     found = []
     for rows in torch.arange(len(split)).split(size):
         images = prepare(split.rows(rows)).contiguous(memory_format=torch.channels_last)

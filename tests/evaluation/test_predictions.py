@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from tape import Tape
 from toy_exits import WIDTH, score, toy_model, toy_outputs
 
 from eectl.core.distributed import World
@@ -53,6 +54,19 @@ def test_rows_keep_their_order(size, tmp_path):
     assert torch.equal(table[1].bool(), expected.argmax(dim=2) == labels)
     assert table.shape == (3, 3, 11) and not table.requires_grad
     torch.testing.assert_close(load_file(tmp_path / "p")["logits"], expected)
+
+
+def test_a_recorded_pass_gives_and_keeps_the_same(tmp_path):
+    torch.manual_seed(0)
+    model, tape = toy_model(), Tape()
+    pixels, labels = torch.rand(35, WIDTH), torch.arange(35) % 4
+    batches = [SimpleNamespace(inputs=pixels[rows], targets=labels[rows], rows=rows) for rows in torch.arange(35).split(4)]
+    tables = {}
+    for name, recorder in {"plain": None, "recorded": tape}.items():
+        with keeping(tmp_path / name, MADE, num_exits=3, num_outputs=4, labels=labels, world=ALONE) as keeper:
+            tables[name] = predict_rows(model, batches, num_rows=35, criterion=MAX_SOFTMAX, keeper=keeper, recorder=recorder)
+    assert torch.equal(tables["plain"], tables["recorded"]) and tape.replays == 7  # of 9 batches: one plain, one of three rows
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "recorded").read_bytes()
 
 
 PARTS = {
