@@ -19,8 +19,9 @@ from eectl.exits.router import Answerer, Router
 from eectl.exits.times import FULL
 from eectl.models.multi_exit import MultiExitModel
 
-WARM_UP = 0.3  # seconds that batches of a size take before their fastest way is looked for, and about each look
-FEW_ROWS = 64  # that the ways are tried on, in batches of the size
+WARM_UP = 0.3  # seconds that batches of a size take before their fastest way is looked for, and about each look at least
+FEW_ROWS = 16  # that the ways are tried on, in batches of the size
+TRIES = 16  # about how often: as many rows are answered first, so that looking never takes longer than what was done
 
 Routed = tuple[Tensor, Tensor | None]
 """Each row's logits [row, class] and the exit [row] at which it left, from 0; None: the plain network answered all."""
@@ -56,6 +57,7 @@ class Routes:
         self._network, self._policy = network, policy
         self._can_lie, self._lies = channels_last, channels_last
         self._spent: dict[int, float] = defaultdict(float)
+        self._answered: dict[int, int] = defaultdict(int)  # batches
         self._seen: dict[int, list[Tensor]] = defaultdict(list)
         self._ways: dict[int, _Way] = {}
         device = next(network.parameters()).device
@@ -73,9 +75,9 @@ class Routes:
     def __call__(self, batch: Tensor) -> Routed:
         """Answer a batch of inputs as the network takes them."""
         size = len(batch)
-        if size not in self._ways and self._spent[size] < WARM_UP:
-            return self._run_first(batch)
         if size not in self._ways:
+            if self._spent[size] < WARM_UP or self._answered[size] < TRIES * len(self._seen[size]):
+                return self._run_first(batch)
             self._ways[size] = self._learn(size, self._seen.pop(size))
         way = self._ways[size]
         if way.channels_last != self._lies:
@@ -92,6 +94,7 @@ class Routes:
         started = time.perf_counter()
         found = self._first(self._laid(batch))
         self._spent[size] += time.perf_counter() - started
+        self._answered[size] += 1
         return found
 
     def _learn(self, size: int, batches: list[Tensor]) -> _Way:

@@ -10,6 +10,7 @@ from eectl.exits import fastest
 from eectl.exits.criteria import CRITERIA
 from eectl.exits.fastest import choose_layout, quickest
 from eectl.exits.policy import Policy, choose
+from eectl.exits.router import Router
 from eectl.exits.times import EARLY, FULL
 
 
@@ -42,6 +43,7 @@ def test_answers_are_the_same_in_every_way(mode, last, monkeypatch):
     monkeypatch.setattr(fastest, "quickest", lambda ways, **_: min(ways, key=lambda name: shortest[name]))
     monkeypatch.setattr(routes, "choose_layout", chosen)
     monkeypatch.setattr(routes, "WARM_UP", 1e-9)
+    monkeypatch.setattr(routes, "TRIES", 1)
     route = Routes(model, policy, channels_last=True)
     for size in (8, 3, 8, 3, 1, 8, 1):
         found = route(batch[:size])
@@ -56,6 +58,7 @@ def test_answers_are_the_same_in_every_way(mode, last, monkeypatch):
 @torch.inference_mode()
 def test_the_plain_network_answers_without_a_policy(monkeypatch):
     monkeypatch.setattr(routes, "WARM_UP", 1e-9)
+    monkeypatch.setattr(routes, "TRIES", 1)
     for name in ("resnet", "bert"):
         model, batch, *_ = network_with_policy(name)
         expected = model.backbone(batch)
@@ -68,13 +71,27 @@ def test_the_plain_network_answers_without_a_policy(monkeypatch):
 
 @torch.inference_mode()
 def test_little_work_is_not_timed(monkeypatch):
+    """By hand: 16 rows are kept to try the ways on; of one row each they are tried after 16 × 16, of eight after 2 × 16."""
     model, batch, policy, *_ = network_with_policy("gpf")
-    monkeypatch.setattr(routes, "WARM_UP", 1e9)
-    monkeypatch.setattr(routes, "choose_mode", None)
+    learned = []
+
+    def choosing(model, policy, batches, **_):
+        learned.append([len(each) for each in batches])
+        return EARLY, Router(model, policy)
+
+    monkeypatch.setattr(routes, "choose_mode", choosing)
+    monkeypatch.setattr(routes, "WARM_UP", 1e-9)
     route = Routes(model, policy, channels_last=False)
-    for _ in range(20):
-        route(batch[:1])
-    assert len(route._seen[1]) == 20 and len(route._seen) == 1
+    for size, count in ((1, 256), (8, 32)):
+        for _ in range(count):
+            route(batch[:size])
+        assert learned == []
+        route(batch[:size])
+        assert learned.pop() == [size] * (16 // size)
+    monkeypatch.setattr(routes, "WARM_UP", 1e9)
+    for _ in range(200):
+        route(batch[:4])
+    assert learned == []
 
 
 def test_another_way_must_be_clearly_faster(monkeypatch):
