@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tape import Tape
 from toy_exits import WIDTH, CascadeHead, CountingBackbone, PlainHead, toy_model
 
-from eectl.core.capture import Capture
+from eectl.core.capture import Capture, recorder_for
 from eectl.exits import stages, static_router
 from eectl.exits.criteria import CRITERIA, criterion_named
+from eectl.exits.full_pass import FullPass, PlainPass
 from eectl.exits.policy import ALWAYS, NEVER, Policy, choose
 from eectl.exits.router import rows_in_order
 from eectl.exits.stages import in_bucket
@@ -351,3 +352,61 @@ def test_rings_that_would_take_much_memory_hold_fewer_batches(monkeypatch):
         router = StaticRouter(model, policy, courier=Late(7))
         check_answers(route(router, inputs, 8, streams=True), logits, choose(scores, policy.thresholds))
         assert [(each.in_flight, each.capacity) for each in router._kept.values()] == [(in_flight, 8 * (2 + in_flight))]
+
+
+@pytest.mark.parametrize("way", ["plain", "taped"])
+@pytest.mark.parametrize("name", real_networks())
+@torch.inference_mode()
+def test_the_full_pass_gives_the_same_answers(name, way):
+    model, batches = build_network(name)
+    parts = [[output.logits for output in model(part)] for part in batches]
+    logits = torch.stack([torch.cat(each) for each in zip(*parts, strict=True)])
+    scores = CRITERIA["margin"].scores(logits)
+    policy = Policy(CRITERIA["margin"], spread(scores, 0.3))
+    options = {"capture": taped()} if way == "taped" else {}
+    full, plain = FullPass(model, policy, **options), PlainPass(model.backbone, **options)
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    for _ in range(3):
+        answers = rows_in_order(list(full.stream(batches, batch_size=3)))
+        check_answers(answers, logits, choose(scores, policy.thresholds), **close)
+        torch.testing.assert_close(torch.cat([plain(batch) for batch in batches]), logits[-1], **close)
+
+
+@pytest.mark.parametrize("name", [*CRITERIA, "difference-2"])
+@torch.inference_mode()
+def test_the_full_pass_decides_as_choose_does(name):
+    model = toy_model(num_outputs=1 if name.startswith("difference") else 4, after=(0, 1, 2))
+    inputs, criterion = torch.randn(60, WIDTH), criterion_named(name)
+    inputs[5] = torch.nan
+    logits, scores = offline(model, inputs, criterion)
+    finite = torch.arange(60) != 5
+    policy = Policy(criterion, thresholds_for(name, scores[:, finite]))
+    found = FullPass(model, policy)(inputs)
+    assert torch.equal(found[1], choose(scores, policy.thresholds))
+    assert found[1][5] == 3 or name == "patience"  # which compares predictions, and those are there
+    check_answers(found, logits, choose(scores, policy.thresholds), clear=finite)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["resnet", "ztw", "gpf", "msdnet", "bert", "mlp"])
+@torch.inference_mode()
+def test_on_a_gpu(name):
+    """In CUDA graphs, none of which fails to be recorded, and with counts that arrive on their own."""
+    model, batches = build_network(name)
+    model, batches = model.to("cuda"), [batch.to("cuda") for batch in batches]
+    logits = torch.stack([torch.cat(each) for each in zip(*[[o.logits for o in model(part)] for part in batches], strict=True)])
+    scores = CRITERIA["margin"].scores(logits).cpu()
+    policy = Policy(CRITERIA["margin"], spread(scores, 0.3))
+    chosen = choose(scores, policy.thresholds)
+    capture = Capture(recorder_for(torch.device("cuda")), plain_calls=1, say=refuse)
+    routers = StaticRouter(model, policy, capture=capture), FullPass(model, policy, capture=capture)
+    close = {"rtol": 1e-2, "atol": 1e-2}
+    for _ in range(3):
+        for router in routers:
+            parts = [router(batch) for batch in batches]
+            found = torch.cat([one for one, _ in parts]).cpu(), torch.cat([one for _, one in parts]).cpu()
+            check_answers(found, logits.cpu(), chosen, **close)
+            for size in (8, 3):
+                found = rows_in_order(list(router.stream(batches, batch_size=size)))
+                check_answers((found[0].cpu(), found[1].cpu()), logits.cpu(), chosen, **close)
+    capture.close()
