@@ -121,3 +121,6 @@ def _say_done(done: "Predicted", checkpoint: Path, out: Path | None) -> None:
     elif done.mean_cost is not None:
         exits = ", ".join(f"{count:,} at {number}" for number, count in enumerate(done.left, 1) if count)
         say(f"left at exits: {exits}; mean cost {done.mean_cost:.1%} of the plain backbone's")
+    if done.full_sizes:
+        sizes = ", ".join(map(str, done.full_sizes))
+        say(f"at batch size {sizes} all exits ran and the policy chose among them: early exit was slower here")

@@ -9,22 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eectl.core.console import silent
 from eectl.core.distributed import pick_device
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision
 from eectl.data.splits import DataInfo
 from eectl.deploy.answers import AnswerList, RowAnswer
 from eectl.deploy.inputs import ImageInputs, RawInputs, text_inputs
+from eectl.deploy.routes import Routed, Routes
 from eectl.exits.costs import measure_costs
 from eectl.exits.policy import Policies, Policy, policies_for, read_policies
-from eectl.exits.router import Router
-from eectl.exits.segment_times import learn_times
 from eectl.models.checkpoint import Checkpoint, load_checkpoint
 from eectl.models.multi_exit import MultiExitModel
 
 WINDOW = 8  # batches of texts among which rows are sorted by length
-WORTH_TIMING = 32  # rows in a batch from which on a GPU learns whether dropping rows pays
-WARM_UP = 0.3  # seconds that this may take
 FEW = 8  # inputs that are not worth threads
 
 
@@ -109,6 +107,7 @@ class Model(nn.Module):
         task: classification or regression.
         policy: The criterion and thresholds in force; None: the plain network answers.
         budget: The budget that these keep, in % of the plain backbone's cost.
+        say: Takes a line that says why a GPU is slower than it could be; default: it goes nowhere.
     """
 
     def __init__(
@@ -146,7 +145,9 @@ class Model(nn.Module):
             self.policy = Policy(chosen.criterion, entry.thresholds or ())
             self._costs = tuple(cost / chosen.plain_cost for cost in chosen.exit_costs)
         self.inputs = self._inputs(checkpoint, tokenizer)
-        self._routers: dict[int, Router] = {}
+        self._channels_last = not self.is_text and checkpoint.channels_last
+        self._routes: Routes | None = None
+        self.say: Callable[[str], None] = silent
         self.eval().requires_grad_(False)
 
     def _inputs(self, checkpoint: Checkpoint, tokenizer: str | None) -> RawInputs:
@@ -313,15 +314,15 @@ class Model(nn.Module):
             raise out_of_memory(self.device, "--batch-size ", batch_size) from error
         return [answer for answer in answers if answer is not None]
 
-    def _route(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return each row's logits, and the exit (from 0) at which it left; None: the plain network answered all."""
-        if self.policy is None:
-            return self.network.backbone(batch), None
-        size = len(batch) if self.device.type == "cuda" and len(batch) >= WORTH_TIMING else 0
-        if size not in self._routers:
-            times = learn_times(self.network, batch, seconds=WARM_UP) if size else None
-            self._routers[size] = Router(self.network, self.policy, times=times)
-        return self._routers[size](batch)
+    def _route(self, batch: Tensor) -> Routed:
+        if self._routes is None:
+            self._routes = Routes(self.network, self.policy, channels_last=self._channels_last, say=self.say)
+        return self._routes(batch)
+
+    @property
+    def full_sizes(self) -> tuple[int, ...]:
+        """The batch sizes at which all exits ran and the policy chose among them, as that was faster than early exit."""
+        return () if self._routes is None else self._routes.full_sizes
 
     def _said(self, logits: Tensor, exits: Tensor | None, top: int) -> Iterator[RowAnswer]:
         """Make answers of logits [row, class]; raises EectlError where a network that diverged gives no numbers."""
@@ -344,7 +345,7 @@ class Model(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Model":
         """Forget what was learned of another device when the network moves."""
-        self._routers, self._precision = {}, None
+        self._routes, self._precision = None, None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

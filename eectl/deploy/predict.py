@@ -27,7 +27,8 @@ class Predicted:
     """The result of `predict`: the rows, where they were not written or handed on, what could not be read, and who left where.
 
     `left[k-1]` is the number of inputs that left at exit k; `mean_cost` is a share of the plain backbone's cost, None for no
-    input. `budget` is the policy's, in % of that cost; None: the plain network answered. It computed in `precision`.
+    input. `budget` is the policy's, in % of that cost; None: the plain network answered. It computed in `precision`. `full_sizes`
+    are the batch sizes at which all exits ran and the policy chose among them, as that was faster than early exit.
     """
 
     checkpoint: str
@@ -39,6 +40,7 @@ class Predicted:
     left: tuple[int, ...]
     mean_cost: float | None
     precision: str = "float32"
+    full_sizes: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -49,8 +51,8 @@ class Predicted:
         """Return JSON-able data: kind, schema, and all there is."""
         about = {"checkpoint": self.checkpoint, "task": self.task, "classes": list(self.classes), "budget": self.budget}
         counts = {"num_rows": self.num_rows, "left": list(self.left), "mean_cost": self.mean_cost, "failed": list(self.failed)}
-        about["precision"] = self.precision
-        return {"kind": KIND, "schema": SCHEMA, **about, **counts, "rows": [row.to_json() for row in self.rows]}
+        ways = {"precision": self.precision, "full_sizes": list(self.full_sizes)}
+        return {"kind": KIND, "schema": SCHEMA, **about, **ways, **counts, "rows": [row.to_json() for row in self.rows]}
 
 
 def predict(
@@ -119,6 +121,7 @@ def predict(
     model = load(checkpoint, policy=policy, budget=budget, device=device, precision=precision, tokenizer=tokenizer)
     for note in model.notes:
         say(f"note: {note}")
+    model.say = say
     size = model.check_request(batch_size, top)
     kept: list[RowOut] = []
     failed: list[str] = []
@@ -141,9 +144,8 @@ def predict(
             advance(len(chunk))
     counts = tuple(left[number] for number in range(1, len(model.exits) + 1))
     mean = cost / sum(counts) if sum(counts) else None
-    return Predicted(
-        model.digest, model.task, model.classes, model.budget, tuple(kept), tuple(failed), counts, mean, model.precision
-    )
+    about = model.digest, model.task, model.classes, model.budget
+    return Predicted(*about, tuple(kept), tuple(failed), counts, mean, model.precision, model.full_sizes)
 
 
 def _rows(checkpoint: Path, sources: Sequence[str], text: tuple[str, ...]) -> tuple[Iterator[RowIn], int | None]:

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from eectl.core.stopwatch import device_name
 from eectl.data.batches import longest_first
 from eectl.evaluation.opened import Session, measuring, open_session, preparing, read_header, score_split
 from eectl.evaluation.timing import measure_speed
+from eectl.exits.fastest import choose_layout, lay_inputs
 from eectl.exits.policy import Policies, policies_for
 from eectl.exits.thresholds import check_has_exits, choose_thresholds, notes_on_rows
 from eectl.exits.times import Bench
@@ -23,6 +25,7 @@ from eectl.recipe.budgets import DEFAULT_BATCH_SIZES, DEFAULT_BUDGETS, parse_bud
 
 FEWEST_ROWS = 256
 MOST_ROWS = 100_000  # a batch
+FEW_BATCHES = 4  # that tell which memory layout is faster
 
 
 def bench(
@@ -136,6 +139,10 @@ def _measure(
         raise EectlError(
             f"no budget is within reach: leaving at the first exit costs {least:.1%}; give a larger one in --budgets"
         )
+
+    def note(line: str) -> None:
+        say(f"note: {line}")
+
     measured = []
     for size in sizes:
         say(f"measuring at batch size {size}")
@@ -143,7 +150,11 @@ def _measure(
             batches = _on_device(session, rows, size)
             shares = session.costs.shares
             with autocast(session.precision, session.world.device):
-                measured.append(measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds))
+                last = session.channels_last and choose_layout(model, batches[:FEW_BATCHES], seconds=seconds)
+                if session.channels_last:
+                    batches = [lay_inputs(batch, channels_last=last) for batch in batches]
+                speed = measure_speed(model, batches, by_budget, cost_shares=shares, seconds=seconds, say=note)
+            measured.append(replace(speed, channels_last=last))
         except torch.OutOfMemoryError as error:
             raise out_of_memory(session.world.device, "--batch-size ", size) from error
     return Bench(

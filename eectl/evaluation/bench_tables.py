@@ -4,7 +4,9 @@ from rich.table import Table
 
 from eectl.core.console import make_console, make_table, print_table
 from eectl.evaluation.tables import budget_name
-from eectl.exits.times import Bench, EarlyExit, Speed, TimedRun
+from eectl.exits.times import FULL, Bench, EarlyExit, Speed, TimedRun
+
+TOLERATED = 1.05  # of the plain backbone's time: what a policy may take
 
 _LEGEND = (
     "x plain: speed against the plain backbone. MAC-ideal: the speed-up if time went as MACs; reachable: with the same mix of "
@@ -24,7 +26,8 @@ def show_bench(bench: Bench) -> None:
         markup=False,
     )
     for speed in bench.measured:
-        title = f"batch size {speed.batch_size}: {speed.num_rows:,} rows, {speed.num_rounds} rounds"
+        layout = ", not channels_last" if bench.channels_last and not speed.channels_last else ""
+        title = f"batch size {speed.batch_size}: {speed.num_rows:,} rows, {speed.num_rounds} rounds{layout}"
         print_table(console, title, _speed_table(speed))
         print_table(console, f"batch size {speed.batch_size}: what early exit reached", _yardstick_table(speed))
     most = max(bench.measured, key=lambda speed: speed.num_rows)
@@ -35,22 +38,26 @@ def show_bench(bench: Bench) -> None:
 
 
 def bench_notes(bench: Bench) -> list[str]:
-    """Return sentences on where early exit is slower than the plain backbone, and on budgets that are out of reach."""
-    notes = []
-    for speed in bench.measured:
-        for entry in speed.early_exit:
-            if entry.refill or entry.speed_up >= 1:
-                continue
-            refilled = [each.speed_up for each in speed.early_exit if each.refill and each.budget == entry.budget]
-            mends = f"; refilling makes it {refilled[0]:.2f}×" if refilled and refilled[0] > 1 else ""
-            notes.append(
-                f"At batch size {speed.batch_size} and {budget_name(entry.budget)} early exit is slower than the plain "
-                f"backbone: {entry.speed_up:.2f}×{mends}."
-            )
+    """Return sentences on what a policy does not make faster, where the full pass is taken, and on budgets out of reach."""
+    entries = [(speed, entry) for speed in bench.measured for entry in speed.early_exit if not entry.refill]
+    notes = [_note(speed, entry) for speed, entry in entries if entry.mode == FULL or entry.speed_up < 1]
     if bench.out_of_reach:
         budgets = ", ".join(map(budget_name, bench.out_of_reach))
         notes.append(f"Out of reach: {budgets}; even leaving at the first exit costs more.")
     return notes
+
+
+def _note(speed: Speed, entry: EarlyExit) -> str:
+    """Return what a budget's better way takes as a multiple of the plain backbone's time, and what to do where it is much."""
+    ways = {name: run.seconds / speed.plain_seconds for name, run in (("early exit", entry), ("the full pass", speed.full))}
+    (taken, least), (other, more) = sorted(ways.items(), key=lambda way: way[1])
+    streams = [each.seconds / speed.plain_seconds for each in speed.early_exit if each.refill and each.budget == entry.budget]
+    mends = f"; refilling makes it {streams[0]:.2f} ×" if streams and streams[0] < 1 else ""
+    said = f"{taken} takes {least:.2f} × the plain backbone's time, {other} {more:.2f} ×{mends}"
+    advice = ""
+    if least > TOLERATED and not mends:
+        advice = "; that does not pay: predict without --policy, or take a smaller budget or another batch size"
+    return f"At batch size {speed.batch_size} and {budget_name(entry.budget)} {said}{advice}."
 
 
 def _speed_table(speed: Speed) -> Table:

@@ -1,11 +1,13 @@
 """The forward pass that really stops: rows that are ready leave, the others go on together. When a row leaves, policy says.
 
 One batch at a time, survivors are regrouped at once, or where measured times say that it pays; over a stream of batches they
-can also wait in a queue until a whole batch of them is there.
+can also wait in a queue until a whole batch of them is there. Every number of rows is a shape of its own, which suits CPUs; for
+GPUs there is static_router.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +21,21 @@ from eectl.models.multi_exit import MultiExitModel
 
 @dataclass(frozen=True)
 class Answers:
-    """Rows that left together: their numbers [n], logits [n, class], and the exit, from 0."""
+    """Rows that have left: their numbers [n], logits [n, class], and the exits [n] at which they did, from 0."""
 
     rows: Tensor
     logits: Tensor
-    exit: int
+    exits: Tensor
+
+
+class Answerer(Protocol):
+    """A network under a policy: what it answers to each row, and at which exit. All ways to do it give the same."""
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits [row, class] of the exit at which each row leaves, and that exit's index [row], from 0."""
+
+    def stream(self, batches: Iterable[Tensor], *, batch_size: int) -> Iterator[Answers]:
+        """Yield answers as they come, for the rows of `batches` numbered from 0; `batch_size` of them go together."""
 
 
 @dataclass
@@ -57,7 +69,7 @@ class _Party:
         """Let all rows that have no answer yet leave at exit `number`, from 1."""
         waiting = slice(None) if self.gone is None else (~self.gone).nonzero()[:, 0]
         self.num_gone = len(self.rows)
-        return Answers(self.rows[waiting], output.logits[waiting], number - 1)
+        return _left(self.rows[waiting], output.logits[waiting], number)
 
     def regroup(self) -> None:
         """Drop the rows that have left. Where fewer go than stay, the last ones that stay take their places."""
@@ -192,7 +204,7 @@ class Router:
         leaving = fires.nonzero()[:, 0]
         party.gone = fires if party.gone is None else party.gone | fires
         party.num_gone += num_fired
-        return [Answers(party.rows.index_select(0, leaving), output.logits.index_select(0, leaving), number - 1)]
+        return [_left(party.rows.index_select(0, leaving), output.logits.index_select(0, leaving), number)]
 
     def _past(self, earlier: Sequence[ExitOutput | None]) -> Sequence[Tensor]:
         return [each.logits for each in earlier if each is not None] if self._rule.remembers else ()
@@ -251,10 +263,13 @@ def rows_in_order(answers: Sequence[Answers]) -> tuple[Tensor, Tensor]:
     """Return the logits [row, class] and exits [row] of all rows 0..N−1, each of which is in one of `answers`."""
     rows = torch.cat([each.rows for each in answers])
     logits = torch.cat([each.logits for each in answers])
-    exits = torch.empty_like(rows)
-    for each in answers:
-        exits.index_fill_(0, each.rows, each.exit)
-    return torch.empty_like(logits).index_copy_(0, rows, logits), exits
+    exits = torch.cat([each.exits for each in answers])
+    return torch.empty_like(logits).index_copy_(0, rows, logits), torch.empty_like(exits).index_copy_(0, rows, exits)
+
+
+def _left(rows: Tensor, logits: Tensor, number: int) -> Answers:
+    """Return the answers of rows that leave together at exit `number`, from 1."""
+    return Answers(rows, logits, torch.full_like(rows, number - 1))
 
 
 def _take(output: ExitOutput, rows: Tensor) -> ExitOutput:

@@ -1,6 +1,7 @@
 """Times of the segments of a network on this device, by rows in the batch, learned from a short warm-up.
 
-The router asks it whether dropping rows that have left saves more than it costs. What users see is measured elsewhere.
+The router of exact sizes asks it whether dropping rows that have left saves more than it costs. What users see is measured
+elsewhere.
 """
 
 import time

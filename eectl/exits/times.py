@@ -16,6 +16,7 @@ from eectl.core.files import read_as
 from eectl.core.precision import FLOAT32
 from eectl.exits.policy import COSTS, CostTable
 
+EARLY, FULL = "early exit", "full pass"  # the ways to a policy's answers: rows stop, or all exits run and one is chosen
 BENCH, BENCH_KIND, BENCH_SCHEMA = "bench.json", "bench", 1
 
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -47,7 +48,8 @@ class EarlyExit(TimedRun):
     backbone's time × the mean cost in MACs as a share of its own, `reachable_seconds` the mean of each row's prefix time on full
     batches. `of_mac_ideal` and `of_reachable` are the shares of those speeds that were reached. `break_even` is the share of rows
     that would have to leave early, at the same exits in the same proportion, for early exit to take the plain backbone's time:
-    None where no share would do, or no row leaves early; `early_share` is the share that does.
+    None where no share would do, or no row leaves early; `early_share` is the share that does. `mode` is the faster way to the
+    same answers, EARLY or FULL.
     """
 
     budget: float
@@ -60,6 +62,7 @@ class EarlyExit(TimedRun):
     of_reachable: float
     early_share: float
     break_even: float | None
+    mode: str = EARLY
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Speed:
     """Times at one batch size, in seconds per row of full batches.
 
     `plain_seconds` is the backbone without exits; `prefix_seconds[k-1]` a row that leaves at exit k: segments up to it and all
-    heads passed, without the decisions. `full` runs all exits and then decides.
+    heads passed, without the decisions. `full` runs all exits and then decides. `channels_last` says how maps lay in memory.
     """
 
     batch_size: int
@@ -78,6 +81,7 @@ class Speed:
     plain: TimedRun
     full: TimedRun
     early_exit: tuple[EarlyExit, ...]
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
-from toy_exits import WIDTH, CascadeHead, toy_model
+from tape import Tape
+from toy_exits import WIDTH, CascadeHead, PlainHead, toy_model
 
+from eectl.evaluation import timing
 from eectl.evaluation.bench_tables import bench_notes, show_bench
 from eectl.evaluation.timing import break_even, measure_speed
+from eectl.exits import fastest
 from eectl.exits import segment_times as stage_times
 from eectl.exits.criteria import CRITERIA
 from eectl.exits.policy import NEVER, Policy, choose
 from eectl.exits.segment_times import SegmentTimes, learn_times
-from eectl.exits.times import Bench, EarlyExit, Latency, Speed, TimedRun
+from eectl.exits.times import EARLY, FULL, Bench, EarlyExit, Latency, Speed, TimedRun
 
 
 def test_stage_times_are_read_between_and_beyond():
@@ -81,8 +84,36 @@ def test_numbers_hang_together(size):
         assert entry.early_share == pytest.approx(shares[0] + shares[1])
         latency = entry.latency_ms
         assert 0 < latency.p50 <= latency.p95 <= latency.p99
+        assert entry.mode == (FULL if speed.full.seconds < entry.seconds else EARLY)
     assert speed.early_exit[-1].break_even is None
     assert {rows for block, rows in model.backbone.runs if block == 0} == ({1} if size == 1 else {1, 3, 6})
+
+
+@pytest.mark.parametrize("head", [PlainHead, CascadeHead])
+def test_recorded_programs_are_timed_where_a_device_records(monkeypatch, head):
+    """On a tape: no Python of the network runs in the last round, and rows are counted as on a CPU."""
+    model, inputs, tapes = toy_model(head), torch.randn(48, WIDTH), []
+
+    def tape(device):
+        tapes.append(Tape())
+        return tapes[-1]
+
+    policies = {50.0: Policy(CRITERIA["margin"], (0.3, 0.3))}
+    expected = measure_speed(model, inputs.split(6), policies, cost_shares=(0.25, 0.5, 1.25), seconds=1e6)
+    monkeypatch.setattr(timing, "recorder_for", tape)
+    for module in (timing, fastest):
+        monkeypatch.setattr(module, "is_static", bool)
+    rounds = []
+    real = timing._Prefixes.__call__
+    monkeypatch.setattr(
+        timing._Prefixes, "__call__", lambda self, batches: (rounds.append(len(model.backbone.runs)), real(self, batches))[1]
+    )
+    model.backbone.runs.clear()
+    speed = measure_speed(model, inputs.split(6), policies, cost_shares=(0.25, 0.5, 1.25), seconds=1e6)
+    assert len(rounds) == speed.num_rounds + 2 and len(set(rounds[2:])) == 1  # after two for warming up
+    assert len(tapes) == 1 and tapes[0].replays
+    assert [entry.left for entry in speed.early_exit] == [entry.left for entry in expected.early_exit]
+    assert len(set(speed.early_exit[0].left)) > 1
 
 
 def test_few_batches_where_time_is_short():
@@ -94,7 +125,7 @@ def test_few_batches_where_time_is_short():
     assert (speed.num_rounds, speed.num_rows) == (3, 32)  # eight batches of four: fewer rows have no mix to speak of
 
 
-def made_up(speed_up, refilled, *, break_even=0.4, early=0.5):
+def made_up(speed_up, refilled, *, break_even=0.4, early=0.5, mode=EARLY, full=0.01):
     """A bench of one budget at batch size 32, and one that is out of reach."""
     latency = Latency(1.0, 2.0, 3.0)
     entries = tuple(
@@ -104,21 +135,31 @@ def made_up(speed_up, refilled, *, break_even=0.4, early=0.5):
             **{"of_mac_ideal": 0.005 / 0.01 * each, "of_reachable": 0.008 / 0.01 * each},
             early_share=early,
             break_even=break_even,
+            mode=mode,
         )
         for refill, each in ((False, speed_up), (True, refilled))
     )
     run = TimedRun(0.01, 100.0, latency)
-    speed = Speed(32, 10, 3, 0.01, (0.004, 0.012), run, run, entries)
+    speed = Speed(32, 10, 3, 0.01, (0.004, 0.012), run, TimedRun(full, 1 / full, latency), entries, channels_last=True)
     named = {"checkpoint": "digest", "device": "CPU", "threads": 2, "channels_last": True, "task": "classification"}
     rest = {"criterion": "margin", "split": "test", "num_rows": 10, "seed": 0, "out_of_reach": (1.0,)}
     return Bench(**named, **rest, versions={"torch": "2.14"}, measured=(speed,))
 
 
 def test_what_does_not_pay_is_said():
-    slower = "At batch size 32 and 75% early exit is slower than the plain backbone: 0.93×"
-    assert bench_notes(made_up(0.93, 0.99))[0] == f"{slower}."
-    assert bench_notes(made_up(0.93, 1.21))[0] == f"{slower}; refilling makes it 1.21×."
+    """The full pass takes the plain backbone's time here, so it is what is taken where early exit takes longer."""
+    at = "At batch size 32 and 75%"
+    line = f"{at} the full pass takes 1.00 × the plain backbone's time, early exit 1.08 ×"
+    assert bench_notes(made_up(0.93, 0.99, mode=FULL))[0] == f"{line}."
+    assert bench_notes(made_up(0.93, 1.25, mode=FULL))[0] == f"{line}; refilling makes it 0.80 ×."
     assert bench_notes(made_up(1.5, 1.0)) == ["Out of reach: 1%; even leaving at the first exit costs more."]
+    slower, advice = made_up(0.8, 0.5, full=0.013), "; that does not pay: predict without --policy, or take a smaller budget"
+    line = f"{at} early exit takes 1.25 × the plain backbone's time, the full pass 1.30 ×"
+    assert bench_notes(slower)[0] == f"{line}{advice} or another batch size."
+    assert (
+        bench_notes(made_up(0.96, 0.5, full=0.013))[0]
+        == f"{at} early exit takes 1.04 × the plain backbone's time, the full pass 1.30 ×."
+    )
 
 
 def test_the_tables(capsys, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
+from exits.rigged import build_network, real_networks, spread, thresholds_for
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_exits import WIDTH, CascadeHead, CountingBackbone, PlainHead, toy_model
 
@@ -11,7 +11,6 @@ from eectl.exits.policy import ALWAYS, NEVER, Policy, Rule, choose
 from eectl.exits.router import Router, rows_in_order
 from eectl.exits.segment_times import SegmentTimes, learn_times
 from eectl.models.backbone import Hidden
-from eectl.models.build import attach_ensembles, attach_exits
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
 
@@ -36,26 +35,6 @@ def route(model, policy, inputs, mode, *, batch_size=None):
         return rows_in_order(answers)
     parts = [router(part) for part in inputs.split(size)]
     return torch.cat([logits for logits, _ in parts]), torch.cat([exits for _, exits in parts])
-
-
-def thresholds_for(name, scores):
-    """Thresholds, one per exit, at which some rows leave at each exit and some at none; not the same at all."""
-    if name == "patience":
-        return (NEVER, *(1.0 for _ in scores[2:]))
-    finite = scores[:-1].masked_fill(scores[:-1].isinf(), -9.0)
-    return tuple(float(torch.quantile(row, 0.5 + 0.1 * (index % 3))) for index, row in enumerate(finite))
-
-
-def spread(scores, share):
-    """Thresholds midway between two rows, at which this share of the rows that reach an exit leaves there."""
-    here = torch.ones(scores.shape[1], dtype=torch.bool)
-    thresholds = []
-    for row in scores[:-1]:
-        ranked = row[here].sort(descending=True).values
-        place = int(share * len(ranked))
-        thresholds.append(float(ranked[place - 1 : place + 1].mean()))
-        here &= row <= thresholds[-1]
-    return tuple(thresholds)
 
 
 def check(model, inputs, policy, mode, *, batch_size=None, rtol=1e-3, atol=1e-4, few=0.8):
@@ -92,49 +71,18 @@ def test_online_equals_offline(name, head, mode):
     assert len(set(chosen.tolist())) > 1
 
 
-def real_networks():
-    return {
-        "resnet": ("cifar", (1, 4, 6), "auto", None),
-        "ztw": ("cifar", (1, 4, 6), "ztw", "geometric"),
-        "gpf": ("vit", (0, 1), "gpf-6", None),
-        "msdnet": ("msdnet", (2, 4, 6), "auto", None),
-        "swin": ("timm-swin", (0, 1), "auto", None),
-        "bert": ("bert", (1, 3, 4), "auto", None),
-        "bert-gpf": ("bert", (1, 3), "gpf-6", None),
-        "deberta": ("deberta-v3", (1, 3), "auto", None),
-    }
-
-
-def batches_for(case):
-    """Nineteen rows in batches of eight; texts of 9 tokens in the first, of 5 in the second and of 7 in the third."""
-    generator = torch.Generator().manual_seed(3)
-    if len(case.shape) == 3:
-        return torch.randn(19, *case.shape, generator=generator).split(8)
-    rows = torch.cat([rows_for(case)] * 5)[:19]
-    rows[:, 0] = torch.where(rows[:, 1] == 1, torch.randint(2, 40, rows[:, 0].shape, generator=generator), rows[:, 0])
-    return rows[:8], rows[8:16, :, :5].clone(), rows[16:, :, :7].clone()
-
-
 @pytest.mark.parametrize("name", real_networks())
 @torch.inference_mode()
 def test_every_kind_of_network(name):
     """Batches of other lengths refill each other; exits that hear earlier ones and ensembles hear those of the same rows."""
-    case_name, after, heads, ensemble = real_networks()[name]
-    case = CASES[case_name]
-    backbone = build_noisy(case.name, case.args, case.shape)
-    model = attach_exits(backbone, after=after, heads=heads, num_outputs=NUM_OUTPUTS, input_shape=case.shape).eval()
-    model = attach_ensembles(model, ensemble, num_outputs=NUM_OUTPUTS).eval() if ensemble else model
-    batches = batches_for(case)
-    if backbone.prefers_channels_last:
-        model.to(memory_format=torch.channels_last)
-        batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
+    model, batches = build_network(name)
     parts = [[output.logits for output in model(part)] for part in batches]
     offline = torch.stack([torch.cat(each) for each in zip(*parts, strict=True)])
     scores = CRITERIA["margin"].scores(offline)
     policy = Policy(CRITERIA["margin"], spread(scores, 0.3))
     chosen = choose(scores, policy.thresholds)
     expected = offline[chosen, torch.arange(19)]
-    assert len(set(chosen.tolist())) == len(after) + 1
+    assert len(set(chosen.tolist())) == model.num_exits
     for mode in ("batches", "waits", "mixed"):
         found = [route(model, policy, batch, mode) for batch in batches]
         assert torch.cat([exits for _, exits in found]).tolist() == chosen.tolist()
