@@ -9,7 +9,7 @@ plain backbone in that layout; their share of the reachable is their speed-up ov
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from statistics import median
@@ -19,9 +19,11 @@ from measuring import begin, interleave, keep, options, ratio, report
 from torch import Tensor
 
 from eectl.core.precision import PRECISIONS, autocast, resolve_precision, settings
+from eectl.evaluation.bench import FEW_BATCHES
 from eectl.evaluation.timing import measure_speed
 from eectl.exits.costs import measure_costs
 from eectl.exits.criteria import criterion_named
+from eectl.exits.fastest import choose_layout, lay_inputs
 from eectl.exits.policy import Policy
 from eectl.exits.times import Speed
 from eectl.models.build import attach_exits, build_backbone
@@ -105,7 +107,10 @@ def _measure(name: str, chosen, device: torch.device, wait: Callable[[], object]
         batches = [part for part in inputs.split(size) if len(part) == size]
         seconds = 0.05 if chosen.quick else chosen.seconds
         with computing(precision, device):
+            last = fast and choose_layout(model, batches[:FEW_BATCHES], seconds=seconds)  # as bench and predict do
+            batches = [lay_inputs(batch, channels_last=last) for batch in batches] if fast else batches
             speed = measure_speed(model, batches, {100.0: policy}, cost_shares=shares, seconds=seconds)
+            speed = replace(speed, channels_last=last)
         timed = speed.num_rows // size
         found = {key: value for key, value in asdict(speed).items() if key != "early_exit"}
         found["early_exit"] = {"refill" if each.refill else "exit": asdict(each) for each in speed.early_exit}
