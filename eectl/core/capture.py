@@ -77,7 +77,7 @@ class Capture:
     def __init__(self, recorder: Recorder | None, *, plain_calls: int = 3, say: Callable[[str], None] = silent) -> None:
         self.recorder = recorder
         self.plain_calls = plain_calls
-        self._say = say
+        self.say = say
         self._programs: list[Program[Any]] = []
 
     def program(self, function: Callable[[], T], *, undo: Callable[[], None] | None = None) -> "Program[T]":
@@ -113,7 +113,7 @@ class Capture:
         """Record nothing any more, and say why."""
         self.recorder = None
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        self._say(f"no CUDA graph could be recorded, so every operation is launched on its own, which is slower: {reason}")
+        self.say(f"no CUDA graph could be recorded, so every operation is launched on its own, which is slower: {reason}")
 
 
 class Program(Generic[T]):

@@ -4,11 +4,14 @@ Rows are counted from 1, and row n of a ring of C places is at n % C; place C ta
 on the device, which change in place.
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from eectl.core.console import silent
 
 
 class Bookkeeping(Protocol):
@@ -67,11 +70,15 @@ class Operations:
         return to_answers, to_ring
 
 
-def bookkeeping_for(device: torch.device) -> Bookkeeping:
-    """Return the fastest way on a device: on a GPU one kernel for each step, where Triton is there, in place of some twenty."""
+def bookkeeping_for(device: torch.device, *, say: Callable[[str], None] = silent) -> Bookkeeping:
+    """Return the fastest way on a device: on a GPU one kernel for each step, where Triton is there, in place of some twenty.
+
+    Where Triton cannot build them, which `say` is told, PyTorch's operations give the same.
+    """
     if device.type == "cuda" and find_spec("triton"):
         from eectl.exits.kernels import Kernels
 
         if Kernels.work_on(device):
             return Kernels()
+        say("early exit moves rows without Triton, whose kernels cannot be built here (is there a C compiler?), which is slower")
     return Operations()

@@ -117,7 +117,7 @@ class StaticRouter:
         self._model, self._rule = model, Rule(policy)
         self._capture = capture or Capture(recorder_for(device), plain_calls=1)
         self._courier = courier or _courier_for(device, model.num_exits)
-        self._books = bookkeeping_for(device)
+        self._books = bookkeeping_for(device, say=self._capture.say)
         self._longest: int | None = getattr(model.backbone, "max_tokens", None)
         self._kept: OrderedDict[object, Stages] = OrderedDict()
 
