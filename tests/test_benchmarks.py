@@ -135,7 +135,11 @@ def test_launches_of_a_step_are_those_of_its_parts(load, capsys):
     for where in (step["whole"], replayed["whole"], found["evaluation"]["batch"]):
         assert where["reads"] == where["data_dependent_shapes"] == where["to_host"] == 0
     assert found["evaluation"]["end of the pass"]["to_host"] == 1
-    assert found["early exit"]["batch"]["reads"] == found["early exit"]["exits"] - 1  # today's routing asks once an exit
+    exits, early = found["early exit"]["exits"], found["early exit"]
+    assert early["exact sizes"]["reads"] == exits - 1  # it asks once an exit
+    for where in (early["programs"], early["programs by the host, recorded"]):
+        assert where["reads"] == where["data_dependent_shapes"] == 0 and where["to_host"] == exits - 1
+    assert early["programs by the host, recorded"]["launches"] < early["programs"]["launches"] / 2
 
 
 def test_in_little_time_what_is_worth_most_runs(load, capsys):

@@ -68,6 +68,11 @@ class Tally(TorchDispatchMode):
             self.counts["backward" if backward else self.part, kind, str(func)] += 1
         return found
 
+    @property
+    def is_meta(self) -> bool:
+        """Whether nothing is computed."""
+        return self._device == "meta"
+
     def add(self, kind: str, name: str) -> None:
         """Count one thing that no operation shows."""
         self.counts[self.part, kind, name] += 1
@@ -86,7 +91,8 @@ class Tally(TorchDispatchMode):
         """What was counted, by part and kind, divided by `per`."""
         counts = {part: dict.fromkeys(KINDS, 0.0) for part in parts}
         for (part, kind, _), count in self.counts.items():
-            counts[part][kind] += count / per
+            if part in counts:
+                counts[part][kind] += count / per
         return counts
 
     def operations(self) -> Iterator[tuple[str, str, str, int]]:

@@ -18,13 +18,16 @@ from early_exit import rig
 from measuring import begin, options, report
 from synthetic import Steps, dataset, images, network, recipe_for
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
+from eectl.core.capture import Capture
 from eectl.core.distributed import World
 from eectl.data import Batch, eval_batches
 from eectl.data.augment import Augmenter
 from eectl.evaluation.predictions import predict_rows
 from eectl.exits.criteria import criterion_named
 from eectl.exits.router import Router
+from eectl.exits.static_router import Direct, StaticRouter
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import Recipe
 from eectl.training.feed import training_data, window_length
@@ -37,6 +40,7 @@ from eectl.training.running import Execution, make_execution
 
 RECIPES = ("cifar100-vit-t", "tinyimagenet-resnet50")
 PARTS = ("augment", "forward", "losses", "backward", "optimizer", "sums")  # the last: and the learning rate
+ROUTERS = ("exact sizes", "programs", "programs by the host, recorded")
 ROUTED = 32  # rows of the batch that early exit takes: on a CPU they are computed
 
 
@@ -59,7 +63,27 @@ class Counts:
         return function()
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        return lambda: self._tally.add("launches", "replay"), function()
+        return lambda: self._replay(function), function()
+
+    def _replay(self, function: Callable[[], Any]) -> None:
+        self._tally.add("launches", "replay")
+        if not self._tally.is_meta:  # the values are needed
+            with _disable_current_modes():
+                function()
+
+
+class Post:
+    """Brings counts to the host: each time a copy that nobody waits for."""
+
+    lags = False
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def send(self, counts: Tensor) -> Any:
+        self._tally.add("to_host", "counts")
+        with _disable_current_modes():
+            return Direct().send(counts)
 
 
 def watch_parts(tally: Tally, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -169,18 +193,27 @@ def evaluation_batches(recipe: Recipe, device: torch.device, batches: int) -> Ta
 
 @torch.inference_mode()
 def early_exit_batch(recipe: Recipe, device: torch.device, rows: int) -> Tally:
-    """What one batch asks of the device whose rows leave evenly over the exits."""
+    """What one batch asks of the device whose rows leave evenly over the exits.
+
+    By exact sizes, as on a CPU; by the programs of fixed shape that a GPU records; and by the host alone, once those are.
+    """
     data = dataset(recipe, {"test": 1}, torch.device("cpu"))
     model = network(recipe, data.info)[0].eval().to(device)
     inputs = (images(data.info, rows).float() / 255).to(device)
     if model.backbone.prefers_channels_last:
         model.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    router, tally = Router(model, rig(model, inputs)), Tally(device.type)
-    router(inputs)
-    tally.part = "batch"
-    with tally:
+    policy, tally = rig(model, inputs), Tally(device.type)
+    capture = Capture(Counts(tally), plain_calls=2)
+    exact, programs = Router(model, policy), StaticRouter(model, policy, capture=capture, courier=Post(tally))
+    turns = dict.fromkeys(("exact sizes", "programs", "recording", "programs by the host, recorded"), programs) | {
+        "exact sizes": exact
+    }
+    for router in (exact, programs):
         router(inputs)
+    with tally:
+        for tally.part, router in turns.items():
+            router(inputs)
     return tally
 
 
@@ -205,7 +238,7 @@ def measure(name: str, chosen, device: torch.device) -> dict:
             "batch": evaluated.table(("pass", "end"), per=steps)["pass"],
             "end of the pass": evaluated.table(("pass", "end"))["end"],
         },
-        "early exit": {"batch_size": rows, "exits": len(recipe.exits.after or ()) + 1, "batch": left.table(("batch",))["batch"]},
+        "early exit": {"batch_size": rows, "exits": len(recipe.exits.after or ()) + 1, **left.table(ROUTERS)},
     }
     if chosen.operations:
         tallies = {"training step": step, "training step by the host, recorded": replayed, "evaluation": evaluated}
