@@ -40,7 +40,7 @@ def dataset(info, num_rows, augment, device=CPU):
 
 def toy_feed(window, *, num_rows=70, augment=AUGMENT, channels_last=False):
     info = DataInfo("toy", tuple("abcde"), (3, 10, 12), (0.2, 0.4, 0.6), (0.5, 0.3, 0.2))
-    return Feed(training_data(dataset(info, num_rows, augment)), Execution(CPU, channels_last, None), window=window)
+    return Feed(training_data(dataset(info, num_rows, augment)), Execution(CPU, channels_last, "float32"), window=window)
 
 
 def batches_of(feed, *, start=0, world=ALONE, batch_size=8):
