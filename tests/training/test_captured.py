@@ -206,7 +206,7 @@ def test_the_step_compiles_as_a_whole(small, tmp_path, changes):
     compiled, _, said = run(recipe, tmp_path / "compiled", compile=True, compiler="eager")
     assert not said
     drift = max((plain[name] - compiled[name]).abs().max().item() for name in plain if plain[name].is_floating_point())
-    assert drift < (1e-2 if "bf16" in str(changes) else 1e-4)
+    assert drift < (1e-2 if "bf16" in str(changes) else 1e-3)  # a step of AdamW is some 3e-3
 
 
 def test_texts_compile(small, tmp_path):
