@@ -1,5 +1,7 @@
 """Captured steps: on a tape that stands for a CUDA graph every kind of phase gives the bits of plain steps."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ from tape import Tape
 from toy_text import make_rows, write_csv, write_tokenizer
 
 from eectl.core.distributed import World
-from eectl.core.errors import EectlError
+from eectl.core.errors import EectlError, Interrupted
 from eectl.core.progress import Display
 from eectl.data import load_data
 from eectl.training.feed import training_data
@@ -17,7 +19,9 @@ from eectl.training.network import first_network, planned_phases, resolve, with_
 from eectl.training.phase import phase_settings
 from eectl.training.run_folder import RunFolder
 from eectl.training.running import WORTH_STEPS, make_execution
+from eectl.training.step import Stepper
 from eectl.training.train import train
+from tests.training.test_train import same, weights
 
 CPU = torch.device("cpu")
 VIT = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 3, heads: 2, dropout: 0.3}}"
@@ -225,6 +229,36 @@ def test_a_step_that_does_not_compile_runs_as_it_is(small, tmp_path):
     same, _, said = run(recipe, tmp_path / "same", compile=True, compiler=broken)
     assert all(plain[name].equal(same[name]) for name in plain)
     assert len(said) == 1 and "could not be compiled" in said[0] and "no such compiler" in said[0]
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_captured_run_that_was_stopped_goes_on_to_the_same_weights(small, tmp_path, monkeypatch):
+    """Its first steps are then plain again, and others are replayed."""
+    recipe, tapes, taken = small("regime=joint", "optimizer.clip_norm=1.0", epochs=4), [], []
+    train(recipe, out=tmp_path / "plain", device="cpu")
+
+    def on_a_gpu(recipe, backbone, device):
+        return replace(make_execution(recipe, backbone, device), compile=True, make_recorder=recorder)
+
+    def recorder(_):
+        tapes.append(Tape())
+        return tapes[-1]
+
+    step = Stepper.__call__
+
+    def stopping(*arguments):
+        taken.append(1)
+        if len(taken) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr("eectl.training.train.make_execution", on_a_gpu)
+    monkeypatch.setattr(Stepper, "__call__", stopping)
+    with pytest.raises(Interrupted):
+        train(recipe, out=tmp_path / "run", device="cpu")
+    train(recipe, out=tmp_path / "run", device="cpu", resume=True)
+    assert [tape.replays > 0 for tape in tapes if tape.rehearsals] == [True, True] and len(taken) == 16
+    assert same(weights(tmp_path / "plain" / "model.safetensors"), weights(tmp_path / "run" / "model.safetensors"))
 
 
 def test_a_memory_that_recordings_fill_is_named(small, tmp_path, monkeypatch):
