@@ -10,12 +10,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from eectl.core.capture import Capture, Recorder, recorder_for
 from eectl.core.console import silent
 from eectl.core.distributed import share_parameters
 from eectl.core.precision import autocast, resolve_precision
+from eectl.exits.stages import in_bucket
 from eectl.models.backbone import Backbone
 from eectl.models.multi_exit import MultiExitModel, Reads
 from eectl.recipe.recipe import Recipe
@@ -25,7 +25,6 @@ R = TypeVar("R")
 
 WORTH_STEPS = 1000  # of a phase on a GPU: at 20 ms each, as small kernels take, they make up for 20 s of compiling
 MOST_VERSIONS = 256  # of a compiled step, one for each set of exits and each shape
-TOKENS_AT_ONCE = 32  # texts are padded to multiples of it where steps are recorded, so that few shapes are
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Execution:
     """The device, precision and memory layout in which a network computes.
 
     `precision` is float32, tf32 or bf16; with `deterministic` only algorithms run that give the same bits each time. `compile` is
-    the recipe's wish; `recomputes` says that blocks run again in the backward pass, which takes less memory and more
-    time; `make_recorder` gives what records steps on the device, or None where nothing can.
+    the recipe's wish, and `compiler` the backend of torch.compile. `recomputes` says that blocks run again in the backward pass,
+    which takes less memory and more time; `make_recorder` gives what records steps on the device, or None where nothing can.
     """
 
     device: torch.device
@@ -85,8 +84,7 @@ class RunningNetwork:
         """
         if most_tokens is None or isinstance(inputs, tuple) or self.capture.recorder is None:
             return inputs
-        wanted = min(-(-inputs.shape[2] // TOKENS_AT_ONCE) * TOKENS_AT_ONCE, max(most_tokens, inputs.shape[2]))
-        return functional.pad(inputs, (0, wanted - inputs.shape[2]))  # their mask is 0
+        return in_bucket(inputs, longest=most_tokens)
 
     def compiled(self, function: Callable[..., R]) -> Callable[..., R]:
         """Return a function of tensors compiled as a whole, where that is wanted, else as it is.
