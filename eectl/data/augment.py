@@ -32,7 +32,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for some batches of equal size: for each variation tensors [batch · row, …], and a Mix for each batch."""
+    """The draws for some batches of equal size: for each variation tensors [batch · row, …], and a Mix for each batch."""
 
     rows: tuple[Drawn, ...] = ()
     mixes: tuple[Mix, ...] = ()

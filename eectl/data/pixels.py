@@ -1,4 +1,4 @@
-"""What augmentation does to pixels: batches of uint8 images, each by its own parameters, which are on the images' device.
+"""The arithmetic of augmentation on pixels: batches of uint8 images, each by its own parameters, which are on the images' device.
 
 No random number is drawn here, no value is read back, and an image comes out the same whatever batch it is in.
 """

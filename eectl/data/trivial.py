@@ -50,7 +50,7 @@ class TrivialAugment:
 
 @dataclass(frozen=True)
 class _Operations:
-    """What each operation does to its slice of sorted rows; operations that no row has are not in `slices`."""
+    """All operations, each on its slice of sorted rows; operations that no row has are not in `slices`."""
 
     slices: dict[str, slice]
     moved: slice

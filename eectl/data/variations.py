@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done to images: `act(images, *parameters)`, with `parameters` brought to the images' device."""
+    """A variation of some images, ready to run: `act(images, *parameters)`, with `parameters` brought to the images' device."""
 
     parameters: Drawn
     act: Callable[..., Tensor]

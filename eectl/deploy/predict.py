@@ -13,7 +13,7 @@ from typing import Any
 from eectl.core.console import silent
 from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs
-from eectl.core.precision import settings
+from eectl.core.precision import FLOAT32, settings
 from eectl.deploy.model import Model, load
 from eectl.deploy.rows_in import STDIN, RowIn, check_texts, image_rows, read_images, read_texts
 from eectl.deploy.rows_out import RowOut, check_rows_file, writing_rows
@@ -39,7 +39,7 @@ class Predicted:
     failed: tuple[str, ...]
     left: tuple[int, ...]
     mean_cost: float | None
-    precision: str = "float32"
+    precision: str = FLOAT32
     full_sizes: tuple[int, ...] = ()
 
     @property

@@ -88,8 +88,7 @@ class _Party:
     def _is_the_callers(self) -> bool:
         """Return whether the hidden state lies in the memory of the inputs, as blocks that do nothing would leave it."""
         assert isinstance(self.hidden, Hidden)
-        scales = (self.hidden.x,) if isinstance(self.hidden.x, Tensor) else self.hidden.x
-        return self.memory in {scale.untyped_storage().data_ptr() for scale in scales}
+        return self.memory in {scale.untyped_storage().data_ptr() for scale in self.hidden.scales}
 
     def split(self, count: int) -> "tuple[_Party, _Party]":
         """Return the first `count` rows and the rest, as views."""

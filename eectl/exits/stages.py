@@ -12,7 +12,7 @@ from torch import Tensor
 from eectl.core.capture import Capture, Program
 from eectl.exits.bookkeeping import Bookkeeping
 from eectl.exits.policy import Rule
-from eectl.models.backbone import Hidden
+from eectl.models.backbone import Hidden, is_channels_last
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
 
@@ -71,7 +71,7 @@ class Stages:
             kind = torch.promote_types(kind, output.logits.dtype) if passed else output.logits.dtype
             earlier.append(output if self._remembers else None)
             passed.append((hidden, tuple(earlier)))
-        size = sum(scale[0].nbytes for hidden, _ in passed[:-1] for scale in _scales(hidden)) * batch
+        size = sum(scale[0].nbytes for hidden, _ in passed[:-1] for scale in hidden.scales) * batch
         self.in_flight = max(min(in_flight, MOST_BYTES // max(size, 1) - 2), 1) if in_flight else 0
         self.capacity = (2 + self.in_flight) * batch if in_flight else batch
         self._rings = [_Ring(rows, *each, self.capacity) for each in passed[:-1]]
@@ -146,8 +146,7 @@ class _Column:
     """One tensor of a ring: rows in memory that stays, and one more row that takes what nobody reads. Maps keep their layout."""
 
     def __init__(self, like: Tensor, capacity: int) -> None:
-        last = like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-        self._channels_last = last
+        self._channels_last = is_channels_last(like)
         shape = self._stored(like).shape[1:]
         self._data = torch.zeros((capacity + 1, *shape), dtype=like.dtype, device=like.device)
 
@@ -180,7 +179,7 @@ class _Ring:
 
     def __init__(self, rows: Tensor, hidden: Hidden, earlier: Sequence[ExitOutput | None], capacity: int) -> None:
         self._is_tuple = not isinstance(hidden.x, Tensor)
-        self._scales = [_Column(scale, capacity) for scale in _scales(hidden)]
+        self._scales = [_Column(scale, capacity) for scale in hidden.scales]
         self._mask = None if hidden.mask is None else _Column(hidden.mask, capacity)
         self._rows = _Column(rows, capacity)
         self._memory = _Memory(earlier, capacity) if any(earlier) else None
@@ -196,7 +195,7 @@ class _Ring:
     def put(self, places: Tensor, rows: Tensor, hidden: Hidden, earlier: Sequence[ExitOutput | None]) -> None:
         """Write rows to these places."""
         self._rows.put(places, rows)
-        for column, scale in zip(self._scales, _scales(hidden), strict=True):
+        for column, scale in zip(self._scales, hidden.scales, strict=True):
             column.put(places, scale)
         if self._mask is not None and hidden.mask is not None:
             self._mask.put(places, hidden.mask)
@@ -235,10 +234,6 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     for part in parts:
         kind = torch.promote_types(kind, part.dtype)
     return torch.cat([part.reshape(len(part), -1).to(kind) for part in parts], dim=1)
-
-
-def _scales(hidden: Hidden) -> tuple[Tensor, ...]:
-    return (hidden.x,) if isinstance(hidden.x, Tensor) else hidden.x
 
 
 def in_bucket(inputs: Tensor, *, longest: int | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from eectl.exits.bookkeeping import bookkeeping_for
 from eectl.exits.policy import Policy, Rule
 from eectl.exits.router import Answers
 from eectl.exits.stages import Stages, in_bucket
+from eectl.models.backbone import is_channels_last
 from eectl.models.multi_exit import MultiExitModel
 
 IN_FLIGHT = 4  # programs that a stream launches before it waits for the counts of the first
@@ -296,8 +297,7 @@ def _size(rows: int, most: int) -> int:
 
 
 def _key(inputs: Tensor) -> object:
-    last = inputs.dim() == 4 and not inputs.is_contiguous() and inputs.is_contiguous(memory_format=torch.channels_last)
-    return inputs.shape[1:], inputs.dtype, last
+    return inputs.shape[1:], inputs.dtype, is_channels_last(inputs)
 
 
 def _courier_for(device: torch.device, num_exits: int) -> Courier:

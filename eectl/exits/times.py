@@ -104,7 +104,7 @@ class Bench:
     out_of_reach: tuple[float, ...]
     versions: Mapping[str, str]
     measured: tuple[Speed, ...]
-    precision: str = "float32"
+    precision: str = FLOAT32
 
     def to_json(self) -> Mapping[str, Any]:
         """Return the bench file's content: JSON-able data with its kind and schema number."""
@@ -149,7 +149,7 @@ class _Bench:
     device: str
     threads: int
     measured: tuple[_Measured, ...]
-    precision: str = "float32"
+    precision: str = FLOAT32
 
 
 def read_times(

@@ -23,6 +23,11 @@ class Hidden:
     x: Tensor | tuple[Tensor, ...]
     mask: Tensor | None = None
 
+    @property
+    def scales(self) -> tuple[Tensor, ...]:
+        """All tensors of `x`, one where there is one scale."""
+        return (self.x,) if isinstance(self.x, Tensor) else self.x
+
     def take(self, rows: Tensor) -> "Hidden":
         """Return only these rows (an index tensor), in the given order; maps keep their memory layout."""
         return self._each(lambda x: _take(x, rows))
@@ -38,7 +43,7 @@ class Hidden:
         """
 
         def change(x: Tensor) -> Tensor:
-            rows = x.permute(0, 2, 3, 1) if _is_channels_last(x) else x
+            rows = x.permute(0, 2, 3, 1) if is_channels_last(x) else x
             rows.index_copy_(0, gaps, rows.index_select(0, order.index_select(0, gaps)))
             return x[: len(order)]
 
@@ -64,13 +69,14 @@ class Hidden:
         return replace(self, x=x, mask=None if self.mask is None else change(self.mask))
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
+    """Return whether a map lies in memory channels last, and not so that both layouts are the same."""
     return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """Select rows so that a channels_last map stays channels_last: convolutions are much slower on mixed layouts."""
-    if _is_channels_last(x):
+    if is_channels_last(x):
         return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return x.index_select(0, rows)
 
