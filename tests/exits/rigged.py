@@ -3,7 +3,8 @@
 import torch
 from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
 
-from eectl.exits.policy import NEVER
+from eectl.exits.criteria import CRITERIA
+from eectl.exits.policy import NEVER, Policy, choose
 from eectl.models.build import attach_ensembles, attach_exits
 
 
@@ -25,6 +26,15 @@ def spread(scores, share):
         thresholds.append(float(ranked[place - 1 : place + 1].mean()))
         here &= row <= thresholds[-1]
     return tuple(thresholds)
+
+
+def decided(model, batches):
+    """The logits [exit, row, class] of all rows, a policy that lets 0.3 of those at an exit go, and each row's exit by it."""
+    parts = [[output.logits for output in model(part)] for part in batches]
+    logits = torch.stack([torch.cat(each) for each in zip(*parts, strict=True)])
+    scores = CRITERIA["margin"].scores(logits)
+    policy = Policy(CRITERIA["margin"], spread(scores, 0.3))
+    return logits, policy, choose(scores, policy.thresholds)
 
 
 def real_networks():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exits.rigged import build_network, real_networks, spread, thresholds_for
+from exits.rigged import build_network, decided, real_networks, spread, thresholds_for
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_exits import WIDTH, CascadeHead, CountingBackbone, PlainHead, toy_model
 
@@ -76,11 +76,7 @@ def test_online_equals_offline(name, head, mode):
 def test_every_kind_of_network(name):
     """Batches of other lengths refill each other; exits that hear earlier ones and ensembles hear those of the same rows."""
     model, batches = build_network(name)
-    parts = [[output.logits for output in model(part)] for part in batches]
-    offline = torch.stack([torch.cat(each) for each in zip(*parts, strict=True)])
-    scores = CRITERIA["margin"].scores(offline)
-    policy = Policy(CRITERIA["margin"], spread(scores, 0.3))
-    chosen = choose(scores, policy.thresholds)
+    offline, policy, chosen = decided(model, batches)
     expected = offline[chosen, torch.arange(19)]
     assert len(set(chosen.tolist())) == model.num_exits
     for mode in ("batches", "waits", "mixed"):

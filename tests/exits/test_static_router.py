@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from exits.rigged import build_network, real_networks, spread, thresholds_for
+from exits.rigged import build_network, decided, real_networks, spread, thresholds_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tape import Tape
@@ -119,11 +119,7 @@ def test_every_criterion_at_every_size(name, head, streams, options):
 def test_every_kind_of_network(name, way, monkeypatch):
     """Batches of texts of several lengths too: padding up to a bucket changes no answer, nor does another bucket in a stream."""
     model, batches = build_network(name)
-    parts = [[output.logits for output in model(part)] for part in batches]
-    logits = torch.stack([torch.cat(each) for each in zip(*parts, strict=True)])
-    scores = CRITERIA["margin"].scores(logits)
-    policy = Policy(CRITERIA["margin"], spread(scores, 0.3))
-    chosen = choose(scores, policy.thresholds)
+    logits, policy, chosen = decided(model, batches)
     assert len(set(chosen.tolist())) == model.num_exits
     router = StaticRouter(model, policy, **WAYS[way]())
     close = {"rtol": 1e-3, "atol": 1e-4}
