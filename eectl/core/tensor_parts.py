@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eectl.core.errors import EectlError
-from eectl.core.files import as_metadata, make_beside, put_in_place, unreadable, writing
+from eectl.core.files import make_beside, put_in_place, unreadable, writing
+from eectl.core.tensor_files import as_metadata
 
 if TYPE_CHECKING:
     from torch import Tensor

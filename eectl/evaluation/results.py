@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import read_as, write_json
+from eectl.core.json_files import read_as, write_json
 from eectl.exits.criteria import criterion_named
 from eectl.exits.policy import COSTS
 from eectl.exits.sweep import Curve

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import read_as, write_json
+from eectl.core.json_files import read_as, write_json
 from eectl.exits.criteria import Criterion, criterion_named
 from eectl.models.losses import TASKS, Task
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import read_as
+from eectl.core.json_files import read_as
 from eectl.core.precision import FLOAT32
 from eectl.exits.policy import COSTS, CostTable
 

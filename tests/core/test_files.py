@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from eectl.core.errors import EectlError
-from eectl.core.files import digest, read_json, read_tensors, replacing, write_json, write_tensors
+from eectl.core.files import replacing
+from eectl.core.json_files import read_json, write_json
+from eectl.core.tensor_files import digest, read_tensors, write_tensors
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path):

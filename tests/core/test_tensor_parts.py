@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from eectl.core.errors import EectlError
-from eectl.core.files import as_metadata, read_tensors, write_tensors
+from eectl.core.tensor_files import as_metadata, read_tensors, write_tensors
 from eectl.core.tensor_parts import join_parts, new_parts, open_parts
 
 LAYOUT = {"entries": ("F32", (2, 5, 3)), "labels": ("I64", (5,))}
