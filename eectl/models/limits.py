@@ -39,9 +39,8 @@ def limit_of_memory() -> Limit:
     """Return the limit for a network that nothing else is known of: what this machine's memory holds."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     numbers = total // _BYTES
-    return Limit(
-        numbers, MOST_TENSORS, f"allowed are {MOST_TENSORS:,} tensors and, in this machine's memory, {numbers:.2g} numbers"
-    )
+    why = f"allowed are {MOST_TENSORS:,} tensors and, in this machine's memory, {numbers:.2g} numbers"
+    return Limit(numbers, MOST_TENSORS, why)
 
 
 def limit_of_weights(tensors: "dict[str, Tensor]", *, where: object) -> Limit:
@@ -65,6 +64,8 @@ def building_within(limit: Limit, *, name: str) -> Iterator[None]:
     found = {"numbers": 0, "tensors": 0, "modules": 0}
     most = {"numbers": limit.numbers, "tensors": limit.tensors, "modules": _MODULES_PER_TENSOR * limit.tensors}
 
+    too_large = TooLargeError(f"{name} with these options is too large: {limit.why}; check the options that say its size")
+
     def count(_parent: torch.nn.Module, _name: str, made: Any) -> None:
         if isinstance(made, Tensor):
             found["numbers"] += made.numel()
@@ -72,7 +73,7 @@ def building_within(limit: Limit, *, name: str) -> Iterator[None]:
         else:
             found["modules"] += 1
         if any(found[what] > most[what] for what in found):
-            raise TooLargeError(f"{name} with these options is too large: {limit.why}; check the options that say its size")
+            raise too_large
 
     hooks = [
         modules.register_module_parameter_registration_hook(count),
@@ -84,16 +85,14 @@ def building_within(limit: Limit, *, name: str) -> Iterator[None]:
     except (RuntimeError, OverflowError) as error:  # a tensor that no memory holds is refused before it is registered
         if isinstance(error, RuntimeError) and "memory" not in str(error) and "overflow" not in str(error):
             raise
-        raise TooLargeError(
-            f"{name} with these options is too large: {limit.why}; check the options that say its size"
-        ) from error
+        raise too_large from error
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def check_size(build: Callable[[], object], limit: Limit, *, name: str) -> None:
-    """Let a network be built without its numbers, on torch's meta device; raises TooLargeError where it has more than `limit` allows.
+    """Let a network be built without its numbers, on torch's meta device; raises TooLargeError where it has more than allowed.
 
     A build that fails otherwise is not judged: it will fail again, or was none for that device.
     """

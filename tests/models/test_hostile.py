@@ -105,9 +105,9 @@ HEADERS = [
     ("splits", {"train": 3}, "splits.train"),
     ("splits.train.size", -1, "splits.train.size"),
     ("history", [7], "history.0"),
-    ("history.1.validation", {"score": [0.5], "loss": [0.5]}, "1 validation scores for 2 exits"),
+    ("history.1.validation", {"score": [0.5], "loss": [0.5, 1]}, "1 scores and 2 losses"),
     ("history.1.restored_epoch", None, "history.1"),
-    ("history", [PHASE] * 200_000, "history"),
+    ("history", [PHASE] * 10_001, "history"),
     ("parent", 5, "parent"),
 ]
 
@@ -127,7 +127,7 @@ def test_a_header_that_says_nonsense(whole, tmp_path, place, value, words):
 @pytest.mark.parametrize(
     ("name", "args", "shape"),
     [
-        ("timm/vit_tiny_patch16_224", {"depth": 10**6}, (1, 16, 16)),
+        ("timm/vit_tiny_patch16_224", {"depth": 10**6}, (1, 16, 16)),  # most of the time is its list of drop rates
         ("timm/vit_tiny_patch16_224", {"embed_dim": 3 * 10**5}, (1, 16, 16)),
         ("vit", {"depth": 10**6}, (1, 32, 32)),
         ("msdnet", {"blocks": 10**6}, (1, 32, 32)),
@@ -147,7 +147,7 @@ def test_a_network_is_built_as_large_as_its_weights_and_no_larger(whole, tmp_pat
     with pytest.raises(EectlError) as error:
         load_checkpoint(tmp_path / "m")
     assert "\n" not in str(error.value) and "m: " in str(error.value)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 10  # twice what it may take on a machine that does nothing else
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kilobytes
 
 
