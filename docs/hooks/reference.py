@@ -202,10 +202,15 @@ def contributing() -> str:
     return _beside("CONTRIBUTING.md")
 
 
+def security() -> str:
+    """Return SECURITY.md without its title."""
+    return _beside("SECURITY.md")
+
+
 def _beside(name: str) -> str:
     """Return a file of the checkout as a part of a page: no title, and links as they are from docs/."""
     text = (ROOT / name).read_text(encoding="utf-8").partition("\n")[2]
-    return text.replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)")
+    return text.replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)").replace("](SECURITY.md)", "](security.md)")
 
 
 def _cell(text: str) -> str:
@@ -223,4 +228,5 @@ PARTS: dict[str, Callable[[], str]] = {
     "api": api,
     "changelog": changelog,
     "contributing": contributing,
+    "security": security,
 }
