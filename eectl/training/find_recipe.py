@@ -60,7 +60,7 @@ def find_recipe(
     edits = [*own.changes, *edits]
     if isinstance(recipe, Recipe):
         name = recipe.data.name.replace("/", "-")
-        full = make_recipe(recipe.model_dump(mode="json", exclude_none=True), where="recipe", changes=edits) if edits else recipe
+        full = make_recipe(recipe.plain(), where="recipe", changes=edits) if edits else recipe
     elif own.recipe is None and start is not None:
         name = Path(start).stem
         trained = {key: value for key, value in read_about(Path(start)).recipe.items() if key not in ("phase", "init")}

@@ -3,7 +3,8 @@
 import pytest
 
 from eectl.core.errors import EectlError
-from eectl.recipe.reading import dump_recipe, make_recipe, parse_yaml, read_recipe, shipped_recipes
+from eectl.recipe.reading import dump_recipe, make_recipe, read_recipe, shipped_recipes
+from eectl.recipe.yaml_text import parse_yaml
 from eectl.recipe.recipe import Recipe
 
 

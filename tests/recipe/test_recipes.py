@@ -19,7 +19,7 @@ from eectl.core.distributed import World
 from eectl.core.progress import Display
 from eectl.data import DataInfo, Dataset, Split, data_info
 from eectl.data.images import MemoryImages
-from eectl.recipe.reading import make_recipe, parse_yaml, read_recipe, shipped_recipes
+from eectl.recipe.reading import make_recipe, read_recipe, shipped_recipes
 from eectl.recipe.recipe import Recipe
 from eectl.recipe.regimes import REGIMES
 from eectl.recipe.schema import EDITOR_COMMENT
