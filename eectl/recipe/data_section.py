@@ -119,13 +119,14 @@ def _one_or_two(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+_COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": 10**9}
 _LIMIT_SCHEMA = {
     "anyOf": [
-        {"type": "integer", "minimum": 1},
+        _COUNT_SCHEMA,
         {
             "type": "object",
             "properties": {
-                name: {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}], "description": field.description}
+                name: {"anyOf": [_COUNT_SCHEMA, {"type": "null"}], "description": field.description}
                 for name, field in LimitSection.model_fields.items()
             },
             "additionalProperties": False,
@@ -196,7 +197,7 @@ class DataSection(Section):
         description="The share of the training rows that results are reported on, drawn by class, for data of your own without "
         "test rows. Default: none; evaluate, bench and report then have nothing to report on.",
     )
-    split_seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = Field(
+    split_seed: Annotated[int, Field(ge=0, le=10**18, strict=True)] = Field(
         42, description="What the draws of validation, calibration and test rows and of limits depend on."
     )
     limit: Annotated[
