@@ -173,7 +173,7 @@ def _range(field: Mapping[str, Any]) -> str:
 
 def _number(value: float) -> str:
     """Return a number as people write it: 65,536, 0.001, 1e9."""
-    return f"{value:,.0f}" if 1 <= value < 1e7 and value == int(value) else f"{value:g}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.0f}" if 1 <= value < 1e7 and value == int(value) else re.sub(r"e\+?(-?)0?", r"e\1", f"{value:g}")
 
 
 def _value(field: Mapping[str, Any]) -> str:

@@ -254,7 +254,10 @@ class Recipe(Section):
         description=f"How much each exit's loss counts: one number per exit, the last one's included, or a scheme. "
         f"{described(WEIGHTING_CHOICES)}.",
         json_schema_extra={
-            "anyOf": [{"enum": list(WEIGHTING_CHOICES)}, {"type": "array", "items": {"type": "number", "minimum": 0}}]
+            "anyOf": [
+                {"enum": list(WEIGHTING_CHOICES)},
+                {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1e6}},
+            ]
         },
     )
     weight_slope: Fraction = Field(

@@ -13,14 +13,12 @@ from typing import Any
 import yaml
 
 from eectl.core.errors import EectlError, visible
+from eectl.core.numbers import decimal_number, whole_number
 
 MOST_CHARACTERS = 256 * 1024  # of a document; the longest shipped recipe has 3,000
 MOST_DEPTH = 32
-MOST_DIGITS = 400
 _CONSTANTS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _CONSTANTS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
-_WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
-_DECIMAL = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _NO_NUMBER = re.compile(r"([-+]?)(?:\.(?:inf|Inf|INF)|(\.(?:nan|NaN|NAN)))")
 _READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C reads ten times as fast
 _NONE = object()
@@ -101,7 +99,7 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
     if not event.implicit[0]:  # in quotes, or a block of lines
         return event.value
     value = _meaning(event.value)
-    if isinstance(value, float) and math.isinf(value) and _DECIMAL.fullmatch(event.value):
+    if isinstance(value, float) and math.isinf(value) and not _NO_NUMBER.fullmatch(event.value):
         raise _fault(f"{event.value[:80]} is too large a number", event)
     return value
 
@@ -110,12 +108,9 @@ def _meaning(text: str) -> Any:
     """Return what a scalar without quotes is: None, true, false, a number, or the text itself."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    if len(text) > MOST_DIGITS:
-        return text
-    if _WHOLE.fullmatch(text):
-        return int(text)
-    if _DECIMAL.fullmatch(text):
-        return float(text)
+    for number in (whole_number(text), decimal_number(text)):
+        if number is not None:
+            return number
     if found := _NO_NUMBER.fullmatch(text):
         return math.nan if found[2] else math.copysign(math.inf, -1 if found[1] == "-" else 1)
     return text

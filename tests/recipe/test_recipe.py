@@ -4,8 +4,8 @@ import pytest
 
 from eectl.core.errors import EectlError
 from eectl.recipe.reading import dump_recipe, make_recipe, read_recipe, shipped_recipes
-from eectl.recipe.yaml_text import parse_yaml
 from eectl.recipe.recipe import Recipe
+from eectl.recipe.yaml_text import parse_yaml
 
 
 def test_yaml_numbers_and_words_are_read_as_written():
