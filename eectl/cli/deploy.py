@@ -33,8 +33,9 @@ def predict(
                                                 autocompletion=_complete_inputs, show_default=False)],
     policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; default: the plain network answers",
                                                 show_default=False)] = None,
-    budget: Annotated[float | None, typer.Option(parser=decimal(0, MOST_BUDGET), help="which of the policy's budgets to keep, in % of the "
-                                                 "plain backbone's cost; default: the only one it has", show_default=False)] = None,
+    budget: Annotated[float | None, typer.Option(parser=decimal(0, MOST_BUDGET), help="which of the policy's budgets to keep, in "
+                                                 "% of the plain backbone's cost; default: the only one it has",
+                                                 show_default=False)] = None,
     top: Annotated[int, typer.Option(parser=whole(0, MOST_COUNT), help="how many of the likeliest classes to give")] = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the answers", metavar="FILE.jsonl|FILE.csv",
                                              show_default=False)] = None,

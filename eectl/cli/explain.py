@@ -88,7 +88,7 @@ def _annotation(setting: "Field[Any]") -> Any:
     if setting.default is True:
         flags = [f"--{setting.name}/--no-{setting.name}"]
     choices = setting.metadata["choices"]
-    kinds: dict[type, Callable[[object], Any]] = {
+    readers: dict[type, Callable[[object], Any]] = {
         int: whole(-MOST_NUMBER, setting.metadata["most"]),
         float: decimal(-MOST_NUMBER, MOST_NUMBER),
     }
@@ -96,7 +96,7 @@ def _annotation(setting: "Field[Any]") -> Any:
         *flags,
         help=setting.metadata["help"],
         autocompletion=among(*choices) if choices else None,
-        parser=kinds.get(type(setting.default)),
+        parser=readers.get(type(setting.default)),
     )
     return Annotated[type(setting.default), option]
 

@@ -90,9 +90,8 @@ def train(
     full: Annotated[bool, typer.Option("--full", help="with --dry-run: the whole recipe")] = False,
     track: Annotated[str | None, typer.Option(help=f"measure {listed(TRACK_CHOICES)} on the way, into metrics.jsonl",
                                               autocompletion=among(*TRACK_CHOICES), show_default=False)] = None,
-    track_every: Annotated[int | None, typer.Option(parser=whole(1, MOST_COUNT), help="on every N-th batch; default: as a tenth of the "
-                                                    "time allows",
-                                                    metavar="N", show_default=False)] = None,
+    track_every: Annotated[int | None, typer.Option(parser=whole(1, MOST_COUNT), help="on every N-th batch; default: as a tenth "
+                                                    "of the time allows", metavar="N", show_default=False)] = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Train a regime, or one phase of it, into a run folder.
