@@ -35,6 +35,7 @@ from eectl.data.splits import (
 )
 from eectl.data.text_sources import TEXT_DATASETS, TextPart, text_classes
 from eectl.recipe.choices import SPLIT_CHOICES
+from eectl.recipe.data_paths import expand
 from eectl.recipe.data_section import DataSection
 
 PLANES = 3  # token ids, attention mask, token type ids
@@ -125,7 +126,7 @@ def load_tokenizer(name: str, *, download: bool = False) -> Any:
 
     Raises EectlError where there is none.
     """
-    folder = Path(name).expanduser()
+    folder = expand(name)
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise EectlError(f"data.tokenizer: '{name}': no such folder; name one with tokenizer.json, or a hub id")
     if folder.is_dir():
@@ -140,7 +141,8 @@ def load_tokenizer(name: str, *, download: bool = False) -> Any:
         if folder.is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir())[:4]) or "nothing"
             raise EectlError(
-                f"data.tokenizer: '{name}' holds no tokenizer (tokenizer.json, …), but {there}, or a damaged one ({_reason(error)})"
+                f"data.tokenizer: '{name}' holds no tokenizer (tokenizer.json, …), but {there}, or a damaged one "
+                f"({_reason(error)})"
             ) from error
         advice = "the hub has none by that name, or cannot be reached" if download else "it is not in the hub's cache"
         raise EectlError(

@@ -74,7 +74,7 @@ def _tables(spec: DataSection, files: Mapping[str, tuple[str, ...]], download: b
 
 def _find(spec: DataSection, files: Mapping[str, tuple[str, ...]], *, download: bool) -> dict[str, list[Path]]:
     """Return the files of each part in the folder `data.root`; where it is a file, that is the training part."""
-    root = spec.root.expanduser()
+    root = spec.folder
     layout = f"expected: train.csv (or {_KINDS}), and optionally validation and test, with columns {_columns(spec)}; or one file"
     if root.is_file():
         if root.suffix not in READERS:
@@ -144,7 +144,7 @@ def _load_glue(task: str, spec: DataSection, download: bool) -> StoredTexts:
     Reads the library's Parquet files, or JSONL, CSV or TSV with the library's column names, in `data.root`, `TASK/` or
     `glue/TASK/` below it, or a folder that the library's save_to_disk wrote there. A download is kept as `root/glue/TASK/`.
     """
-    root = spec.root.expanduser()
+    root = spec.folder
     folders = [root, root / task, root / "glue" / task]
     folder = next((folder for folder in folders if _is_glue(folder)), None)
     if folder is None and download:
@@ -242,7 +242,7 @@ def _load_newsgroups(spec: DataSection, download: bool) -> StoredTexts:
     """
     from sklearn.datasets import _twenty_newsgroups as published
 
-    root = spec.root.expanduser()
+    root = spec.folder
     folders = {"train": root / published.TRAIN_FOLDER, "test": root / published.TEST_FOLDER}
     if download and not folders["train"].is_dir():
         _download_newsgroups(root, published.ARCHIVE)

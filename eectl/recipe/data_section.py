@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from eectl.core.errors import EectlError, closest
 from eectl.recipe.choices import IMAGE_CHOICES, TEXT_CHOICES, described, listed
+from eectl.recipe.data_paths import expand
 from eectl.recipe.section import (
     Count,
     Factor,
@@ -18,7 +19,7 @@ from eectl.recipe.section import (
     Section,
     Share,
     Switch,
-    Text,
+    ShortText,
     whole_or_none,
 )
 from eectl.recipe.text_sets import TEXT_SETS, is_text
@@ -161,7 +162,7 @@ class DataSection(Section):
         description="The folder with the data set, relative to where eectl runs. For `text` it may be one file, which is then "
         "the training file. digits needs none.",
     )
-    variant: Text | None = Field(
+    variant: ShortText | None = Field(
         None,
         description="Which published form of the data set: full, 320px or 160px of imagenette. Default: the one that is there.",
     )
@@ -218,17 +219,17 @@ class DataSection(Section):
     )
     augment: AugmentSection = AugmentSection()
     text: Annotated[
-        tuple[Text, ...], BeforeValidator(_one_or_two), Field(min_length=1, max_length=2), WithJsonSchema(_TEXT_SCHEMA)
+        tuple[ShortText, ...], BeforeValidator(_one_or_two), Field(min_length=1, max_length=2), WithJsonSchema(_TEXT_SCHEMA)
     ] = Field(
         ("text",),
         description="The column with the text, or the two columns of a pair of texts. Published data sets bring their own.",
     )
-    target: Text = Field("label", description="The column to predict, for texts. Published data sets bring their own.")
+    target: ShortText = Field("label", description="The column to predict, for texts. Published data sets bring their own.")
     task: Literal["classification", "regression"] = Field(
         "classification",
         description="What the target of texts is: a class, scored by accuracy, or a number, scored by mean squared error.",
     )
-    tokenizer: Text | None = Field(
+    tokenizer: ShortText | None = Field(
         None,
         description="The tokenizer for texts: a folder, or an id on the Hugging Face hub. Default: that of backbone hf/NAME.",
     )
@@ -246,6 +247,11 @@ class DataSection(Section):
     def is_text(self) -> bool:
         """True where the data set holds texts, and not images."""
         return is_text(self.name)
+
+    @property
+    def folder(self) -> Path:
+        """The folder, or file, that `root` names, with the user's home in place of ~."""
+        return expand(self.root)
 
     def at(self, root: Path | None) -> "DataSection":
         """Return the section with its data in `root` (None: where it says); raises EectlError where the data set needs none."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from eectl.core.errors import EectlError
-from eectl.recipe.data_paths import kind_of
+from eectl.core.files import reading
+from eectl.recipe.data_paths import expand, kind_of
 from eectl.recipe.reading import read_recipe
 
 USUAL_SIZE = 224  # what the networks of torchvision, timm and transformers are made for, unless their name says otherwise
@@ -104,5 +105,6 @@ def usual_size(backbone: str) -> int:
 
 def _holds_weights(backbone: str) -> bool:
     """Return whether `backbone` is hf/FOLDER, and weights lie in that folder."""
-    folder = Path(backbone.removeprefix("hf/")).expanduser()
-    return backbone.startswith("hf/") and folder.is_dir() and any(folder.glob("*.safetensors"))
+    folder = expand(backbone.removeprefix("hf/"))
+    with reading(folder):
+        return backbone.startswith("hf/") and folder.is_dir() and any(folder.glob("*.safetensors"))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from eectl.core.errors import EectlError, closest, lookup, visible
-from eectl.core.files import read_text
+from eectl.core.files import read_text, reading
 from eectl.recipe.data_paths import not_a_recipe
 from eectl.recipe.recipe import PhaseSection, Recipe
 from eectl.recipe.section import Section
@@ -21,6 +21,7 @@ _Place = tuple[int | str, ...]
 _MOST_MISTAKES = 20  # that are listed
 _MOST_NUMBER = 6  # digits of a number in the key of --set
 _LONGEST_NAME = 100  # that is compared with the known ones
+_LONGEST_PATH = 4096
 _LONGEST_VALUE = 80  # characters of what is refused that a message quotes
 
 
@@ -52,18 +53,26 @@ def read_recipe(source: str, *, changes: Iterable[str] = ()) -> Recipe:
         EectlError: that lists every mistake, one a line.
     """
     shipped = shipped_recipes()
+    if "\0" in source or len(source) > _LONGEST_PATH:
+        raise EectlError(f"{_shown(source)}: no file can have this name; name a recipe")
     if source in shipped:
         text = shipped[source]
-    elif (advice := not_a_recipe(source)) is not None:
-        raise EectlError(advice)
-    elif is_recipe(source) or Path(source).exists():
-        text = read_text(Path(source))
     else:
-        text = lookup(shipped, source, what="recipe (and no file)")
+        with reading(Path(source)):
+            text = _text_of(source, shipped)
     value = parse_yaml(text, where=source)
     if not isinstance(value, (dict, NoneType)):
         raise EectlError(f"{source}: a recipe is a mapping of keys to values, this is a {type(value).__name__}")
     return make_recipe(value or {}, where=source, changes=changes)
+
+
+def _text_of(source: str, shipped: Mapping[str, str]) -> str:
+    """Return the text of the file called `source`; raises EectlError, or OSError, where there is none that is a recipe."""
+    if (advice := not_a_recipe(source)) is not None:
+        raise EectlError(advice)
+    if is_recipe(source) or Path(source).exists():
+        return read_text(Path(source))
+    return lookup(shipped, source, what="recipe (and no file)")
 
 
 def make_recipe(value: Mapping[str, Any], *, where: str, changes: Iterable[str] = ()) -> Recipe:

@@ -43,7 +43,7 @@ from eectl.recipe.section import (
     Section,
     Seed,
     Switch,
-    Text,
+    ShortText,
     Weight,
     Width,
 )
@@ -97,7 +97,7 @@ def _by_number(value: Any) -> Any:
     for key, each in value.items():
         number = int(key) if isinstance(key, str) and re.fullmatch(r"[1-9][0-9]{0,4}", key) else key
         if type(number) is not int:
-            raise ValueError(f"{key!r} is not the number of a phase; write it as {{3: {{epochs: 10}}}}")
+            raise ValueError(f"{key!r:.80} is not the number of a phase; write it as {{3: {{epochs: 10}}}}")
         if number in read:
             raise ValueError(f"phase {number} stands twice; keep one")
         read[number] = each
@@ -107,7 +107,7 @@ def _by_number(value: Any) -> Any:
 class BackboneSection(Section):
     """Which network the exits are attached to, and what its weights start from."""
 
-    name: Text = Field(
+    name: ShortText = Field(
         "resnet20",
         description="The network: a name that eectl or torchvision knows (resnet20, msdnet, resnet50, vit_b_16; vit of any size "
         "by `args`), timm/NAME for one of timm's, or hf/NAME for a text encoder of transformers: a model type, an id on "
@@ -138,12 +138,12 @@ class ExitsSection(Section):
     after: Annotated[tuple[Block, ...], Field(max_length=MOST_EXITS)] | None = Field(
         None, description="The numbers of the blocks that an exit follows, from 0; `eectl flops` shows them."
     )
-    placement: Annotated[Text, AfterValidator(_known_placement)] | None = Field(
+    placement: Annotated[ShortText, AfterValidator(_known_placement)] | None = Field(
         None,
         description=f"A rule instead of a list. {described(PLACEMENT_CHOICES)}.",
         json_schema_extra={"examples": list(completions(PLACEMENT_CHOICES))},
     )
-    head: Annotated[Text, AfterValidator(_known_head_or_auto)] = Field(
+    head: Annotated[ShortText, AfterValidator(_known_head_or_auto)] = Field(
         "auto",
         description=f"The kind of the heads. {AUTO_HEAD}; {described(HEAD_CHOICES)}.",
         json_schema_extra={"examples": ["auto", *completions(HEAD_CHOICES)]},
@@ -248,7 +248,7 @@ class Recipe(Section):
         "branch-wise, separate and mixed-gradual count their stages. Default: the whole regime.",
     )
     loss_weights: Annotated[
-        Text | Annotated[tuple[Weight, ...], Field(max_length=MOST_EXITS + 1)], AfterValidator(_known_weights)
+        ShortText | Annotated[tuple[Weight, ...], Field(max_length=MOST_EXITS + 1)], AfterValidator(_known_weights)
     ] = Field(
         "auto",
         description=f"How much each exit's loss counts: one number per exit, the last one's included, or a scheme. "
@@ -389,7 +389,7 @@ class ModelSpec(Section):
         description="The number of classes, or 1 for regression."
     )
     after: tuple[Block, ...] = Field((), max_length=MOST_EXITS, description="The blocks that the attached exits follow, from 0.")
-    heads: tuple[Annotated[Text, AfterValidator(_known_head)], ...] = Field(
+    heads: tuple[Annotated[ShortText, AfterValidator(_known_head)], ...] = Field(
         (), max_length=MOST_EXITS, description="The kind of each attached exit's head."
     )
     combine: Literal["geometric", "arithmetic"] | None = Field(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from eectl.core.errors import visible
 from eectl.recipe.choices import MOST_IN_A_NAME
 
 MOST_CHARACTERS = 4096  # of a text; also the longest path that Linux takes
@@ -72,7 +73,7 @@ def plain_data(value: Any) -> Any:
 
 def _name(key: Any, place: str) -> str:
     if not isinstance(key, str):
-        raise ValueError(f"{_at(place)}the key {key!r} is no text; put it in quotes")
+        raise ValueError(f"{_at(place)}the key {key!r:.80} is no text; put it in quotes")
     return str(_scalar(key, place))
 
 
@@ -95,11 +96,11 @@ def _scalar(value: Any, place: str) -> Any:
 
 
 def _at(place: str) -> str:
-    return f"{place.removeprefix('.')[:80]}: " if place else ""
+    return f"{visible(place.removeprefix('.'))[:80]}: " if place else ""
 
 
 Switch = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(strict=True, min_length=1, max_length=MOST_CHARACTERS), AfterValidator(_writable)]
+ShortText = Annotated[str, Field(strict=True, min_length=1, max_length=MOST_CHARACTERS), AfterValidator(_writable)]
 PathText = Annotated[Path, BeforeValidator(_path_text)]
 FreeData = Annotated[dict[str, Any], BeforeValidator(plain_data)]
 
