@@ -1,6 +1,5 @@
 """The kind of data at a path, told by the names of its files: images by class, or texts. Opens no file; no torch."""
 
-import os
 from pathlib import Path
 
 from eectl.core.errors import EectlError
@@ -10,7 +9,10 @@ from eectl.recipe.choices import FILE_CHOICES, listed
 
 def expand(path: str | Path) -> Path:
     """Return a path with the user's home in place of a leading ~; `~name` of somebody who is not there stays as it is."""
-    return Path(os.path.expanduser(path))
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def kind_of(data: str | Path) -> tuple[str, str]:

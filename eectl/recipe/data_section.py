@@ -18,8 +18,8 @@ from eectl.recipe.section import (
     Probability,
     Section,
     Share,
-    Switch,
     ShortText,
+    Switch,
     whole_or_none,
 )
 from eectl.recipe.text_sets import TEXT_SETS, is_text

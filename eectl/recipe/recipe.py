@@ -42,8 +42,8 @@ from eectl.recipe.section import (
     Rows,
     Section,
     Seed,
-    Switch,
     ShortText,
+    Switch,
     Weight,
     Width,
 )
