@@ -11,7 +11,7 @@ from typing import Any
 from eectl.core.errors import EectlError, closest, lookup
 from eectl.recipe.choices import MOVED_CHOICES, SPLIT_CHOICES, VIEW_CHOICES, described, listed
 
-MOST_NUMBER = 10**6  # of what an option counts or measures, unless the option says less
+MOST_NUMBER = 10**8  # of what an option counts or measures, unless the option says less
 
 
 def _option(default: Any, text: str, *, choices: tuple[str, ...] = (), what: str = "", most: int = MOST_NUMBER) -> Any:
