@@ -134,3 +134,8 @@ _Writer.add_representer(str, _write_text)
 def dump_yaml(value: Any) -> str:
     """Write plain data as YAML that `parse_yaml` reads back as an equal value."""
     return yaml.dump(value, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def inline_yaml(value: Any) -> str:
+    """Write plain data on one line, as the value of a `key=value` change."""
+    return yaml.dump([value], Dumper=_Writer, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)[1:-2]

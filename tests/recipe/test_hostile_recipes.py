@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from eectl.core.errors import EectlError
 from eectl.recipe.reading import dump_recipe, make_recipe, read_recipe
 from eectl.recipe.recipe import ModelSpec, Recipe
-from eectl.recipe.yaml_text import dump_yaml, parse_yaml
+from eectl.recipe.yaml_text import dump_yaml, inline_yaml, parse_yaml
 
 LARGE = "9" * 5000
 
@@ -333,6 +333,8 @@ recipes = some(
 @given(st.dictionaries(st.one_of(words, st.integers()), free, max_size=6))
 def test_plain_data_reads_back(value):
     assert parse_yaml(dump_yaml(value), where="x") == value
+    line = inline_yaml(value)
+    assert parse_yaml(line, where="x") == value and len(line.splitlines()) == 1
 
 
 @settings(max_examples=150, deadline=None)
