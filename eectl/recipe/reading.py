@@ -1,5 +1,6 @@
 """Reading recipes from YAML and `--set`, with all mistakes at once, and writing them. No torch."""
 
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -21,6 +22,7 @@ _Place = tuple[int | str, ...]
 _MOST_MISTAKES = 20  # that are listed
 _MOST_NUMBER = 6  # digits of a number in the key of --set
 _LONGEST_NAME = 100  # that is compared with the known ones
+_SMALL = re.compile(r"0\.0{3,}[1-9]")  # as pydantic writes 1e-12
 _LONGEST_PATH = 4096
 _LONGEST_VALUE = 80  # characters of what is refused that a message quotes
 
@@ -151,6 +153,7 @@ def _fault(items: Sequence[Any], form: type[Section], place: _Place) -> str:
         return f"no such key{closest(str(place[-1])[:_LONGEST_NAME], _keys(form, place[:-1]))}"
     faults = dict.fromkeys(item["msg"].removeprefix("Value error, ").replace(" after validation", "") for item in items)
     message = ", or ".join(faults).replace(", or Input should be", ", or")
+    message = _SMALL.sub(lambda number: f"{float(number[0]):g}", message)
     if isinstance(first["input"], dict):
         return message
     message = f"is {_quoted(first['input'])}; {message[:1].lower()}{message[1:]}"
