@@ -293,7 +293,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_exit_and_checkpoint(small, tm
         EectlError, match=r"phase 2, step \d+: the loss of exit \d is not finite; the last good checkpoint is none"
     ):
         train(small("optimizer={lr: 1e3, weight_decay: 1e3}"), out=folder, device="cpu", quiet=True)
-    recipe = small("optimizer.lr=1e-3", "schedule={name: constant, warmup: 0}", "regime=mixed", "phases={2: {lr: 1e3, weight_decay: 1e3}}")
+    diverging = "phases={2: {lr: 1e3, weight_decay: 1e3}}"
+    recipe = small("optimizer.lr=1e-3", "schedule={name: constant, warmup: 0}", "regime=mixed", diverging)
     with pytest.raises(EectlError, match=r"phase-1\.safetensors"):
         train(recipe, out=folder, device="cpu", overwrite=True, quiet=True)
     assert not (folder / "model.safetensors").exists()
