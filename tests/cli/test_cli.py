@@ -250,7 +250,7 @@ def test_recipes_that_are_wrong(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("optimzer: {}\nepochs: many\noptimizer: {lr: -1}\n")
     err = refused("train", "r.yaml", "-o", "run")
-    facts = ("optimizer.lr: is -1", "0"), ("epochs: is 'many'", "integer"), ("optimzer: ", "'optimizer'")
+    facts = ("optimizer.lr: is -1", "1e-12"), ("epochs: is 'many'", "integer"), ("optimzer: ", "'optimizer'")
     for line, (place, allowed) in zip(err.splitlines(), facts, strict=True):
         assert line.startswith(f"eectl: r.yaml: {place}") and allowed in line
     Path("twice.yaml").write_text("epochs: 1\nepochs: 2\n")
