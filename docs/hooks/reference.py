@@ -167,8 +167,13 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 def _range(field: Mapping[str, Any]) -> str:
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign}\u00a0{field[name]:g}" for name, sign in words.items() if name in field]
+    bounds = [f"{sign}\u00a0{_number(field[name])}" for name, sign in words.items() if name in field]
     return f" {' and '.join(bounds)}" if bounds else ""
+
+
+def _number(value: float) -> str:
+    """Return a number as people write it: 65,536, 0.001, 1e9."""
+    return f"{value:,.0f}" if 1 <= value < 1e7 and value == int(value) else re.sub(r"e\+?(-?)0?", r"e\1", f"{value:g}")
 
 
 def _value(field: Mapping[str, Any]) -> str:
