@@ -6,8 +6,8 @@ Says which types of file are read, and what becomes of transparency, orientation
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,8 +19,8 @@ from eectl.core.errors import EectlError, visible
 if TYPE_CHECKING:
     from PIL import Image
 
-# Types that are known by their first bytes, whatever the file is called. Pillow reads more: those that run another program (EPS),
-# that open what lies inside without asking which type it is (IPTC), and measurements that are no pictures are left out on purpose.
+# Types that are known by their first bytes, whatever the file is called. Pillow reads more: those that run another program
+# (EPS), that open what lies inside whatever it is (IPTC), and measurements that are no pictures are left out on purpose.
 ANYWHERE = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -54,6 +54,7 @@ BY_NAME = {
 }
 EXTENSIONS = tuple(ending for endings in (ANYWHERE | BY_NAME).values() for ending in endings)
 MOST_PIXELS = 2**30 // 12  # of one image: what Pillow warns of, a quarter of a gigabyte in colour
+MOVING = (".gif", ".apng", ".fli", ".flc")
 SHOWN = 3  # files that a note names
 ORIENTATION, BITS, MEANING = 0x0112, 258, 262  # tags of EXIF and TIFF
 WHITE_IS_ZERO = 0  # a value of the last
@@ -133,6 +134,8 @@ def open_image(path: Path, mode: str, *, background: str, odd: Oddities | None =
     said: list[str] = []
     token = _heard.set(said)
     try:
+        if path.exists() and not path.is_file():
+            raise EectlError(f"{shown_path(path)}: a folder or a device in place of an image; name the images")
         with Image.open(path, formats=_formats(path)) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise _too_large(path, f"{opened.width}×{opened.height} pixels")
@@ -151,6 +154,18 @@ def open_image(path: Path, mode: str, *, background: str, odd: Oddities | None =
     if odd is not None and said:
         odd.add(FAULTS, f"{shown_path(path)} ({visible(said[0])})")
     return image
+
+
+def look_for_frames(paths: Iterable[Path], odd: Oddities) -> None:
+    """Count in `odd` the files with several frames, by their first bytes, of those whose names say that they may have some."""
+    from PIL import Image
+
+    for path in paths:
+        if path.suffix.lower() not in MOVING:
+            continue
+        with suppress(Exception), Image.open(path, formats=_formats(path)) as opened:  # who reads it says what is broken
+            if _has_frames(opened):
+                odd.add(FRAMES, shown_path(path))
 
 
 def _formats(path: Path) -> list[str]:
@@ -193,7 +208,21 @@ def shown_path(path: str | Path) -> str:
     return visible(str(path)).replace("\n", "\\n").replace("\t", "\\t").encode("utf-8", "backslashreplace").decode()
 
 
-def as_mode(image: "Image.Image", mode: str, *, background: str, where: object) -> "Image.Image":
+def from_pillow(image: "Image.Image", mode: str, *, background: str, where: str) -> "Image.Image":
+    """Return an image of Pillow's by the rules of `as_mode`, also one whose file was opened and is not read yet.
+
+    Raises:
+        EectlError: as `as_mode`, and where the file is broken.
+    """
+    try:
+        return as_mode(image, mode, background=background, where=where)
+    except EectlError:
+        raise
+    except Exception as error:
+        raise EectlError(f"{where}: {_reason(error, ())}; mend it or take it out") from error
+
+
+def as_mode(image: "Image.Image", mode: str, *, background: str, where: str) -> "Image.Image":
     """Return an image in PIL's mode L or RGB: upright, 8 bits deep, and laid on the colour `background` where it is transparent.
 
     Of 16 bits the upper 8 are kept, in grey as in colour. Colour profiles are not applied.
@@ -237,7 +266,7 @@ def _turn(image: "Image.Image") -> "Image.Transpose | None":
         return None
 
 
-def _eight_bits(image: "Image.Image", where: object) -> "Image.Image":
+def _eight_bits(image: "Image.Image", where: str) -> "Image.Image":
     """Return an image of whole numbers of up to 16 bits as one of the upper 8: grey, with alpha where a value is transparent."""
     from PIL import Image
 
@@ -276,4 +305,4 @@ def _with_alpha(image: "Image.Image") -> "Image.Image | None":
     if isinstance(key, tuple) and max(key) > 255:  # told with 16 bits, and of the pixels Pillow gave the upper 8
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in key)
-    return image.convert("RGBA")
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
