@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 from eectl.core.errors import EectlError
-from eectl.core.files import reading
+from eectl.core.files import read_text, reading
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD, check_same_classes, class_files, class_names, file_part
 from eectl.data.images import StoredImages
 from eectl.recipe.data_section import DataSection
@@ -51,10 +51,7 @@ def load_tinyimagenet(spec: DataSection, download: bool) -> StoredImages:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise EectlError(f"{path}: cannot be read ({error}); fetch it again") from error
+    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def _annotated(val: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:

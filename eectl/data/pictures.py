@@ -3,6 +3,7 @@
 Says which types of file are read, and what becomes of transparency, orientation, depth and further frames. Resizes nothing.
 """
 
+import logging
 import threading
 import warnings
 from collections import Counter
@@ -49,11 +50,10 @@ BY_NAME = {
     "XPM": (".xpm",),
     "DCX": (".dcx",),
     "FLI": (".fli", ".flc"),
-    "IM": (".im",),
     "MSP": (".msp",),
 }
 EXTENSIONS = tuple(ending for endings in (ANYWHERE | BY_NAME).values() for ending in endings)
-MOST_PIXELS = 2**30 // 12  # of one image: what Pillow warns of, a quarter of a gigabyte in colour
+MOST_PIXELS = 2**26  # of one image, 8,192 × 8,192; Pillow warns of a third more
 MOVING = (".gif", ".apng", ".fli", ".flc")
 SHOWN = 3  # files that a note names
 ORIENTATION, BITS, MEANING = 0x0112, 258, 262  # tags of EXIF and TIFF
@@ -113,12 +113,17 @@ def warnings_heard() -> Iterator[None]:
             said = _heard.get()
             if said is None:
                 shown(message, category, filename, lineno, file, line)
-            else:
+            elif not issubclass(category, DeprecationWarning):  # which is no file's fault
                 said.append(" ".join(str(message).split()))
 
         hear.shown = shown  # type: ignore[attr-defined]
         warnings.showwarning = hear
-        yield
+        logger, nowhere = logging.getLogger("PIL"), logging.NullHandler()  # without a handler it would write to stderr
+        logger.addHandler(nowhere)
+        try:
+            yield
+        finally:
+            logger.removeHandler(nowhere)
 
 
 def open_image(path: Path, mode: str, *, background: str, odd: Oddities | None = None) -> "Image.Image":
@@ -239,11 +244,10 @@ def as_mode(image: "Image.Image", mode: str, *, background: str, where: str) -> 
     elif image.mode == "LAB":
         image = _from_lab(image)
     layered = _with_alpha(image)
-    if layered is None:
-        image = image.convert(mode)
-    else:
-        base = Image.new("RGBA", layered.size, (*ImageColor.getrgb(background)[:3], 255))
-        image = Image.alpha_composite(base, layered).convert("RGB").convert(mode)
+    if layered is not None:
+        image = Image.new("RGB", layered.size, ImageColor.getrgb(background))
+        image.paste(layered, mask=layered)
+    image = image.convert(mode)
     return image if turn is None else image.transpose(turn)
 
 
@@ -276,10 +280,10 @@ def _eight_bits(image: "Image.Image", where: str) -> "Image.Image":
             f"{where}: its pixels are {kind} (Pillow's mode {image.mode}), and nothing says which is white; "
             "convert it to 8 or 16 bits"
         )
-    deep = np.asarray(image).astype(np.int64)
+    deep = np.asarray(image)
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     bits = int(tags.get(BITS, (16,))[0])  # 12 of some scanners
-    values = (deep >> max(bits - 8, 0)).clip(0, 255).astype(np.uint8)
+    values = (deep >> max(bits - 8, 0)).astype(np.uint8)
     eight = Image.fromarray(255 - values if tags.get(MEANING) == WHITE_IS_ZERO else values)
     key = image.info.get("transparency")
     if isinstance(key, int):
@@ -305,4 +309,6 @@ def _with_alpha(image: "Image.Image") -> "Image.Image | None":
     if isinstance(key, tuple) and max(key) > 255:  # told with 16 bits, and of the pixels Pillow gave the upper 8
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in key)
+    if image.mode == "RGBA":
+        return image
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")

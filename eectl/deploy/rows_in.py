@@ -7,12 +7,12 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eectl.core.errors import EectlError, closest
-from eectl.core.files import reading
 from eectl.data.folder import LISTED, list_images
 from eectl.data.pictures import EXTENSIONS, shown_path
 
@@ -38,7 +38,8 @@ def image_rows(sources: Sequence[str]) -> list[str]:
     found: list[str] = []
     for source in sources:
         path = Path(source).expanduser()
-        with reading(path):
+        is_folder = False
+        with suppress(OSError):  # who reads it says that it cannot be read
             is_folder = source != STDIN and path.is_dir()
         if is_folder:
             found += _images(path)
