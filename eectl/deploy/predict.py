@@ -142,6 +142,8 @@ def predict(
             if write is None and each is None:
                 kept += answered
             advance(len(chunk))
+    for note in model.inputs.notes:
+        say(f"note: {note}")
     counts = tuple(left[number] for number in range(1, len(model.exits) + 1))
     mean = cost / sum(counts) if sum(counts) else None
     about = model.digest, model.task, model.classes, model.budget
