@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from eectl.core.errors import visible
 from eectl.recipe.choices import (
     CRITERION_CHOICES,
     CRITERION_FAMILIES,
@@ -108,4 +109,4 @@ def complete_recipes_and_files(incomplete: str) -> list[str]:
 
 def say(text: str) -> None:
     """Print a line on stderr."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)

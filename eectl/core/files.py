@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from eectl.core.errors import EectlError
 
@@ -84,3 +85,8 @@ def unreadable(path: Path, error: OSError) -> EectlError:
 def as_path(path: str | Path | None) -> Path | None:
     """Return a path that a caller gave as text or as a Path, None where none was given."""
     return None if path is None else Path(path)
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a file to write text into: UTF-8, ends of lines as they come, an escape for what a file's name had undecodable."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")

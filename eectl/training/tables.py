@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from eectl.core.console import make_console, make_table, print_table, score_text
+from eectl.core.console import make_console, make_table, print_table, score_text, show_text
 from eectl.models.checkpoint import About
 from eectl.recipe.reading import dump_recipe
 from eectl.recipe.recipe import SCORE_NAMES, Recipe, phase_change
@@ -17,11 +17,11 @@ from eectl.recipe.weighting import exit_weights
 def show_recipe(recipe: Recipe, *, full: bool) -> None:
     """Print as YAML what a recipe says that the defaults do not, or with `full` all of it."""
     if full:
-        print(dump_recipe(recipe), end="")
+        show_text(dump_recipe(recipe))
         return
     own = _differences(recipe.model_dump(mode="json", exclude_none=True), Recipe().model_dump(mode="json", exclude_none=True))
     print("# what differs from the defaults; --full shows the whole recipe")
-    print(yaml.safe_dump(own, sort_keys=False, allow_unicode=True), end="")
+    show_text(yaml.safe_dump(own, sort_keys=False, allow_unicode=True))
 
 
 def _differences(value: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
