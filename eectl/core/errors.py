@@ -38,8 +38,8 @@ class Interrupted(BaseException):  # an Exception would be swallowed by the libr
 def visible(text: str) -> str:
     """Return text from a file with what would steer a terminal written out: control characters, and those that turn direction.
 
-    >>> visible("red \x1b[31m")
-    'red \\x1b[31m'
+    >>> print(visible("red \\x1b[31m"))
+    red \\x1b[31m
     """
     return "".join(each if each in "\n\t" or not _steers(each) else each.encode("unicode_escape").decode() for each in text)
 
