@@ -65,14 +65,14 @@ def render(paths: Sequence[Path], draw: "Callable[[Figure], None]") -> dict[Path
 def _take_words_as_they_are(figure: "Figure") -> None:
     """Let no text of a figure be a formula, or hold what its file cannot; powers on a logarithmic axis are matplotlib's own."""
     from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FuncFormatter
 
     formulas = set()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             formatter = axis.get_major_formatter()
-            if isinstance(formatter, FixedFormatter):
-                formatter.seq = [_drawable(word) for word in formatter.seq]
+            if isinstance(formatter, FuncFormatter):  # words for ticks, which it sets each time the axis is drawn
+                axis.set_major_formatter(FuncFormatter(lambda value, place, words=formatter: _drawable(words(value, place))))
             if axis.get_scale() == "log":
                 formulas |= set(axis.get_ticklabels(which="both"))
     for text in figure.findobj(Text):
