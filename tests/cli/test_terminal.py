@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from made_runs import made, save
-from running import ROOT, eectl, eectl_process, environment, in_child
+from running import ROOT, eectl, environment, in_child
 
 from eectl.cli import app as cli
 from eectl.core.console import make_console, make_table
@@ -280,8 +280,8 @@ def test_places_that_cannot_be_read(command, tmp_path, monkeypatch):
     Path("closed").chmod(0o755)
 
 
-@pytest.mark.process
-def test_names_of_undecodable_bytes(tmp_path):
-    name = os.fsdecode(b"\xff.safetensors")
-    _, err = eectl_process("info", tmp_path / name, code=1)
+def test_names_of_undecodable_bytes(tmp_path, monkeypatch):
+    with streams(monkeypatch, encoding="utf-8") as came_out:
+        assert run_main(monkeypatch, "info", tmp_path / os.fsdecode(b"\xff.safetensors")) == 1
+        _, err = came_out()
     assert r"\udcff.safetensors: cannot be read (No such file or directory)" in err
