@@ -35,6 +35,9 @@ def show_text(text: str) -> None:
 class PlainConsole(Console):
     """A console that shows every string as it is, with control characters as escapes and signs that its encoding has."""
 
+    def __init__(self, **how: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **how)
+
     def render_str(self, text: str, **how: Any) -> Text:
         """Return a string as rich lays it out: what is printed, and a cell of a table."""
         return super().render_str(spelled(visible(text), self.encoding), **how)
@@ -42,7 +45,7 @@ class PlainConsole(Console):
 
 def make_console(*, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False) -> PlainConsole:
     """Return a console for stdout, or for stderr, that colours no numbers; `quiet` shows nothing, `soft_wrap` wraps nothing."""
-    return PlainConsole(stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+    return PlainConsole(stderr=stderr, quiet=quiet, soft_wrap=soft_wrap)
 
 
 def plain_box() -> Box:

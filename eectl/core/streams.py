@@ -1,4 +1,4 @@
-"""Standard output and error as the program needs them, whatever they lead to: a full disk, a closed end, a poor encoding.
+"""The standard streams as the program needs them, whatever they lead to: a full disk, a closed end, a poor encoding.
 
 What an encoding does not have is spelled in ASCII. Prints nothing itself.
 """
@@ -41,16 +41,20 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Take over stdout and stderr for the block; afterwards they are as they were.
+    """Take over the standard streams for the block; afterwards stdout and stderr are as they were.
 
     Stdout that cannot be written is an EectlError, once. Stderr that cannot be written loses what is said there and nothing else:
-    the work goes on. Characters that a stream cannot encode are spelled. A stream that was closed takes no file's number.
+    the work goes on. Characters that a stream cannot encode are spelled, and stdin takes any bytes, which may be names of files.
+    A stream that was closed takes no file's number.
     """
     codecs.register_error(HANDLER, _spell)
     before = sys.stdin, sys.stdout, sys.stderr
     handlers = [(stream, stream.errors) for stream in before[1:] if isinstance(stream, io.TextIOWrapper)]
     _open_closed()
     sys.stdin = before[0] or open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with suppress(io.UnsupportedOperation):  # somebody has read from it
+            sys.stdin.reconfigure(errors="surrogateescape")  # as Python takes the names in sys.argv
     sys.stdout = _output(before[1], 1, _stdout_refused)
     sys.stderr = _output(before[2], 2, _nothing)
     try:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.table import Table
 
-from eectl.core.console import plain_box
+from eectl.core.console import PlainConsole, plain_box
 from eectl.core.errors import EectlError
 from eectl.core.files import open_text, replacing
 from eectl.core.json_files import clean_json
@@ -92,7 +91,7 @@ class AnswerTable:
     `take` a row, `flush` what was taken. Further classes of a row (`--top`) stand below it.
     """
 
-    def __init__(self, console: Console, *, classes: Sequence[str], is_text: bool) -> None:
+    def __init__(self, console: PlainConsole, *, classes: Sequence[str], is_text: bool) -> None:
         self._console, self._is_text = console, is_text
         self._header = True
         self._rows: list[RowOut] = []

@@ -18,6 +18,7 @@ from made_runs import made, save
 from running import ROOT, eectl, environment, in_child
 
 from eectl.cli import app as cli
+from eectl.cli.options import places_starting_with
 from eectl.core.console import make_console, make_table
 from eectl.core.figures import render
 from eectl.core.progress import Display
@@ -262,6 +263,18 @@ def test_a_report_over_folders_that_are_closed_or_go_in_circles(runs):
         "runs/closed: left out, it cannot be read (Permission denied)",
         "runs: 2 runs found",
     ]
+
+
+def test_a_tab_where_nothing_can_be_read_offers_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("closed").mkdir()
+    Path("closed/x.safetensors").touch()
+    Path("closed").chmod(0)
+    Path("loop").symlink_to("loop")
+    for typed in ("closed/", "closed/x", "loop/", "loop/x", "n" * 300, f"{'n' * 300}/", "no/such/"):
+        assert in_child(lambda typed=typed: places_starting_with(typed)) == []
+    assert in_child(lambda: places_starting_with("")) == ["closed/", "loop"]
+    Path("closed").chmod(0o755)
 
 
 @pytest.mark.parametrize("command", ["info", "evaluate", "report", "predict", "flops", "attach-heads"])
