@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -37,12 +38,19 @@ def among(*names: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def complete_files(incomplete: str) -> list[str]:
-    """Return the checkpoints and folders that begin like this."""
+def places_starting_with(incomplete: str) -> list[str]:
+    """Return the files, and the folders with a slash, that begin like this; none where the system does not let us look."""
     base = Path(incomplete)
     folder = base if incomplete.endswith("/") else base.parent
-    names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
-    return [name for name in names if name.startswith(incomplete) and name.endswith(("/", ".safetensors"))]
+    with suppress(OSError):
+        names = [f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*"))]
+        return starting_with(names, incomplete)
+    return []
+
+
+def complete_files(incomplete: str) -> list[str]:
+    """Return the checkpoints and folders that begin like this."""
+    return [name for name in places_starting_with(incomplete) if name.endswith(("/", ".safetensors"))]
 
 
 def whole(least: int, most: int) -> Callable[[object], int]:
@@ -127,10 +135,7 @@ def complete_published(incomplete: str) -> list[str]:
 
 def complete_runs(incomplete: str) -> list[str]:
     """Return the run folders, checkpoints and evaluations that begin like this."""
-    base = Path(incomplete)
-    folder = base if incomplete.endswith("/") else base.parent
-    names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
-    return [name for name in names if name.startswith(incomplete) and name.endswith(("/", ".safetensors", ".json"))]
+    return [name for name in places_starting_with(incomplete) if name.endswith(("/", ".safetensors", ".json"))]
 
 
 def complete_recipes_and_files(incomplete: str) -> list[str]:
@@ -140,4 +145,4 @@ def complete_recipes_and_files(incomplete: str) -> list[str]:
 
 def say(text: str) -> None:
     """Print a line on stderr."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)

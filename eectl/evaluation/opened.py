@@ -227,6 +227,17 @@ def score_split(
         return scored_from(table, split.labels, made, criterion=criterion)
 
 
+@contextmanager
+def pass_kept(save_to: Path | None) -> Iterator[None]:
+    """Add to an EectlError of the block, in which outputs are written, that the pass before it need not be made again."""
+    try:
+        yield
+    except EectlError as error:
+        if save_to is None:
+            raise
+        raise EectlError(f"{error}; the pass is kept: give --predictions {save_to} in place of another") from error
+
+
 def _pass(session: Session, split: Split, criterion: Criterion, keeper: Keeper | None, batch_size: int | None) -> Tensor:
     """Return the table [plane, exit, row] of this process's rows of a split, in the split's order."""
     checkpoint, world = session.checkpoint, session.world

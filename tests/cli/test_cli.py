@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import eectl, eectl_process, environment, refused
+from running import eectl, eectl_process, environment, in_child, refused
 from safetensors.torch import load_file, save_file
 
 from eectl.cli import app as cli
@@ -338,6 +338,21 @@ def test_an_output_that_cannot_be_written(work, tmp_path):
     (tmp_path / "file").write_text("")
     err = refused("calibrate-thresholds", work / "joint" / "model.safetensors", "-o", tmp_path / "file" / "p.json")
     assert "cannot be written" in err
+
+
+def test_an_evaluation_and_its_picture_are_written_both_or_none(work, tmp_path, monkeypatch):
+    """The picture fits on the disk and the numbers do not."""
+    monkeypatch.chdir(tmp_path)
+    joint = work / "joint" / "model.safetensors"
+    eectl("evaluate", joint, "--save-predictions", "test.safetensors", "-o", "e.json", "--plot", "c.pdf")
+    before = {name: Path(name).read_bytes() for name in ("test.safetensors", "e.json", "c.pdf")}
+    line = ["evaluate", joint, "--predictions", "test.safetensors", "--budgets", "30,60", "-o", "e.json", "--plot", "c.pdf"]
+    limit = (len(before["c.pdf"]) + len(before["e.json"])) // 2
+    _, err = in_child(lambda: eectl(*line, "--overwrite", code=1), most_bytes=limit)
+    assert "cannot be written (File too large)" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    eectl(*line, "--overwrite")
+    assert all(Path(name).read_bytes() != before[name] for name in ("e.json", "c.pdf"))
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -303,9 +303,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_exit_and_checkpoint(small, tm
 
 def test_last_good_weights_are_kept_when_a_later_epoch_diverges(small, tmp_path):
     """Warm-up makes the first epoch harmless and a later one diverge."""
-    recipe = small(
-        "optimizer.lr=1e3", "schedule={name: constant, warmup: 1e3}", "epochs=50", "patience=50", "optimizer.name=sgd"
-    )
+    recipe = small("optimizer.lr=1e3", "schedule={name: constant, warmup: 1e3}", "epochs=50", "patience=50", "optimizer.name=sgd")
     folder = tmp_path / "run"
     with pytest.raises(EectlError, match=r"last-good\.safetensors"):
         train(recipe, out=folder, device="cpu", quiet=True)
