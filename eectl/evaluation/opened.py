@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eectl.core.capture import recorder_for
-from eectl.core.distributed import World, gather_rows, join, leave
+from eectl.core.distributed import World, gather_rows, joined
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision, settings
 from eectl.data import Augmenter, Dataset, Split, check_disjoint, eval_batches, eval_order, load_data
@@ -59,13 +59,10 @@ def measuring(device: str, precision: str) -> Iterator[tuple[World, str]]:
     Gives this process's place and the precision that the device resolves the asked one to. Raises EectlError for a device or a
     precision that is not there.
     """
-    world = join(device)
-    try:
+    with joined(device, hint="nothing was written: give the same command again") as world:
         found = resolve_precision(precision, world.device)
         with settings(found, world.device):
             yield world, found
-    finally:
-        leave()
 
 
 @dataclass(frozen=True)
