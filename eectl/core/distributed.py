@@ -151,8 +151,9 @@ def _who_is_gone(world: World) -> str | None:
         time.sleep(0.02)
     if not gone:
         return None
-    few = f"process {gone[0]} is" if len(gone) == 1 else f"processes {', '.join(gone)} are"
-    return f"{few} gone, of {world.size}: killed, or stopped for what it says itself"
+    if len(gone) == 1:
+        return f"process {gone[0]} of {world.size} is gone (killed, or stopped with a line of its own)"
+    return f"processes {', '.join(gone)} of {world.size} are gone (killed, or stopped with a line of their own)"
 
 
 def _runs(number: int) -> bool:
@@ -259,5 +260,5 @@ def main_first(world: World, act: Callable[[], T]) -> T | None:
     if fault is not None:
         raise fault
     if failed:
-        raise EectlError("stopped, as process 0 did for what it says itself")
+        raise EectlError("stopped, as process 0 did with a line of its own")
     return found

@@ -101,6 +101,8 @@ class RunFolder:
                     path.unlink()
                 else:
                     path.rename(aside / path.name)
+            if aside.exists():
+                _bring_to_disk(aside)
         except OSError as error:
             raise EectlError(f"{self.path}: cannot be changed ({error.strerror}); name another folder with -o") from error
 
