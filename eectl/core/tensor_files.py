@@ -24,7 +24,7 @@ METADATA_KEY = "eectl"
 WEIGHTS, TENSORS = "weights", "tensors"
 
 
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any], *, overwrite: bool = True) -> None:
     """Write tensors (on any device, shared or strided) and one JSON object as a .safetensors file, in one step.
 
     The object is kept with its digest and with that of the tensors, unless it holds the latter already, as `weights`.
@@ -34,7 +34,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     own = {} if WEIGHTS in metadata else {TENSORS: digest(flat)}
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         try:
             save_file(flat, temporary, metadata=as_metadata({**metadata, **own}))
         except SafetensorError as error:

@@ -185,6 +185,7 @@ def score_split(
     criterion: Criterion,
     file: Path | None = None,
     save_to: Path | None = None,
+    overwrite: bool = True,
     batch_size: int | None = None,
 ) -> ScoredRows:
     """Return what a criterion sees in every exit's outputs on a split, on every process.
@@ -195,6 +196,7 @@ def score_split(
         criterion: How ready an exit is.
         file: Predictions to take it from; default: one pass over the split, on all processes.
         save_to: Where the pass writes the outputs.
+        overwrite: Whether a file that came there meanwhile gives way.
         batch_size: Rows at once; default: the recipe's.
 
     Raises:
@@ -217,7 +219,9 @@ def score_split(
     made = Provenance(name, split.fingerprint, checkpoint.digest, session.task, session.precision)
     num_exits, num_outputs = checkpoint.model.num_exits, checkpoint.about.spec.num_outputs
     shape = {"num_exits": num_exits, "num_outputs": num_outputs}
-    with keeping(save_to, made, **shape, labels=split.labels, world=world) if save_to else nullcontext() as keeper:
+    with (
+        keeping(save_to, made, **shape, labels=split.labels, world=world, overwrite=overwrite) if save_to else nullcontext()
+    ) as keeper:
         table = _pass(session, split, criterion, keeper, batch_size)
         if world.size > 1:
             table = gather_rows(table.permute(2, 0, 1).contiguous(), num_rows=len(split)).permute(1, 2, 0).contiguous()

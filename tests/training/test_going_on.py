@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from forked import ended, fork, kill, start_child
+from PIL import Image
+from running import eectl
 
 from eectl.core import files
 from eectl.core.errors import EectlError, Interrupted
@@ -115,6 +117,33 @@ def test_a_run_that_was_finished_meanwhile_is_not_replaced(tmp_path):
         train(small_recipe(*CHANGES, "exits.after=[0, 1]"), out=folder, device="cpu", say=say)
     assert other and (folder / "recipe.yaml").read_text().count("seed: 1\n") == 1
     assert [path.name for path in folder.glob("phase-*")] and not (folder / "replaced").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["attach-heads", "MODEL", "--after", "1", "-o", "OUT.safetensors"],
+        ["calibrate-thresholds", "MODEL", "--budgets", "90", "-o", "policy.json", "--save-predictions", "OUT.safetensors"],
+        ["evaluate", "MODEL", "--budgets", "90", "--save-predictions", "OUT.safetensors"],
+        ["predict", "MODEL", "picture.png", "-o", "OUT.csv"],
+    ],
+    ids=lambda line: line[0],
+)
+def test_an_output_that_another_command_made_meanwhile_is_not_replaced(calm, tmp_path, monkeypatch, line):
+    """It comes after the look at the outputs, when the new file is written and has yet to get its name."""
+    Image.new("L", (8, 8)).save(tmp_path / "picture.png")
+    out = tmp_path / line[-1]
+
+    def sync(handle):
+        if Path(f"/proc/self/fd/{handle}").readlink().name.startswith(".OUT."):
+            out.write_text("of another command")
+        os.fsync(handle)
+
+    monkeypatch.setattr(files, "sync", sync)
+    line = [calm / "model.safetensors" if each == "MODEL" else each for each in line]
+    _, said = eectl(*line, *([] if line[0] == "attach-heads" else ["--device", "cpu"]), cwd=tmp_path, code=1)
+    assert f"{out.name} came into being while this command ran" in said.splitlines()[-1]
+    assert out.read_text() == "of another command" and not list(tmp_path.glob(".OUT*"))
 
 
 @pytest.mark.process
