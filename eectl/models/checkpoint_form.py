@@ -95,8 +95,9 @@ class _PhaseStep(_Form):
 
     @model_validator(mode="after")
     def _one_score_each(self) -> "_PhaseStep":
-        if not len(self.exits) == len(self.validation.score) == len(self.validation.loss):
-            raise ValueError(f"{len(self.validation.score)} validation scores for {len(self.exits)} exits")
+        scores, losses = len(self.validation.score), len(self.validation.loss)
+        if scores != losses or not set(self.exits) <= set(range(1, scores + 1)):  # exits that a phase leaves alone are there too
+            raise ValueError(f"{scores} validation scores and {losses} losses, and the phase trained exits {list(self.exits)}")
         return self
 
 
