@@ -111,9 +111,21 @@ def read_texts(sources: Sequence[str], columns: Sequence[str]) -> Iterator[RowIn
             if bad is not None or None in texts:
                 yield RowIn({}, where, EectlError(f"{where}: {bad!r} is not a text; fill it in or take the row out"))
                 continue
+            if not all(_is_whole(text) for text in texts):
+                yield RowIn({}, where, EectlError(f"{where}: not UTF-8, or half a character; mend the text or take the row out"))
+                continue
             names = ("text",) if len(columns) == 1 else ("text_1", "text_2")
             shown = {"file": source, "row": number, **dict(zip(names, texts, strict=False))}
             yield RowIn(shown, where, tuple(texts))
+
+
+def _is_whole(text: str) -> bool:
+    """Return whether a text has only whole characters, as those have that can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lines() -> Iterator[str]:
