@@ -1,5 +1,8 @@
 """Images of every odd kind through train, evaluate and predict: all three see the pixels that Pillow gives by hand."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +181,16 @@ def test_dry_run_evaluate_and_predict_of_odd_files(odd, trained):
     assert len(out.splitlines()) == 2 * len(kinds(0)) and "Warning" not in err
     notes = [line for line in err.splitlines() if "frames" in line]
     assert len(notes) == 1 and "(2)" in notes[0]
+
+
+def test_predict_answers_files_with_names_of_any_bytes(odd, trained, tmp_path):
+    checkpoint, _ = trained
+    image = Image.open(odd / "images" / "test" / "one" / "0-palette.png")
+    for name in (b"a\xff.png", b"b\n\x1b[31m.png"):
+        image.save(tmp_path / os.fsdecode(name))
+    _, err = run("predict", checkpoint, tmp_path, "--device", "cpu", "-o", tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 2 and rows[0]["label"] == rows[1]["label"] and "\x1b" not in err
 
 
 def test_by_hand_is_what_pillow_does_with_the_file(odd):
