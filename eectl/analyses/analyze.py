@@ -31,6 +31,7 @@ from eectl.core.files import check_outputs, real, write_all
 from eectl.core.json_files import json_text, sealed
 from eectl.core.precision import FLOAT32
 from eectl.core.progress import Display
+from eectl.core.seeds import check_seed
 from eectl.evaluation.opened import Session, measuring, open_session
 from eectl.models.checkpoint import About, read_about
 
@@ -106,6 +107,7 @@ def analyze(
             be known by then; nothing is written.
     """
     settings = make_settings(question, options)
+    seed = check_seed(seed)
     paths = [Path(path) for path in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
     labels = [label] if isinstance(label, str) else list(label)
     folder = Path(out)

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eectl.cli.options import BatchSize, Checkpoint, Device, Json, Overwrite, Precision, Quiet, places_starting_with, say
+from eectl.cli.options import (
+    MOST_COUNT,
+    BatchSize,
+    Checkpoint,
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    Quiet,
+    decimal,
+    places_starting_with,
+    say,
+    whole,
+)
+from eectl.recipe.budgets import MOST_BUDGET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,9 +38,10 @@ def predict(
                                                 autocompletion=places_starting_with, show_default=False)],
     policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; default: the plain network answers",
                                                 show_default=False)] = None,
-    budget: Annotated[float | None, typer.Option(help="which of the policy's budgets to keep, in % of the plain backbone's cost; "
-                                                 "default: the only one it has", show_default=False)] = None,
-    top: Annotated[int, typer.Option(help="how many of the likeliest classes to give")] = 1,
+    budget: Annotated[float | None, typer.Option(parser=decimal(0, MOST_BUDGET), help="which of the policy's budgets to keep, in "
+                                                 "% of the plain backbone's cost; default: the only one it has",
+                                                 show_default=False)] = None,
+    top: Annotated[int, typer.Option(parser=whole(0, MOST_COUNT), help="how many of the likeliest classes to give")] = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the answers", metavar="FILE.jsonl|FILE.csv",
                                              show_default=False)] = None,
     text: Annotated[list[str] | None, typer.Option("--text", "--column", metavar="COLUMN", help="the column of the texts, twice "
