@@ -128,7 +128,7 @@ def predict(
     failed: list[str] = []
     left: Counter[int] = Counter()
     cost = 0.0
-    writing = nullcontext() if target is None else writing_rows(target)
+    writing = nullcontext() if target is None else writing_rows(target, overwrite=overwrite)
     set_up = settings(model.precision, model.device)
     with set_up, _bar(total, model.inputs.noun, quiet=quiet) as advance, writing as write:
         for chunk in _chunks(rows, model.window(size)):
@@ -143,6 +143,8 @@ def predict(
             if write is None and each is None:
                 kept += answered
             advance(len(chunk))
+    for note in model.inputs.notes:
+        say(f"note: {note}")
     counts = tuple(left[number] for number in range(1, len(model.exits) + 1))
     mean = cost / sum(counts) if sum(counts) else None
     about = model.digest, model.task, model.classes, model.budget

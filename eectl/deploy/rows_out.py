@@ -44,9 +44,9 @@ def check_rows_file(path: Path) -> None:
 
 
 @contextmanager
-def writing_rows(path: Path) -> Iterator[Write]:
+def writing_rows(path: Path, *, overwrite: bool = True) -> Iterator[Write]:
     """A file that takes rows in the form that its name says; it is there when the block ends well."""
-    with replacing(path) as temporary, open_text(temporary) as file:
+    with replacing(path, overwrite=overwrite) as temporary, open_text(temporary) as file:
         yield _csv_writer(file) if path.suffix.lower() == ".csv" else json_writer(file)
 
 

@@ -83,7 +83,9 @@ def calibrate(
                 name=path,
             )
         session = open_session(path, world=world, precision=used, data_root=as_path(data_root), needs=("calibration",))
-        found = score_split(session, "calibration", criterion=rule, file=file, save_to=save_to, batch_size=batch_size)
+        found = score_split(
+            session, "calibration", criterion=rule, file=file, save_to=save_to, overwrite=overwrite, batch_size=batch_size
+        )
         notes += note_on_precision(f"{file} was made", found.made.precision, used)
         if not world.is_main:
             return None

@@ -84,7 +84,9 @@ def evaluate(
         check_paper(rule)
     with measuring(device, precision or header.precision) as (world, used):
         session = open_session(path, world=world, precision=used, data_root=as_path(data_root), needs=("test",))
-        found = score_split(session, "test", criterion=rule, file=file, save_to=save_to, batch_size=batch_size)
+        found = score_split(
+            session, "test", criterion=rule, file=file, save_to=save_to, overwrite=overwrite, batch_size=batch_size
+        )
         notes = [*session.notes, *note_on_precision(f"{file} was made", found.made.precision, used)]
         if given:
             notes += note_on_precision(f"{policy_file} was made", given.precision, found.made.precision)

@@ -1,5 +1,6 @@
 """The recipe's section `data`: which data set, how it is split, and how training images are varied. No torch; reads no file."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ from eectl.recipe.text_sets import TEXT_SETS, is_text
 OWN_FILES = ("folder", "text")  # data sets of the user's own, which may lack a test split
 LEAST_ALPHA = 1e-3  # of Mixup and CutMix, where float32 still draws shares
 ROOTLESS = ("digits",)  # data sets that need no folder
+HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 def _off_or_enough(alpha: float) -> float:
@@ -115,6 +117,19 @@ def _known_data(name: str) -> str:
     return name
 
 
+def _colour(value: Any) -> Any:
+    """Check a colour's name, as Pillow knows them, or #rrggbb."""
+    if value is None or not isinstance(value, str):
+        raise ValueError("give a colour's name, such as white, or '#rrggbb' in quotes, since # begins a comment in YAML")
+    if value == "white" or HEX_COLOUR.fullmatch(value):
+        return value
+    from PIL.ImageColor import colormap
+
+    if value.lower() not in colormap:
+        raise ValueError(f"unknown colour{closest(value.lower(), colormap)}; give a name, such as white, or '#rrggbb' in quotes")
+    return value
+
+
 def _one_or_two(value: Any) -> Any:
     """Read one column without a list around it."""
     return (value,) if isinstance(value, str) else value
@@ -177,6 +192,11 @@ class DataSection(Section):
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="How images are resized.")
     channels: Annotated[Literal[1, 3] | None, BeforeValidator(whole_or_none)] = Field(
         None, description="1 makes all images grey, 3 makes them colour. Default: as the data set has them; 3 for a folder."
+    )
+    background: Annotated[str, BeforeValidator(_colour)] = Field(
+        "white",
+        description="The colour behind the transparent pixels of images, in training and in predict: a name, such as black, or "
+        "'#rrggbb' in quotes.",
     )
     normalize: Annotated[
         Literal["auto", "imagenet"] | tuple[tuple[_Mean, ...], tuple[Factor, ...]], AfterValidator(_one_for_each_channel)
@@ -316,5 +336,16 @@ class DataSection(Section):
         return self
 
 
-_IMAGE_KEYS = ("image_size", "channels", "normalize", "in_memory", "workers", "augment", "variant", "resize", "interpolation")
+_IMAGE_KEYS = (
+    "image_size",
+    "channels",
+    "background",
+    "normalize",
+    "in_memory",
+    "workers",
+    "augment",
+    "variant",
+    "resize",
+    "interpolation",
+)
 _TEXT_KEYS = ("text", "target", "task", "tokenizer", "max_length", "strip")

@@ -70,7 +70,7 @@ def attach_heads(
     network = with_exits(bare, exits, seed=about.recipe["seed"] if seed is None else seed)
     recipe = dict(about.recipe) | {"exits": exits.model_dump(mode="json")} | ({} if seed is None else {"seed": seed})
     made = About(network.spec, recipe, about.data, about.splits, network.history, network.parent)
-    save_checkpoint(target, network.model, made)
+    save_checkpoint(target, network.model, made, overwrite=overwrite)
     return Attached(target, made, network.model.backbone.depth)
 
 

@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory):
     trained |= {"restored_epoch": 1, "epochs": 1, "stopped_by": "epochs"}
     recipe = make_recipe({}, where="test").model_dump(mode="json")
     path = tmp_path_factory.mktemp("made") / "model.safetensors"
-    data = {"name": "digits", "task": "classification", "classes": ["0"], "mean": [0.5], "std": [0.25]}
+    data = {"name": "digits", "task": "classification", "classes": [*map(str, range(10))], "mean": [0.5], "std": [0.25]}
     save_checkpoint(path, build_model(spec), About(spec, recipe, data, {}, [trained]))
     return path
 
