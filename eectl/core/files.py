@@ -38,6 +38,15 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into an EectlError that `path` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise EectlError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
 def make_beside(path: Path) -> Path:
     """Make an empty file in the folder of `path`, under a name of its own that begins with a dot; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)

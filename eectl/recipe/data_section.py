@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from eectl.core.errors import EectlError, closest
-from eectl.recipe.choices import IMAGE_CHOICES, TEXT_CHOICES, described, listed
+from eectl.recipe.choices import COPY_CHOICES, IMAGE_CHOICES, TEXT_CHOICES, described, listed
 from eectl.recipe.section import Count, Fraction, NonNegative, Positive, Probability, Section, Share
 from eectl.recipe.text_sets import TEXT_SETS, is_text
 
@@ -159,6 +159,10 @@ class DataSection(Section):
         "test rows. Default: none; evaluate, bench and report then have nothing to report on.",
     )
     split_seed: int = Field(42, description="What the draws of validation, calibration and test rows and of limits depend on.")
+    copies: Literal["error", "drop", "keep"] = Field(
+        "error",
+        description=f"What becomes of rows that stand in two splits, by content. {described(COPY_CHOICES)}.",
+    )
     limit: Annotated[
         LimitSection,
         BeforeValidator(_of_train),

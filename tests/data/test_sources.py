@@ -13,7 +13,7 @@ import torch
 from torchvision import datasets
 
 from eectl.core.errors import EectlError
-from eectl.data import check_disjoint, load_data
+from eectl.data import load_data
 from eectl.recipe.data_section import DataSection
 
 CPU = torch.device("cpu")
@@ -130,7 +130,7 @@ def test_cifar_is_read_channels_first_with_its_constants(tmp_path, monkeypatch, 
         images = split.rows(torch.arange(len(split)))
         assert (images[:, 1].flatten(1).long() == split.labels[:, None]).all()
         assert images[:, 0].float().std() > 50
-    assert check_disjoint(data.splits["train"], data.splits["test"]) == 0
+    assert not data.copies.overlaps
     grey = load_data(DataSection(name=name, root=tmp_path, channels=1), device=CPU)
     assert grey.info.input_shape == (1, 32, 32) and len(grey.info.mean) == 1
     colour, one = data.splits["test"].rows(torch.arange(9)).float(), grey.splits["test"].rows(torch.arange(9)).float()
@@ -157,4 +157,4 @@ def test_the_real_fashion_mnist():
     pixels = train.rows(torch.arange(len(train))).float() / 255
     assert pixels.mean().item() == pytest.approx(data.info.mean[0], abs=0.001)
     assert pixels.std().item() == pytest.approx(data.info.std[0], abs=0.001)
-    assert check_disjoint(train, test) < 10
+    assert sum(each.count for each in data.copies.overlaps if each.is_of_test) < 10
