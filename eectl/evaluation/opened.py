@@ -16,7 +16,7 @@ from eectl.data import Augmenter, Dataset, Split, eval_batches, eval_order, load
 from eectl.evaluation.predictions import Keeper, check_belongs, keeping, predict_rows, read_provenance, read_scored
 from eectl.exits.costs import Costs, measure_costs
 from eectl.exits.criteria import Criterion, find_criterion
-from eectl.exits.policy import CostTable, Policies
+from eectl.exits.policy import CostTable, Policies, ThresholdMetric
 from eectl.exits.scores import Provenance, ScoredRows, scored_from
 from eectl.models.checkpoint import Checkpoint, load_checkpoint, read_about, read_checkpoint_metadata
 from eectl.models.losses import TASKS, Task
@@ -26,13 +26,15 @@ from eectl.models.losses import TASKS, Task
 class Header:
     """Facts of a checkpoint's file, known before its weights are read.
 
-    They are the weights' digest, the task, how many exits there are, and the precision in which the last phase trained.
+    They are the weights' digest, the task, how many exits there are, the precision in which the last phase trained, and what
+    thresholds make the best of unless something else is asked for.
     """
 
     digest: str
     task: Task
     num_exits: int
     precision: str
+    metric: ThresholdMetric = "score"
 
     def criterion(self, name: str | None, policies: Policies | None = None, *, path: Path | None = None) -> Criterion:
         """Return the criterion to measure with: that of `policies` read from `path`, else the one called `name`.
@@ -49,7 +51,9 @@ class Header:
 def read_header(path: Path) -> Header:
     """Return what a checkpoint's file says, so that requests can be checked before anything is loaded."""
     about = read_about(path)
-    return Header(read_checkpoint_metadata(path)["weights"], TASKS[about.task], len(about.spec.after) + 1, about.precision)
+    metric: ThresholdMetric = "balanced" if about.recipe.get("metric") == "balanced" else "score"
+    digest = read_checkpoint_metadata(path)["weights"]
+    return Header(digest, TASKS[about.task], len(about.spec.after) + 1, about.precision, metric)
 
 
 @contextmanager
