@@ -12,14 +12,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from eectl.core.errors import EectlError, lookup
-from eectl.core.json_files import read_as
+from eectl.core.json_files import read_as, sealed
+from eectl.core.kinds import Natural, Text
 from eectl.core.precision import FLOAT32
 from eectl.exits.policy import COSTS, CostTable
 
 EARLY, FULL = "early exit", "full pass"  # the ways to a policy's answers: rows stop, or all exits run and one is chosen
 BENCH, BENCH_KIND, BENCH_SCHEMA = "bench.json", "bench", 1
 
-_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(gt=0, le=1e6)]  # of a row: 11 days
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class Bench:
     precision: str = FLOAT32
 
     def to_json(self) -> Mapping[str, Any]:
-        """Return the bench file's content: JSON-able data with its kind and schema number."""
-        return {"kind": BENCH_KIND, "schema": BENCH_SCHEMA, **asdict(self)}
+        """Return the bench file's content: JSON-able data with its kind, schema number and digest."""
+        return sealed({"kind": BENCH_KIND, "schema": BENCH_SCHEMA, **asdict(self)})
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def parse_cost(text: str) -> CostRequest:
 class _Measured:
     """Seconds per row in full batches: of the plain backbone, and of a row that leaves at each exit."""
 
-    batch_size: int
+    batch_size: Natural
     plain_seconds: _Seconds
     prefix_seconds: tuple[_Seconds, ...]
 
@@ -145,11 +146,11 @@ class _Measured:
 class _Bench:
     """The part of a bench file that costs are made of; `checkpoint` is a weights' digest."""
 
-    checkpoint: str
-    device: str
-    threads: int
-    measured: tuple[_Measured, ...]
-    precision: str = FLOAT32
+    checkpoint: Text
+    device: Text
+    threads: Natural
+    measured: Annotated[tuple[_Measured, ...], Field(max_length=10_000)]
+    precision: Text = FLOAT32
 
 
 def read_times(
