@@ -16,6 +16,7 @@ from eectl.core.errors import EectlError
 from eectl.data.copies import Contents, Copies, file_ids
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, StoredImages, prepare, reduced
+from eectl.data.pictures import Oddities, look_for_frames, shown_path
 from eectl.data.sources import DATASETS, FACTS, VARIANTS
 from eectl.data.splits import DataInfo, Dataset, Ids, Rows, Split, choose_rows, pixel_ids, without_copies, without_test
 from eectl.data.text import load_text, outline_text, text_info
@@ -48,7 +49,8 @@ def load_data(spec: DataSection, *, device: torch.device, download: bool = False
     in_memory = size <= MEMORY_LIMIT and crop is None if spec.in_memory == "auto" else spec.in_memory
     crop = None if in_memory else crop
     prepared = partial(prepare, shape=_shape(train, spec), interpolation=spec.interpolation)
-    found = {name: _rows(source.parts[part], rows, in_memory=in_memory) for name, (part, rows) in chosen.items()}
+    odd = Oddities()
+    found = {name: _rows(source.parts[part], rows, in_memory=in_memory, odd=odd) for name, (part, rows) in chosen.items()}
     kept, copies = without_copies(
         _contents(source, chosen, {name: rows.contents for name, rows in found.items()}), spec, info.classes
     )
@@ -57,15 +59,20 @@ def load_data(spec: DataSection, *, device: torch.device, download: bool = False
         for name in chosen
     }
     augment = spec.augment if crop is None else spec.augment.model_copy(update={"resized_crop": None})
-    return Dataset(info, splits, without_test(spec, splits), augment=augment, copies=copies)
+    notes = *source.notes, *odd.notes, *without_test(spec, splits)
+    return Dataset(info, splits, notes, augment=augment, copies=copies)
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of data of one's own before it is decoded or tokenised: the labels [row] of each split, and its copies."""
+    """What is known of data of one's own before it is decoded or tokenised: the labels [row] of each split, and its copies.
+
+    `notes` say what is odd about its files.
+    """
 
     labels: dict[str, NDArray[Any]]
     copies: Copies
+    notes: tuple[str, ...] = ()
 
 
 def outline(spec: DataSection) -> Outline:
@@ -80,7 +87,7 @@ def outline(spec: DataSection) -> Outline:
     chosen = _choose(source, spec)
     contents = _contents(source, chosen, {})
     kept, copies = without_copies(contents, spec, source.classes)
-    return Outline({name: contents[name].labels[rows] for name, rows in kept.items()}, copies)
+    return Outline({name: contents[name].labels[rows] for name, rows in kept.items()}, copies, tuple(source.notes))
 
 
 def data_info(spec: DataSection) -> DataInfo:
@@ -144,14 +151,15 @@ class _Rows:
         return _Rows(self.images[torch.from_numpy(rows)], self.labels[rows], self.ids[rows])
 
 
-def _rows(part: Part, rows: Rows, *, in_memory: bool) -> _Rows:
-    """Return some rows of a part; image files are decoded if they are kept in memory."""
+def _rows(part: Part, rows: Rows, *, in_memory: bool, odd: Oddities) -> _Rows:
+    """Return some rows of a part; image files are decoded if they are kept in memory. `odd` takes what is odd about some."""
     labels = part.labels[rows]
     if isinstance(part.images, FileImages):
         files = part.images.select(rows, part.images.device)
         if not in_memory:
+            look_for_frames(files.paths, odd)
             return _Rows(files, labels)
-        pixels = files.load()
+        pixels = files.load(odd)
     else:
         pixels = part.images[torch.from_numpy(rows)]
     contents, ids = pixel_ids(pixels.numpy(), labels.tolist())
@@ -179,9 +187,9 @@ def _contents(
 def _name(images: Tensor | FileImages, part: str, rows: Rows, row: int) -> str:
     """Return the name of a split's row in messages."""
     stored = int(rows[row])
-    return (
-        images.paths[stored].relative_to(images.root).as_posix() if isinstance(images, FileImages) else f"{part} row {stored + 1}"
-    )
+    if isinstance(images, FileImages):
+        return shown_path(images.paths[stored].relative_to(images.root))
+    return f"{part} row {stored + 1}"
 
 
 def _split(

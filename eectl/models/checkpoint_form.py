@@ -78,6 +78,12 @@ class _Scores(_Form):
     score: Annotated[tuple[Number | None, ...], FEW]
     loss: Annotated[tuple[Number | None, ...], FEW]
 
+    @model_validator(mode="after")
+    def _one_each(self) -> "_Scores":
+        if len(self.score) != len(self.loss):
+            raise ValueError(f"{len(self.score)} scores and {len(self.loss)} losses")
+        return self
+
 
 class _PhaseStep(_Form):
     phase: Natural
@@ -94,9 +100,10 @@ class _PhaseStep(_Form):
     precision: Text = "float32"
 
     @model_validator(mode="after")
-    def _one_score_each(self) -> "_PhaseStep":
-        if not len(self.exits) == len(self.validation.score) == len(self.validation.loss):
-            raise ValueError(f"{len(self.validation.score)} validation scores for {len(self.exits)} exits")
+    def _exits_that_are_scored(self) -> "_PhaseStep":
+        scores = len(self.validation.score)
+        if not set(self.exits) <= set(range(1, scores + 1)):  # exits that a phase leaves alone are scored too
+            raise ValueError(f"{scores} validation scores, and the phase trained exits {list(self.exits)}")
         return self
 
 

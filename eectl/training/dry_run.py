@@ -162,7 +162,7 @@ def _rows(data: DataSection, classes: Sequence[str]) -> _Rows:
     found, noun = outline(data), "texts" if data.is_text else "images"
     found.copies.check()
     counts = class_counts(found.labels, classes)
-    notes = (*found.copies.notes(), *note_on_classes(counts.get("train", ()), classes, noun=noun))
+    notes = (*found.notes, *found.copies.notes(), *note_on_classes(counts.get("train", ()), classes, noun=noun))
     return _Rows({name: len(labels) for name, labels in found.labels.items()}, counts, notes)
 
 
