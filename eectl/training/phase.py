@@ -288,5 +288,6 @@ def _check_place(values: PhaseValues, settings: PhaseSettings, *, num_exits: int
     if max(values.best_epoch, stopper.since) > values.epoch or not set(stopper.best) <= exits:
         raise StateError(f"says what no {values.epoch} epochs of {place} and its exits can give")
     lengths = {name: len(found) for name, found in values.best_validation.items()}
-    if lengths != ({"loss": num_exits, "score": num_exits} if values.best_epoch else {}):
+    measured = ("loss", "score") if settings.validation_weights is None else ("loss", "score", "balanced")
+    if lengths != (dict.fromkeys(measured, num_exits) if values.best_epoch else {}):
         raise StateError(f"has a validation of {lengths or 'no'} exits, and the network has {num_exits}")

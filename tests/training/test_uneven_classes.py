@@ -1,6 +1,8 @@
 """Classes of uneven size: weighted losses against torch's, balanced accuracy against scikit-learn's, and what is said of them."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from eectl.core.errors import EectlError
+from eectl.core.errors import EectlError, Interrupted
+from eectl.core.progress import Display
 from eectl.core.seeds import derive_seed
 from eectl.data import Augmenter, Dataset, load_data, train_batches
 from eectl.models.checkpoint import load_checkpoint
@@ -20,7 +23,7 @@ from eectl.recipe.reading import make_recipe
 from eectl.recipe.recipe import Recipe
 from eectl.training.network import first_network, with_exits
 from eectl.training.train import train
-from tests.training.test_train import rows, torchrun, weights
+from tests.training.test_train import rows, same, torchrun, weights
 
 CPU = torch.device("cpu")
 SIZES = {"ant": 200, "bee": 40, "cow": 15}
@@ -125,6 +128,18 @@ def test_training_stops_by_the_balanced_accuracy(balanced_run):
     assert list(entry["best"].values()) == pytest.approx([max(each) for each in zip(*per_epoch, strict=True)])
     header = (balanced_run / "results.csv").read_text().splitlines()[0]
     assert header.endswith("validation_score_1,validation_score_2,validation_balanced_1,validation_balanced_2")
+
+
+def test_a_run_that_stops_by_it_goes_on_to_the_same_weights(uneven, tmp_path, monkeypatch):
+    recipe = uneven("metric=balanced", "class_weights=balanced", "epochs=4")
+    train(recipe, out=tmp_path / "calm", device="cpu", quiet=True)
+    steps = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Display, "step", lambda _: steps.append(1) or len(steps) % 8 or os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Interrupted):
+            train(recipe, out=tmp_path / "run", device="cpu", quiet=True)
+    train(recipe, out=tmp_path / "run", device="cpu", resume=True, quiet=True)
+    assert same(weights(tmp_path / "run" / "model.safetensors"), weights(tmp_path / "calm" / "model.safetensors"))
 
 
 def test_thresholds_follow_the_recipe_and_evaluate_shows_what_counts_classes_alike(balanced_run, tmp_path):
