@@ -68,11 +68,6 @@ def read_images(files: Sequence[str]) -> Iterator[RowIn]:
 
 
 def _image(name: str) -> RowIn:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = shown_path(name)
-        return RowIn({}, shown, EectlError(f"{shown}: its name is not UTF-8, so the answer could not name it; rename the file"))
     return RowIn({"file": name}, name, Path(name).expanduser())
 
 
