@@ -1,0 +1,193 @@
+"""Damaged files by the thousand: every line of the table of targets, again and again, each case named by a number.
+
+`python -m hostile.fuzz -n 20000 --seed 0` (from tests/; `make fuzz`) prints a table and keeps each case that broke the law under
+build/fuzz with the line that repeats it. A case is the seed, the target and its number: the same everywhere.
+"""
+
+import argparse
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from hostile.law import WALL_SECONDS, Usage, Verdict, collect, copy_needed, judge, now, run_child, wait_for
+from hostile.targets import OPTION, Target, all_targets
+from hostile.world import import_all, make_world
+
+SEALED = 0.25  # share of the cases of a file with digests in which they are right
+
+
+@dataclass(frozen=True)
+class Case:
+    """A target, and the number that all of its damage is drawn from."""
+
+    target: Target
+    number: str
+
+    def prepare(self, world: Path, folder: Path) -> tuple[tuple[str, ...], bool]:
+        """Fill the folder with what the line reads, damaged; returns the line, and whether its digests are right."""
+        target, draw = self.target, Random(self.number)
+        copy_needed(world, folder, target.needs)
+        if OPTION in target.line:
+            value = os.fsdecode(target.damage(target.source.encode(), draw))
+            return tuple(value if each == OPTION else each for each in target.line), False
+        copy_needed(world, folder, [target.source])
+        path = folder / target.source
+        if target.seal is not None and draw.random() < SEALED and target.seal(path, draw):
+            return target.line, True
+        path.write_bytes(target.damage(path.read_bytes(), draw))
+        return target.line, False
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a target's line does with nothing damaged: its answer and what it takes."""
+
+    answer: object
+    usage: Usage
+
+
+def baseline(target: Target, world: Path, folder: Path) -> Known:
+    """Run a target's line with nothing damaged, which must end well within the law."""
+    line = tuple(target.source if each == OPTION else each for each in target.line)
+    paths = target.needs if OPTION in target.line else (*target.needs, target.source)
+    folder.mkdir()
+    copy_needed(world, folder, paths)
+    report = folder.with_suffix(".report")
+    child = run_child(lambda: judge(line, folder, writes=target.writes, answer=target.answer, many=target.many), report=report)
+    verdict = wait_for(child, report=report)
+    shutil.rmtree(folder)
+    assert not verdict.faults and (verdict.code == 0 or OPTION in target.line), f"{target.name}: {verdict}"
+    return Known(verdict.answer, verdict.usage)
+
+
+def start(case: Case, world: Path, folder: Path, known: Known) -> int:
+    """Start a child that runs a case in a new folder; returns its number."""
+    target = case.target
+
+    def work() -> Verdict:
+        folder.mkdir()
+        line, sealed = case.prepare(world, folder)
+        verdict = judge(line, folder, writes=target.writes, answer=target.answer, many=target.many)
+        if verdict.code == 0 and target.answer is not None and not sealed and verdict.answer != known.answer:
+            verdict.faults.append("a damaged file was accepted, and the answer is another")
+        verdict.answer = None
+        return verdict
+
+    return run_child(work, report=folder.with_suffix(".report"), usual=known.usage)
+
+
+def run_cases(
+    cases: Sequence[Case], world: Path, *, jobs: int, keep: Path | None = None
+) -> Iterator[tuple[Case, Verdict]]:
+    """Run cases, `jobs` at a time; gives each with its verdict as it ends. Those that broke the law are kept under `keep`."""
+    with tempfile.TemporaryDirectory(prefix="eectl-fuzz-") as scratch:
+        room = Path(scratch)
+        known = {case.target.name: case.target for case in cases}
+        t=now()
+        facts = {name: baseline(target, world, room / "calm") for name, target in known.items()}
+        print("baselines", now()-t)
+        waiting, running = list(reversed(list(enumerate(cases)))), {}
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                index, case = waiting.pop()
+                folder = room / str(index)
+                child = start(case, world, folder, facts[case.target.name])
+                running[os.pidfd_open(child)] = (child, case, folder, now())
+            ready, _, _ = select.select(list(running), [], [], 1)
+            for handle, (child, _, _, began) in list(running.items()):
+                if handle not in ready and now() - began > WALL_SECONDS:
+                    os.kill(child, signal.SIGKILL)
+            for handle in ready:
+                child, case, folder, _ = running.pop(handle)
+                os.close(handle)
+                _, status, used = os.wait4(child, 0)
+                usual = facts[case.target.name].usage
+                verdict = collect(status, used, report=folder.with_suffix(".report"), usual=usual)
+                if verdict.faults and keep is not None:
+                    _keep(case, verdict, world, keep)
+                shutil.rmtree(folder, ignore_errors=True)
+                yield case, verdict
+
+
+def _keep(case: Case, verdict: Verdict, world: Path, keep: Path) -> None:
+    """Keep the files of a case as they were before the line ran, and how to run it again."""
+    folder = keep / f"{case.target.kind.replace(' ', '-')}-{case.number.replace(':', '-')}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    line, _ = case.prepare(world, folder)
+    shown = " ".join(map(repr, ("eectl", *line)))
+    again = f"python -m hostile.fuzz --case '{case.number}'  # from tests/"
+    (folder / "FAULTS").write_text(f"{shown}\n{again}\n\n" + "\n".join(verdict.faults) + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def draw_cases(count: int, seed: int, targets: Sequence[Target]) -> list[Case]:
+    """Return `count` cases, the targets in turn."""
+    return [Case(targets[index % len(targets)], f"{seed}:{index % len(targets)}:{index // len(targets)}") for index in range(count)]
+
+
+def _named(number: str, targets: Sequence[Target]) -> Case:
+    return Case(targets[int(number.split(":")[1])], number)
+
+
+def main() -> None:
+    """Fuzz, print a table, and end with 1 where a case broke the law."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-n", type=int, default=20_000, help="how many cases")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--kind", action="append", help="only this kind of file; may be repeated")
+    parser.add_argument("--case", action="append", help="only this case; may be repeated")
+    parser.add_argument("--keep", type=Path, default=Path(__file__).parents[2] / "build" / "fuzz")
+    parser.add_argument("--world", type=Path, help="a folder that an earlier call has made, which spares making it")
+    given = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    import_all()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    targets = all_targets()
+    cases = [_named(number, targets) for number in given.case] if given.case else draw_cases(given.n, given.seed, targets)
+    cases = [case for case in cases if not given.kind or case.target.kind in given.kind]
+    with tempfile.TemporaryDirectory(prefix="eectl-world-") as made:
+        world = given.world or Path(made)
+        if not any(world.iterdir()):
+            make_world(world)
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for case, verdict in run_cases(cases, world, jobs=given.jobs, keep=given.keep):
+            counts[case.target.kind][_outcome(verdict)] += 1
+            if verdict.faults:
+                print(f"{case.number} {case.target.name}\n    " + "\n    ".join(_last_lines(verdict)), file=sys.stderr, flush=True)
+            if given.case:
+                print(verdict.said)
+    print(table(counts))
+    sys.exit(1 if any(each["failures"] for each in counts.values()) else 0)
+
+
+def _last_lines(verdict: Verdict) -> list[str]:
+    return [line for fault in verdict.faults for line in fault.strip().splitlines()[-3:]]
+
+
+def _outcome(verdict: Verdict) -> str:
+    return "failures" if verdict.faults else "accepted" if verdict.code == 0 else "refused"
+
+
+def table(counts: Mapping[str, Counter[str]]) -> str:
+    """Return the table of kinds: cases, refused, accepted, failures."""
+    columns = ("refused", "accepted", "failures")
+    total: Counter[str] = sum(counts.values(), Counter())
+    lines = [f"{'kind':<18}{'cases':>8}" + "".join(f"{name:>10}" for name in columns)]
+    for kind, each in [*counts.items(), ("all", total)]:
+        lines.append(f"{kind:<18}{each.total():>8}" + "".join(f"{each[name]:>10}" for name in columns))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Real files of every kind that eectl reads, made once by its own commands, small enough that a command takes a fraction of a second.
+
+What is damaged in them, and what must hold afterwards, is the business of others.
+"""
+
+import importlib
+import os
+import pkgutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from running import ROOT
+from running import eectl as run
+from toy_text import make_rows, write_csv, write_jsonl, write_tokenizer
+
+import eectl
+
+SMALL = ["--set", "data.limit=120", "--set", "exits.after=[1]", "--set", "batch_size=32", "-q", "--device", "cpu"]
+SHORT = ["--epochs", "1", "--regime", "joint"]
+STOPPED = ["--epochs", "3", "--regime", "mixed", "--resume"]
+TEXTS = ["--backbone", "hf/./tiny", "--text", "text", "--target", "mood", "--set", "data.tokenizer=./tiny", "--set", "exits.after=[1]",
+         "--set", "data.max_length=12", "--set", "batch_size=16", "-q", "--device", "cpu"]  # fmt: skip
+PHOTOS = ["--backbone", "resnet20", "--set", "data.image_size=12", "--set", "data.test=0.25", "--set", "exits.after=[1]", "--set", "batch_size=8", "--set",
+          "data.workers=0", "-q", "--device", "cpu"]  # fmt: skip
+TINY_BERT = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+             "max_position_embeddings": 16}  # fmt: skip
+CANARY = "open('canary', 'w').write('code of a folder ran')\nclass Config: pass\n"
+
+
+LAZY = ["timm", "sklearn.datasets", "sklearn.model_selection", "fvcore.nn", "matplotlib.backends.backend_agg", "transformers.models.bert",
+        "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg", "pyarrow.parquet", "torch.utils.flop_counter"]  # fmt: skip
+
+
+def import_all() -> None:
+    """Import eectl whole and what it imports late, so that children of this process need not."""
+    for module in pkgutil.walk_packages(eectl.__path__, "eectl."):
+        if module.name != "eectl.__main__":
+            importlib.import_module(module.name)
+    for name in LAZY:
+        importlib.import_module(name)
+
+
+def make_world(folder: Path) -> Path:
+    """Fill an empty folder; returns it. Takes some seconds.
+
+    `run/` is a finished run on digits with its policy, evaluation and bench; `half/` one that was stopped in its second phase, and
+    `whole/` the same undisturbed; `photos/` holds classes of images and `photos-run/` a run on them; `texts.*` are tables and
+    `text-run/` a run on them, `tiny/` its encoder and tokenizer.
+    """
+    _digits(folder)
+    _half_a_run(folder)
+    _photos(folder)
+    _texts(folder)
+    return folder
+
+
+def _digits(folder: Path) -> None:
+    run("train", "digits", *SMALL, *SHORT, "-o", "run", cwd=folder)
+    model = "run/model.safetensors"
+    run("calibrate-thresholds", model, "--save-predictions", "calibration.safetensors", cwd=folder)
+    run("evaluate", model, "--policy", "run/policy.json", "-o", "run/evaluation.json", "--save-predictions", "test.safetensors",
+          cwd=folder)  # fmt: skip
+    run("bench", model, "--policy", "run/policy.json", "--batch-size", "4", "--rows", "8", "--seconds", "0.01", "-o",
+          "run/bench.json", cwd=folder)  # fmt: skip
+    (folder / "digits.yaml").write_bytes((folder / "run/recipe.yaml").read_bytes())
+    for name in ("folder", "text", "cifar10-resnet20"):
+        (folder / f"{name}.yaml").write_bytes((ROOT / "recipes" / f"{name}.yaml").read_bytes())
+
+
+def _half_a_run(folder: Path) -> None:
+    """Stop a run where the rows of its second phase begin, in a process of its own, as a signal would."""
+    line = ["train", "digits", *SMALL, *STOPPED]
+    child = os.fork()
+    if child == 0:
+        opened = []
+
+        def stop(event, arguments):
+            if event == "open" and str(arguments[0]).endswith("metrics.jsonl") and arguments[1] == "a":
+                opened.append(event)
+                if len(opened) == 5:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.addaudithook(stop)
+        try:
+            run(*line, "-o", "half", cwd=folder, code=130)
+        except BaseException as fault:  # a child must never go on with the tests of its parent
+            print(f"the run that was to be stopped: {fault!r}", file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (folder / "half/resume/state.safetensors").is_file()
+    run(*line, "-o", "whole", cwd=folder)
+
+
+def _photos(folder: Path) -> None:
+    draw = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = draw.integers(0, 90, (14, 12, 3), dtype=np.uint8)
+            pixels[:, :, channel] += 150
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{number:02}.png")
+    run("train", "--data", "photos", *PHOTOS, *SHORT, "-o", "photos-run", cwd=folder)
+
+
+def _texts(folder: Path) -> None:
+    import transformers
+
+    rows = make_rows(60, longest=6)
+    write_csv(folder / "texts.csv", rows)
+    write_csv(folder / "texts.tsv", rows, delimiter="\t")
+    write_jsonl(folder / "texts.jsonl", rows)
+    _write_parquet(folder / "texts.parquet", rows)
+    write_tokenizer(folder / "tiny")
+    transformers.AutoConfig.for_model("bert", **TINY_BERT).save_pretrained(folder / "tiny")
+    (folder / "tiny/canary.py").write_text(CANARY)
+    run("train", "--data", "texts.csv", *TEXTS, *SHORT, "-o", "text-run", cwd=folder)
+
+
+def _write_parquet(path: Path, rows: list[dict[str, object]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
