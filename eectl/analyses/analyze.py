@@ -26,7 +26,8 @@ from eectl.core.console import silent
 from eectl.core.distributed import World
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.figures import save_figures, title
-from eectl.core.files import check_outputs, replacing, write_json
+from eectl.core.files import check_outputs, replacing
+from eectl.core.json_files import sealed, write_json
 from eectl.core.precision import FLOAT32
 from eectl.core.progress import Display
 from eectl.evaluation.opened import Session, measuring, open_session
@@ -63,7 +64,7 @@ class Analysis:
         about = {"kind": KIND, "schema": SCHEMA, "eectl": __version__, "question": self.question, "seed": self.seed}
         given = {"settings": dict(self.settings), "checkpoints": list(self.checkpoints)}
         answer = {"values": self.answer.values, "reading": self.answer.reading, "notes": self.answer.notes}
-        return {**about, **given, **answer}
+        return sealed({**about, **given, **answer})
 
 
 def analyze(

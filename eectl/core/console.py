@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from eectl.core.files import clean_json
+from eectl.core.json_files import clean_json
 
 
 def silent(text: str) -> None:

@@ -5,11 +5,13 @@ else that is raised is a bug of ours and keeps its traceback.
 """
 
 import signal
+import unicodedata
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
 T = TypeVar("T")
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode's names of the characters that do
 
 
 class EectlError(Exception):
@@ -30,6 +32,19 @@ class Interrupted(BaseException):  # an Exception would be swallowed by the libr
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
         self.hint = hint
+
+
+def visible(text: str) -> str:
+    """Return text from a file with what would steer a terminal written out: control characters, and those that turn direction.
+
+    >>> print(visible("red \\x1b[31m"))
+    red \\x1b[31m
+    """
+    return "".join(each if each in "\n\t" or not _steers(each) else each.encode("unicode_escape").decode() for each in text)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNS
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -1,40 +1,28 @@
-"""Read and write the files that one command makes and another reads: JSON and safetensors, each with a kind and a schema number.
+"""Write files whole or not at all, and turn what the operating system refuses into one line.
 
-A file is written under another name and then renamed, so it is never there half-written. What files mean is not known here. No
-torch at import.
+A file is written under another name, brought onto the disk, and then renamed, so it is never there half-written. What stands in
+it is not known here.
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
-import json
-import math
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from eectl.core.errors import EectlError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-METADATA_KEY = "eectl"
+MOST_BYTES = 16 * 2**20  # of a file that is read as text: eectl's own are far smaller
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of file systems on which nothing can be locked
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; it then replaces `path` in one step, or on failure leaves it as it was.
-
-    Missing folders are made. Raises EectlError where nothing can be written there or the disk is full.
-    """
-    with writing(path):
-        temporary = make_beside(path)
-        try:
-            yield temporary
-            put_in_place(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+def sync(handle: int) -> None:
+    """Bring an open file or folder onto the disk. All that eectl writes passes here, so that tests can stop or fail it."""
+    os.fsync(handle)
 
 
 @contextlib.contextmanager
@@ -48,20 +36,167 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def make_beside(path: Path) -> Path:
-    """Make an empty file in the folder of `path`, under a name of its own that begins with a dot; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    return Path(name)
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into an EectlError that `path` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise EectlError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Replace `path` by a file that has been written, in one step and on the disk, with the usual permissions."""
-    with open(temporary, "rb") as written:
-        os.fsync(written.fileno())
-    os.chmod(temporary, 0o666 & ~_umask())
-    os.replace(temporary, path)
+@contextlib.contextmanager
+def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; it then replaces `path` in one step, or on failure leaves it as it was.
+
+    Missing folders are made.
+
+    Args:
+        path: the file.
+        overwrite: whether a file that is there gives way, or one that came while the block ran is an error.
+
+    Raises:
+        EectlError: where nothing can be written there or the disk is full.
+    """
+    with replacing_all([path], overwrite=overwrite) as (temporary,):
+        yield temporary
+
+
+@contextlib.contextmanager
+def replacing_all(paths: Sequence[Path], *, overwrite: bool = True) -> Iterator[list[Path]]:
+    """Yield temporary paths to write to; they then replace all `paths`, or on failure all of these stay as they were.
+
+    Args:
+        paths: the files, each once.
+        overwrite: as in `replacing`.
+
+    Raises:
+        EectlError: where one of them cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        temporaries = [stack.enter_context(beside(path)) for path in paths]
+        with writing(paths[0]) if len(paths) == 1 else writing(Path(", ".join(map(str, paths)))):
+            yield temporaries
+            put_all_in_place(temporaries, paths, overwrite=overwrite)
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Yield an empty file in the folder of `path`, under a name of its own that begins with a dot, and remove it afterwards.
+
+    It is locked as long as the block runs, so that the next process tells what a killed one left there for the same `path`, and
+    removes it. Missing folders are made. Raises EectlError where it cannot be made.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_behind(path)
+        temporary, handle = _make_locked(path)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def remove_left_behind(path: Path) -> None:
+    """Remove the temporary files that killed processes left beside `path`: those that nobody has locked."""
+    start = _start_of_name(path)
+    for each in path.parent.iterdir():
+        if each.name.startswith(start) and each.name.endswith(".tmp"):
+            with contextlib.suppress(OSError):  # another process writes it, or was quicker
+                handle = os.open(each, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    each.unlink()
+                finally:
+                    os.close(handle)
+
+
+def _make_locked(path: Path) -> tuple[Path, int]:
+    """Make a temporary file for `path` and lock it; returns its path and the handle that holds the lock."""
+    while True:
+        temporary = path.parent / f"{_start_of_name(path)}{secrets.token_hex(4)}.tmp"
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        with contextlib.suppress(FileNotFoundError):  # taken for a file left behind, before it was locked
+            if temporary.stat().st_ino == os.fstat(handle).st_ino:
+                return temporary, handle
+        os.close(handle)
+
+
+def _start_of_name(path: Path) -> str:
+    """Return how the names of the temporary files for `path` begin, which leave room for the rest of the name."""
+    name = path.name if len(os.fsencode(path.name)) <= 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    return f".{name}."
+
+
+def put_in_place(temporary: Path, path: Path, *, overwrite: bool = True) -> None:
+    """Replace `path` by a file that has been written, in one step and on the disk, with the usual permissions.
+
+    Raises EectlError where `overwrite` is false and `path` is there.
+    """
+    put_all_in_place([temporary], [path], overwrite=overwrite)
+
+
+def put_all_in_place(temporaries: Sequence[Path], paths: Sequence[Path], *, overwrite: bool = True) -> None:
+    """Replace each of `paths` by a file that has been written, as `put_in_place` does, or on failure none of them."""
+    for temporary in temporaries:
+        with _opened(temporary) as handle:
+            sync(handle)
+        os.chmod(temporary, 0o666 & ~_umask())
+    for path in paths:  # after this no rename of theirs has a reason to fail
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with contextlib.ExitStack() as undo:
+        for temporary, path in zip(temporaries, paths, strict=True):
+            if overwrite:
+                os.replace(temporary, path)
+            else:
+                _put_where_nothing_is(temporary, path)
+                undo.callback(path.unlink)
+        undo.pop_all()
+    for folder in dict.fromkeys(path.parent for path in paths):
+        _sync_folder(folder)
+
+
+def _put_where_nothing_is(temporary: Path, path: Path) -> None:
+    """Give a file its name in one step, which fails where that name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise EectlError(
+            f"{path} came into being while this command ran; give another name, or --overwrite to replace it"
+        ) from error
+    except OSError:  # a file system without links: the moment between the question and the answer stays
+        if path.exists():
+            raise
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder onto the disk, and with it the new names in it; some file systems have no such thing."""
+    with _opened(folder) as handle:
+        try:
+            sync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise EectlError(
+                    f"{folder}: the files in it are written, and may be lost if the machine stops now ({error.strerror}); look "
+                    "after the disk"
+                ) from error
 
 
 def _umask() -> int:
@@ -86,163 +221,26 @@ def check_outputs(outputs: Sequence[Path | None], *, inputs: Sequence[Path | Non
         seen.add(path.resolve())
 
 
-def clean_json(value: Any) -> Any:
-    """Return `value` with None in place of NaN and infinities, which JSON does not have."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): clean_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [clean_json(item) for item in value]
-    return value
+def read_text(path: Path) -> str:
+    """Return a file of text whole.
 
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object in one step; raises EectlError where it cannot be written."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(clean_json(value), indent=2) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
-    """Return the JSON object in `path`; raises EectlError where it cannot be read, or is of another kind or a newer schema."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except ValueError as error:
-        raise EectlError(f"{path}: not JSON, or cut short ({error}); write it again") from error
-    check_kind(path, value, kind=kind, schema=schema)
-    return dict(value)
-
-
-def check_kind(path: Path, value: Any, *, kind: str, schema: int) -> None:
-    """Raise EectlError unless `value` is a mapping whose `kind` is this one and whose `schema` is not newer than this one."""
-    found = value.get("kind") if isinstance(value, Mapping) else None
-    if found != kind:
-        says = f"says it is {_with_article(found)}" if isinstance(found, str) else "does not say what it is"
-        raise EectlError(f"{path}: not {_with_article(kind)} of eectl's (it {says})")
-    number = value.get("schema")
-    if not isinstance(number, int) or number > schema:
-        raise EectlError(f"{path}: {kind} schema {number}, this eectl reads up to {schema}; upgrade eectl")
-
-
-def _with_article(kind: str) -> str:
-    return f"a{'n' * kind.startswith(tuple('aeiou'))} {kind}"
-
-
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> None:
-    """Write tensors (on any device, shared or strided) and one JSON object as a .safetensors file, in one step."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        try:
-            save_file(flat, temporary, metadata=as_metadata(metadata))
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-
-def as_metadata(value: Mapping[str, Any]) -> dict[str, str]:
-    """Return a JSON object as the metadata of a .safetensors file, which can only hold text."""
-    return {"format": "pt", METADATA_KEY: json.dumps(clean_json(value))}
-
-
-def read_tensors(path: Path, *, kind: str, schema: int) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """Return the tensors (on the CPU) and the JSON object of a .safetensors file that eectl wrote.
-
-    Raises EectlError where it is missing, cut short, of another kind or a newer schema, or written by something else.
+    Raises:
+        EectlError: where it cannot be read, is a folder or a device, has more than `MOST_BYTES`, or is not UTF-8.
     """
-    with _opened(path) as file:
-        metadata = _own_metadata(path, file.metadata() or {}, kind=kind, schema=schema)
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-
-
-def read_metadata(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
-    """Return only the JSON object of such a file, without reading its tensors; raises EectlError as `read_tensors` does."""
-    with _opened(path, framework="numpy") as file:  # safetensors imports torch where a file is opened for it
-        return _own_metadata(path, file.metadata() or {}, kind=kind, schema=schema)
-
-
-def _own_metadata(path: Path, metadata: Mapping[str, str], *, kind: str, schema: int) -> dict[str, Any]:
-    if METADATA_KEY not in metadata:
-        raise EectlError(f"{path}: a safetensors file that eectl did not write; plain weights go in with backbone.weights")
+    with reading(path):
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):  # a pipe is what a shell's <(…) names
+            raise EectlError(f"{path}: not a file, but a {'folder' if stat.S_ISDIR(mode) else 'device'}; name a file")
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise EectlError(f"{path}: larger than {MOST_BYTES >> 20} MiB, which no file of this kind is; name the right file")
     try:
-        value = json.loads(metadata[METADATA_KEY])
-    except ValueError as error:
-        raise EectlError(f"{path}: its header is damaged ({error}); write it again") from error
-    check_kind(path, value, kind=kind, schema=schema)
-    return dict(value)
-
-
-def read_any_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Return the tensors (on the CPU) and the metadata of any .safetensors file; raises EectlError where it is not one."""
-    with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
-@contextlib.contextmanager
-def _opened(path: Path, *, framework: str = "pt") -> Iterator[Any]:
-    """Open a file with safetensors; raises EectlError where it is missing, cut short or something else."""
-    from safetensors import SafetensorError, safe_open
-
-    if path.is_dir():
-        raise EectlError(f"{path}: a folder; name a .safetensors file in it, such as {path / 'model.safetensors'}")
-    try:
-        with open(path, "rb"):
-            pass  # says what is wrong in the system's words, which safetensors does not
-        with safe_open(path, framework=framework) as file:
-            yield file
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except SafetensorError as error:
-        raise EectlError(f"{path}: not a safetensors file, or cut short ({error}); write it again") from error
-
-
-def unreadable(path: Path, error: OSError) -> EectlError:
-    """Return the error for a file that the system cannot read."""
-    return EectlError(f"{path}: cannot be read ({error.strerror or error})")
-
-
-def digest(tensors: "Mapping[str, Tensor]") -> str:
-    """Return a SHA-256 over names, types, shapes and bytes: equal weights have equal digests, in whatever file they lie."""
-
-    import torch
-
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-_Form = TypeVar("_Form")
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EectlError(f"{path}: byte {error.start} is not UTF-8, so this is not text; name the right file") from error
 
 
 def as_path(path: str | Path | None) -> Path | None:
     """Return a path that a caller gave as text or as a Path, None where none was given."""
     return None if path is None else Path(path)
-
-
-def read_as(form: type[_Form], path: Path, *, kind: str, schema: int, again: str) -> _Form:
-    """Read a dataclass from a JSON file.
-
-    Args:
-        form: the dataclass.
-        path: the file.
-        kind: the kind that it must be of.
-        schema: the newest schema that can be read.
-        again: the command that writes such a file, for messages.
-
-    Raises:
-        EectlError: where the file cannot be read, or for the first field that does not fit.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(form).validate_python(read_json(path, kind=kind, schema=schema))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise EectlError(f"{path}: {place}: {first['msg']}; write it again with {again}") from error

@@ -4,6 +4,7 @@ It reads and writes at positions of the file; nothing is mapped, as the pages of
 known here. No torch at import.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -16,13 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eectl.core.errors import EectlError
-from eectl.core.files import as_metadata, make_beside, put_in_place, unreadable, writing
+from eectl.core.files import beside, put_in_place, reading, writing
+from eectl.core.tensor_files import METADATA_KEY, TENSORS, as_metadata, damaged
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 _SIZES = {"F32": 4, "I64": 8}
+_TORCH_NAMES = {"F32": "torch.float32", "I64": "torch.int64"}
+_AT_ONCE = 2**23  # bytes that are hashed at a time
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,8 @@ class TensorParts:
         """Fill `values` from tensor `name`; raises EectlError where the file has become shorter or the disk fails."""
         left, position = values.numpy().data.cast("B"), self._position(name, at)
         while left:
-            try:
+            with reading(self.path):
                 done = os.preadv(self._handle, [left], position)
-            except OSError as error:
-                raise unreadable(self.path, error) from error
             if not done:
                 raise EectlError(f"{self.path}: cut short while it was read; write it again")
             left, position = left[done:], position + done
@@ -73,22 +75,38 @@ class TensorParts:
 def new_parts(path: Path, layout: Layout, metadata: Mapping[str, Any]) -> Iterator[tuple[TensorParts, Path]]:
     """Make a new file of full size, all zeros, and yield it open, with the temporary path where it lies.
 
-    When the block ends without an error the file replaces `path`, else it is removed. Raises EectlError where it cannot be
-    written.
+    When the block ends without an error, what was written gets its digest and the file replaces `path`, else it is removed.
+    Raises EectlError where it cannot be written.
     """
-    header = _header(layout, metadata)
-    with writing(path):
-        temporary = make_beside(path)
-    try:
+    header = _header(layout, {**metadata, TENSORS: "0" * 64})
+    with beside(path) as temporary:
         with writing(path):
             temporary.write_bytes(header)
             os.truncate(temporary, len(header) + sum(_num_bytes(*each) for each in layout.values()))
         with join_parts(temporary, of=path) as parts:
             yield parts, temporary
+            sealed_header = _header(layout, {**metadata, TENSORS: digest_of_parts(parts)})
+            assert len(sealed_header) == len(header)
+            with writing(path):
+                os.pwrite(parts._handle, sealed_header, 0)
         with writing(path):
             put_in_place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def digest_of_parts(parts: TensorParts) -> str:
+    """Return what `tensor_files.digest` gives for the tensors of a file, some bytes at a time."""
+    total = hashlib.sha256()
+    for name, (kind, shape) in sorted(parts.layout.items()):
+        total.update(f"{name} {_TORCH_NAMES[kind]} {shape}\n".encode())
+        position, left = parts._starts[name], _num_bytes(kind, shape)
+        while left:
+            with reading(parts.path):
+                piece = os.pread(parts._handle, min(left, _AT_ONCE), position)
+            if not piece:
+                raise EectlError(f"{parts.path}: cut short while it was read; write it again")
+            total.update(piece)
+            position, left = position + len(piece), left - len(piece)
+    return total.hexdigest()
 
 
 @contextmanager
@@ -105,14 +123,24 @@ def join_parts(temporary: Path, *, of: Path) -> Iterator[TensorParts]:
 
 
 @contextmanager
-def open_parts(path: Path) -> Iterator[TensorParts]:
-    """Open a file to read; raises EectlError where it cannot be read. `read_metadata` must have found it to be whole before."""
-    try:
+def open_parts(path: Path, *, again: str = "write it again") -> Iterator[TensorParts]:
+    """Open a file to read, whose digest is checked first where it has one.
+
+    Args:
+        path: the file. `read_metadata` must have found it to be whole before.
+        again: what to do about a damaged file, for messages.
+
+    Raises:
+        EectlError: where it cannot be read, has tensors of other types, or not those that were saved.
+    """
+    with reading(path):
         handle = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise unreadable(path, error) from error
     with _closing(handle):
-        yield _parts(path, handle)
+        parts = _parts(path, handle)
+        saved = _metadata(handle).get(TENSORS)
+        if saved is not None and saved != digest_of_parts(parts):
+            raise damaged(path, TENSORS, again)
+        yield parts
 
 
 @contextmanager
@@ -143,8 +171,24 @@ def _header(layout: Layout, metadata: Mapping[str, Any]) -> bytes:
 
 
 def _parts(path: Path, handle: int) -> TensorParts:
-    (size,) = struct.unpack("<Q", os.pread(handle, 8, 0))
-    entries = json.loads(os.pread(handle, size, 8))
-    entries.pop("__metadata__")
+    start, entries = _entries(handle)
+    for name, entry in entries.items():
+        if name != "__metadata__" and entry["dtype"] not in _SIZES:
+            raise EectlError(
+                f"{path}: {name[:60]} is of the type {entry['dtype']}, which eectl does not write; name another file"
+            )
+    entries.pop("__metadata__", None)
     layout = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
-    return TensorParts(path, layout, {name: 8 + size + entry["data_offsets"][0] for name, entry in entries.items()}, handle)
+    return TensorParts(path, layout, {name: start + entry["data_offsets"][0] for name, entry in entries.items()}, handle)
+
+
+def _entries(handle: int) -> tuple[int, dict[str, Any]]:
+    """Return where the tensors of a file begin, and its header, which safetensors has found to be whole."""
+    (size,) = struct.unpack("<Q", os.pread(handle, 8, 0))
+    entries: dict[str, Any] = json.loads(os.pread(handle, size, 8))
+    return 8 + size, entries
+
+
+def _metadata(handle: int) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(_entries(handle)[1]["__metadata__"][METADATA_KEY])
+    return value

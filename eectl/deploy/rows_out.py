@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eectl.core.errors import EectlError
-from eectl.core.files import clean_json, replacing
+from eectl.core.files import replacing
+from eectl.core.json_files import clean_json
 from eectl.deploy.answers import RowAnswer
 
 FORMS = (".jsonl", ".csv")

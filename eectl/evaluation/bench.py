@@ -11,7 +11,8 @@ from torch import Tensor
 from eectl import __version__
 from eectl.core.console import silent
 from eectl.core.errors import EectlError, out_of_memory
-from eectl.core.files import as_path, check_outputs, write_json
+from eectl.core.files import as_path, check_outputs
+from eectl.core.json_files import write_json
 from eectl.core.precision import autocast, note_on_precision
 from eectl.core.stopwatch import device_name
 from eectl.data.batches import longest_first

@@ -14,8 +14,8 @@ from torch import Tensor
 from eectl.core.capture import Capture, Recorder
 from eectl.core.distributed import World, path_of_main
 from eectl.core.errors import EectlError
-from eectl.core.files import read_metadata
 from eectl.core.precision import FLOAT32
+from eectl.core.tensor_files import read_metadata
 from eectl.core.tensor_parts import TensorParts, join_parts, new_parts, open_parts
 from eectl.data import Batch
 from eectl.exits.criteria import Criterion

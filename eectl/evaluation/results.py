@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import read_as, write_json
+from eectl.core.json_files import read_as, sealed, write_json
 from eectl.exits.criteria import criterion_named
 from eectl.exits.policy import COSTS
 from eectl.exits.sweep import Curve
@@ -94,8 +94,8 @@ class Evaluation:
         return self.exits[-1]
 
     def to_json(self) -> Mapping[str, Any]:
-        """Return the evaluation as JSON-able data with its kind and schema number."""
-        return {"kind": EVALUATION_KIND, "schema": EVALUATION_SCHEMA, **asdict(self)}
+        """Return the evaluation as JSON-able data with its kind, schema number and digest."""
+        return sealed({"kind": EVALUATION_KIND, "schema": EVALUATION_SCHEMA, **asdict(self)})
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:

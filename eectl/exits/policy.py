@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import read_as, write_json
+from eectl.core.json_files import read_as, sealed, write_json
 from eectl.exits.criteria import Criterion, criterion_named
 from eectl.models.losses import TASKS, Task
 
@@ -154,9 +154,9 @@ class Policies:
         return CostTable(self.exit_costs, self.plain_cost, self.cost, self.measured)
 
     def to_json(self) -> Mapping[str, Any]:
-        """Return the policy file's content: JSON-able data with its kind and schema number."""
+        """Return the policy file's content: JSON-able data with its kind, schema number and digest."""
         names = {"task": self.task.name, "criterion": self.criterion.name}
-        return {"kind": POLICY_KIND, "schema": POLICY_SCHEMA, **asdict(self), **names}
+        return sealed({"kind": POLICY_KIND, "schema": POLICY_SCHEMA, **asdict(self), **names})
 
     def reached(self) -> dict[float, Policy]:
         """Return the policy of each budget that is within reach, by budget."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import read_as
+from eectl.core.json_files import read_as, sealed
 from eectl.core.precision import FLOAT32
 from eectl.exits.policy import COSTS, CostTable
 
@@ -107,8 +107,8 @@ class Bench:
     precision: str = FLOAT32
 
     def to_json(self) -> Mapping[str, Any]:
-        """Return the bench file's content: JSON-able data with its kind and schema number."""
-        return {"kind": BENCH_KIND, "schema": BENCH_SCHEMA, **asdict(self)}
+        """Return the bench file's content: JSON-able data with its kind, schema number and digest."""
+        return sealed({"kind": BENCH_KIND, "schema": BENCH_SCHEMA, **asdict(self)})
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def build_backbone(spec: BackboneSection, *, input_shape: Sequence[int], num_out
     if not backbone.depth:
         raise EectlError(f"backbone.args: {dict(spec.args)} leave {spec.name} no block")
     if spec.weights is not None:
-        from eectl.core.files import read_any_tensors
+        from eectl.core.tensor_files import read_any_tensors
         from eectl.models.adapters.args_and_weights import load_weights
 
         load_weights(backbone, read_any_tensors(spec.weights)[0], where=f"backbone.weights {spec.weights}")

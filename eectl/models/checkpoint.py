@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eectl import __version__
-from eectl.core import files
+from eectl.core import tensor_files
 from eectl.core.errors import EectlError
-from eectl.core.files import digest, write_tensors
+from eectl.core.tensor_files import digest, write_tensors
 from eectl.models.build import build_model
 from eectl.recipe.data_section import DataSection
 from eectl.recipe.recipe import ModelSpec
@@ -123,7 +123,7 @@ def save_checkpoint(path: Path, model: "MultiExitModel", about: About) -> str:
 
 def read_checkpoint_metadata(path: Path) -> dict[str, Any]:
     """Return all that a checkpoint's file says beside its weights, as plain data; raises EectlError where it is no checkpoint."""
-    return files.read_metadata(path, kind=KIND, schema=SCHEMA)
+    return tensor_files.read_metadata(path, kind=KIND, schema=SCHEMA)
 
 
 def read_about(path: Path) -> About:
@@ -139,7 +139,7 @@ def load_checkpoint(path: Path, *, device: "torch.device | str" = "cpu") -> Chec
     """
     import torch
 
-    tensors, metadata = files.read_tensors(path, kind=KIND, schema=SCHEMA)
+    tensors, metadata = tensor_files.read_tensors(path, kind=KIND, schema=SCHEMA)
     about = _about(path, metadata)
     if digest(tensors) != metadata["weights"]:
         raise EectlError(f"{path}: the weights are not those that were saved; the file was altered or damaged, write it again")

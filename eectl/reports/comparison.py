@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from eectl.core.json_files import sealed
 from eectl.evaluation.results import Evaluation
 from eectl.evaluation.tables import budget_name
 from eectl.reports.published import PAPER, PublishedCell, PublishedTable
@@ -59,10 +60,11 @@ class Comparison:
     measured: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything unrounded, with kind and schema number: accuracies and costs as fractions of 1."""
+        """Return everything unrounded, with kind, schema number and digest: accuracies and costs as fractions of 1."""
         papers = self.published and {"paper": PAPER, "table": self.published.number, "setting": self.published.setting}
         about = {"kind": KIND, "schema": SCHEMA, **{name: getattr(self, name) for name in _FACTS}}
-        return {**about, "rows": [self._row_json(row) for row in self.rows], "published": papers, "notes": notes(self)}
+        rows = [self._row_json(row) for row in self.rows]
+        return sealed({**about, "rows": rows, "published": papers, "notes": notes(self)})
 
     def _row_json(self, row: Row) -> dict[str, Any]:
         cells = [

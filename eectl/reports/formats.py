@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable
 
-from eectl.core.files import clean_json
+from eectl.core.json_files import clean_json
 from eectl.reports.comparison import NO_NUMBER, Comparison, notes
 from eectl.reports.lines import cell_texts, columns_of, first_columns, lines_of, plus_minus, table_title
 

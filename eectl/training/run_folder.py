@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError
-from eectl.core.files import clean_json, read_metadata, read_tensors, replacing, write_tensors
+from eectl.core.files import replacing
+from eectl.core.json_files import clean_json
+from eectl.core.tensor_files import read_metadata, read_tensors, write_tensors
 from eectl.recipe.reading import dump_recipe, flatten, read_recipe
 from eectl.recipe.recipe import Recipe
 

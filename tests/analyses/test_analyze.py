@@ -24,7 +24,7 @@ from eectl.analyses.settings import QUESTIONS
 from eectl.cli import app as cli
 from eectl.core.errors import EectlError
 from eectl.core.figures import title
-from eectl.core.files import read_any_tensors
+from eectl.core.tensor_files import read_any_tensors
 from eectl.data import load_data
 from eectl.models import build as models
 from eectl.models.checkpoint import load_checkpoint, save_checkpoint

@@ -3,13 +3,19 @@
 import json
 import os
 import resource
+import signal
+import struct
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from eectl.core.errors import EectlError
-from eectl.core.files import digest, read_json, read_tensors, replacing, write_json, write_tensors
+from eectl.core import files
+from eectl.core.errors import EectlError, visible
+from eectl.core.files import replacing, replacing_all
+from eectl.core.json_files import json_text, read_json, sealed, write_json
+from eectl.core.tensor_files import digest, read_tensors, write_tensors
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path):
@@ -94,3 +100,116 @@ def test_the_digest_sees_every_bit():
     for change in [{"a": torch.tensor([0.0, -0.0, 0.0])}, {"a": torch.zeros(3, 1)}, {"a": torch.zeros(3).half()}]:
         assert digest(weights | change) != same
     assert digest({"c": weights["a"], "b": weights["b"]}) != same
+
+
+def test_no_flipped_bit_of_a_file_is_read(tmp_path):
+    """Whatever single bit is turned: the file is refused, or (in its spaces and in a digest's own name) says what it said."""
+    tensors = {"w": torch.arange(5.0), "n": torch.arange(3)}
+    write_tensors(tmp_path / "x.safetensors", tensors, {"kind": "k", "schema": 1, "note": "epoch 12"})
+    (tmp_path / "x.json").write_text(json_text(sealed({"kind": "k", "schema": 1, "values": [1, 0.25, None], "name": "a"})))
+    for path, read in [(tmp_path / "x.safetensors", read_tensors), (tmp_path / "x.json", read_json)]:
+        whole, refused = path.read_bytes(), 0
+        said = read(path, kind="k", schema=1)
+        for position, bit in ((position, bit) for position in range(len(whole)) for bit in (0, 3, 6)):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+            try:
+                found = read(path, kind="k", schema=1)
+            except EectlError:
+                refused += 1
+                continue
+            assert str(_without_digest(found)) == str(_without_digest(said))
+        assert refused > 2 * len(whole)
+
+
+def _without_digest(found):
+    """What a file says, without a digest whose name was damaged."""
+    if isinstance(found, tuple):
+        return [_without_digest(part) for part in found]
+    return {key: item for key, item in found.items() if not (isinstance(item, str) and len(item) == 64)}
+
+
+def test_a_hostile_json_file_costs_little(tmp_path):
+    deep, wide = "[" * 500_000, '{"kind": "k", "schema": 1, "a": ' + "[" * 100 + "]" * 100 + "}"
+    for text, words in [
+        (deep, "deep"),
+        (wide, "64 levels"),
+        ('{"kind": "k", "schema": 1, "schema": 1}', "stands twice"),
+        ('{"kind": "k", "schema": true}', "schema True"),
+        ('{"kind": "k", "schema": 1, "a": NaN}', "NaN is no number"),
+        ('{"kind": "k", "schema": 1, "a": 1e400}', "too large"),
+        ('{"kind": "k", "schema": 1, "a": ' + "9" * 5000 + "}", "5000 digits"),
+        (" " * (2**24 + 1), "larger than 16 MiB"),
+    ]:
+        (tmp_path / "x").write_text(text)
+        with pytest.raises(EectlError, match=words) as error:
+            read_json(tmp_path / "x", kind="k", schema=1)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    for path, words in [("/dev/zero", "a device"), (str(tmp_path), "a folder"), (str(tmp_path / "x" / "y"), "cannot be read")]:
+        with pytest.raises(EectlError, match=words):
+            read_json(Path(path), kind="k", schema=1)
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", 2**25) + b'{"a":' + b" " * 100)
+        file.truncate(2**26)  # with a hole: it takes no room
+    with pytest.raises(EectlError, match="more than 16 MiB"):
+        read_tensors(path, kind="k", schema=1)
+
+
+def test_files_come_all_or_none(tmp_path):
+    old, new = tmp_path / "old.txt", tmp_path / "new.txt"
+    old.write_text("before")
+    with pytest.raises(RuntimeError), replacing_all([old, new]) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("after")
+        raise RuntimeError
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EectlError, match="directory"), replacing_all([old, tmp_path / "folder"]) as temporaries:
+        temporaries[0].write_text("after")
+    assert old.read_text() == "before" and sorted(p.name for p in tmp_path.iterdir()) == ["folder", "old.txt"]
+    with replacing_all([old, new]) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("after")
+    assert (old.read_text(), new.read_text()) == ("after", "after")
+
+
+def test_what_came_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "x"
+    with pytest.raises(EectlError, match="came into being"), replacing(path, overwrite=False) as temporary:
+        temporary.write_text("ours")
+        path.write_text("theirs")
+    assert path.read_text() == "theirs" and list(tmp_path.iterdir()) == [path]
+    with replacing(tmp_path / "y", overwrite=False) as temporary:
+        temporary.write_text("ours")
+    assert (tmp_path / "y").read_text() == "ours" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_next_process_removes_what_a_killed_one_left(tmp_path):
+    path, other = tmp_path / "x", tmp_path / "y"
+    child = os.fork()
+    if child == 0:
+        with replacing(path) as temporary, replacing(other):
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+    with replacing(path) as mine:
+        with replacing(path) as second:  # a process that is still at work keeps its own
+            second.write_text("second")
+        mine.write_text("whole")
+    assert path.read_text() == "whole"
+    assert [p.name[:3] for p in tmp_path.iterdir() if p != path] == [".y."]  # of another file: not ours to judge
+
+
+def test_everything_reaches_the_disk_before_and_after_the_renaming(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(files, "sync", lambda handle: seen.append(str(Path(f"/proc/self/fd/{handle}").readlink())))
+    with replacing(tmp_path / "x") as temporary:
+        temporary.write_text("whole")
+    assert seen == [str(temporary), str(tmp_path)]
+
+
+def test_steering_characters_are_written_out():
+    assert visible("a\x1b[2J\x9b\x07\u202eb\n\tcé≥") == "a\\x1b[2J\\x9b\\x07\\u202eb\n\tcé≥"

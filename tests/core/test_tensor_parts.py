@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from eectl.core.errors import EectlError
-from eectl.core.files import as_metadata, read_tensors, write_tensors
+from eectl.core.tensor_files import TENSORS, as_metadata, digest, read_tensors, write_tensors
 from eectl.core.tensor_parts import join_parts, new_parts, open_parts
 
 LAYOUT = {"entries": ("F32", (2, 5, 3)), "labels": ("I64", (5,))}
@@ -41,7 +41,7 @@ def test_the_file_is_what_safetensors_writes(tmp_path):
     read, about = read_tensors(tmp_path / "parts.safetensors", kind="k", schema=1)
     assert about == ABOUT and all(torch.equal(read[name], values[name]) for name in values)
     write_all(tmp_path / "parts.safetensors", values, about={})
-    save_file(values, tmp_path / "whole.safetensors", metadata=as_metadata({}))
+    save_file(values, tmp_path / "whole.safetensors", metadata=as_metadata({TENSORS: digest(values)}))
     parts, whole = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("parts", "whole"))
     assert len(parts) == len(whole) and parts[-160:] == whole[-160:]  # 2·5·3·4 + 5·8 bytes of tensors, in the same order
     assert (tmp_path / "parts.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from eectl.core import precision
 from eectl.core.distributed import World
 from eectl.core.errors import EectlError
-from eectl.core.files import read_metadata
+from eectl.core.tensor_files import read_metadata
 from eectl.data import Augmenter
 from eectl.evaluation.evaluate import evaluate
 from eectl.evaluation.opened import open_session

@@ -12,7 +12,7 @@ from toy_exits import WIDTH, score, toy_model, toy_outputs
 
 from eectl.core.distributed import World
 from eectl.core.errors import EectlError
-from eectl.core.files import read_metadata, write_tensors
+from eectl.core.tensor_files import read_metadata, write_tensors
 from eectl.evaluation import predictions as predict
 from eectl.evaluation.predictions import check_belongs, keeping, predict_rows, read_provenance, read_scored
 from eectl.exits.criteria import find_criterion

@@ -10,7 +10,7 @@ import torch
 from toy_exits import TOY_COSTS, TOY_ORIGIN, score, toy_scored
 
 from eectl.core.errors import EectlError
-from eectl.core.files import clean_json
+from eectl.core.json_files import clean_json
 from eectl.evaluation import scoring
 from eectl.evaluation.scoring import score_as_paper
 from eectl.exits.criteria import CRITERIA

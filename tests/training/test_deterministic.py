@@ -8,7 +8,7 @@ import torch
 from conftest import small_recipe
 
 from eectl.core.errors import EectlError, Interrupted
-from eectl.core.files import read_any_tensors
+from eectl.core.tensor_files import read_any_tensors
 from eectl.models.checkpoint import read_about
 from eectl.models.heads import ExitOutput, LinearHead
 from eectl.training.step import PlainStep

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from eectl.core.errors import EectlError, Interrupted
-from eectl.core.files import read_any_tensors
+from eectl.core.tensor_files import read_any_tensors
 from eectl.data import Augmenter, load_data
 from eectl.models.checkpoint import load_checkpoint, read_about
 from eectl.recipe.regimes import REGIMES, STAGED, regime_phases

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from eectl.core.errors import EectlError, Interrupted
-from eectl.core.files import read_any_tensors
 from eectl.core.seeds import derive_seed
+from eectl.core.tensor_files import read_any_tensors
 from eectl.data import load_data
 from eectl.models.checkpoint import load_checkpoint, read_about
 from eectl.recipe.regimes import REGIMES
