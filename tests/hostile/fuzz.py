@@ -6,9 +6,8 @@ build/fuzz with the line that repeats it. A case is the seed, the target and its
 
 import argparse
 import os
-import select
+import resource
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -17,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from hostile.law import WALL_SECONDS, Usage, Verdict, collect, copy_needed, judge, now, run_child, wait_for
+from hostile.children import Child, Usage, Verdict, run_all, start_child
+from hostile.law import copy_needed, judge
+from hostile.sealing import has_seal
 from hostile.targets import OPTION, Target, all_targets
 from hostile.world import import_all, make_world
 
+USUAL_SECONDS = 3.0  # of CPU, at most, that a line takes with nothing damaged
 SEALED = 0.25  # share of the cases of a file with digests in which they are right
 
 
@@ -32,7 +34,7 @@ class Case:
     number: str
 
     def prepare(self, world: Path, folder: Path) -> tuple[tuple[str, ...], bool]:
-        """Fill the folder with what the line reads, damaged; returns the line, and whether its digests are right."""
+        """Fill the folder with what the line reads, damaged; returns the line, and whether no digest can betray it."""
         target, draw = self.target, Random(self.number)
         copy_needed(world, folder, target.needs)
         if OPTION in target.line:
@@ -43,7 +45,7 @@ class Case:
         if target.seal is not None and draw.random() < SEALED and target.seal(path, draw):
             return target.line, True
         path.write_bytes(target.damage(path.read_bytes(), draw))
-        return target.line, False
+        return target.line, target.seal is not None and not has_seal(path)
 
 
 @dataclass(frozen=True)
@@ -54,67 +56,63 @@ class Known:
     usage: Usage
 
 
-def baseline(target: Target, world: Path, folder: Path) -> Known:
-    """Run a target's line with nothing damaged, which must end well within the law."""
-    line = tuple(target.source if each == OPTION else each for each in target.line)
-    paths = target.needs if OPTION in target.line else (*target.needs, target.source)
-    folder.mkdir()
-    copy_needed(world, folder, paths)
-    report = folder.with_suffix(".report")
-    child = run_child(lambda: judge(line, folder, writes=target.writes, answer=target.answer, many=target.many), report=report)
-    verdict = wait_for(child, report=report)
-    shutil.rmtree(folder)
-    assert not verdict.faults and (verdict.code == 0 or OPTION in target.line), f"{target.name}: {verdict}"
-    return Known(verdict.answer, verdict.usage)
+def learn(targets: Sequence[Target], world: Path, room: Path, *, jobs: int, measured: bool) -> dict[str, Known]:
+    """Run each target's line with nothing damaged, which must end well and within the law.
 
+    Without `measured` only those are run whose answers are compared, and what the others take is guessed.
+    """
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = {target.name: Known(None, Usage(USUAL_SECONDS, here)) for target in targets}
 
-def start(case: Case, world: Path, folder: Path, known: Known) -> int:
-    """Start a child that runs a case in a new folder; returns its number."""
-    target = case.target
+    def start(task: tuple[int, Target]) -> Child:
+        number, target = task
+        folder = room / f"calm-{number}"
 
-    def work() -> Verdict:
-        folder.mkdir()
-        line, sealed = case.prepare(world, folder)
-        verdict = judge(line, folder, writes=target.writes, answer=target.answer, many=target.many)
-        if verdict.code == 0 and target.answer is not None and not sealed and verdict.answer != known.answer:
-            verdict.faults.append("a damaged file was accepted, and the answer is another")
-        verdict.answer = None
-        return verdict
+        def work() -> Verdict:
+            folder.mkdir()
+            line = tuple(target.source if each == OPTION else each for each in target.line)
+            copy_needed(world, folder, target.needs if OPTION in target.line else (*target.needs, target.source))
+            return judge(line, folder, writes=target.writes, answer=target.answer, many=target.many)
 
-    return run_child(work, report=folder.with_suffix(".report"), usual=known.usage)
+        return start_child(work, report=folder.with_suffix(".report"))
+
+    to_run = [target for target in targets if measured or target.answer is not None]
+    for (number, target), verdict in run_all(enumerate(to_run), start, jobs=jobs):
+        assert not verdict.faults and (verdict.code == 0 or OPTION in target.line), f"{target.name}: {verdict}"
+        found[target.name] = Known(verdict.answer, verdict.usage)
+        shutil.rmtree(room / f"calm-{number}")
+    return found
 
 
 def run_cases(
-    cases: Sequence[Case], world: Path, *, jobs: int, keep: Path | None = None
+    cases: Sequence[Case], world: Path, *, jobs: int, measured: bool = True, keep: Path | None = None
 ) -> Iterator[tuple[Case, Verdict]]:
     """Run cases, `jobs` at a time; gives each with its verdict as it ends. Those that broke the law are kept under `keep`."""
     with tempfile.TemporaryDirectory(prefix="eectl-fuzz-") as scratch:
         room = Path(scratch)
-        known = {case.target.name: case.target for case in cases}
-        t=now()
-        facts = {name: baseline(target, world, room / "calm") for name, target in known.items()}
-        print("baselines", now()-t)
-        waiting, running = list(reversed(list(enumerate(cases)))), {}
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                index, case = waiting.pop()
-                folder = room / str(index)
-                child = start(case, world, folder, facts[case.target.name])
-                running[os.pidfd_open(child)] = (child, case, folder, now())
-            ready, _, _ = select.select(list(running), [], [], 1)
-            for handle, (child, _, _, began) in list(running.items()):
-                if handle not in ready and now() - began > WALL_SECONDS:
-                    os.kill(child, signal.SIGKILL)
-            for handle in ready:
-                child, case, folder, _ = running.pop(handle)
-                os.close(handle)
-                _, status, used = os.wait4(child, 0)
-                usual = facts[case.target.name].usage
-                verdict = collect(status, used, report=folder.with_suffix(".report"), usual=usual)
-                if verdict.faults and keep is not None:
-                    _keep(case, verdict, world, keep)
-                shutil.rmtree(folder, ignore_errors=True)
-                yield case, verdict
+        targets = list({case.target.name: case.target for case in cases}.values())
+        facts = learn(targets, world, room, jobs=jobs, measured=measured)
+
+        def start(task: tuple[int, Case]) -> Child:
+            number, case = task
+            target, folder, known = case.target, room / str(number), facts[case.target.name]
+
+            def work() -> Verdict:
+                folder.mkdir()
+                line, may_differ = case.prepare(world, folder)
+                verdict = judge(line, folder, writes=target.writes, answer=target.answer, many=target.many)
+                if verdict.code == 0 and target.answer is not None and not may_differ and verdict.answer != known.answer:
+                    verdict.faults.append("a damaged file was accepted, and the answer is another")
+                verdict.answer = None
+                return verdict
+
+            return start_child(work, report=folder.with_suffix(".report"), usual=known.usage)
+
+        for (number, case), verdict in run_all(enumerate(cases), start, jobs=jobs):
+            if verdict.faults and keep is not None:
+                _keep(case, verdict, world, keep)
+            shutil.rmtree(room / str(number), ignore_errors=True)
+            yield case, verdict
 
 
 def _keep(case: Case, verdict: Verdict, world: Path, keep: Path) -> None:
@@ -125,12 +123,16 @@ def _keep(case: Case, verdict: Verdict, world: Path, keep: Path) -> None:
     line, _ = case.prepare(world, folder)
     shown = " ".join(map(repr, ("eectl", *line)))
     again = f"python -m hostile.fuzz --case '{case.number}'  # from tests/"
-    (folder / "FAULTS").write_text(f"{shown}\n{again}\n\n" + "\n".join(verdict.faults) + "\n", encoding="utf-8", errors="backslashreplace")
+    (folder / "FAULTS").write_text(
+        f"{shown}\n{again}\n\n" + "\n".join(verdict.faults) + "\n", encoding="utf-8", errors="backslashreplace"
+    )
 
 
 def draw_cases(count: int, seed: int, targets: Sequence[Target]) -> list[Case]:
     """Return `count` cases, the targets in turn."""
-    return [Case(targets[index % len(targets)], f"{seed}:{index % len(targets)}:{index // len(targets)}") for index in range(count)]
+    return [
+        Case(targets[index % len(targets)], f"{seed}:{index % len(targets)}:{index // len(targets)}") for index in range(count)
+    ]
 
 
 def _named(number: str, targets: Sequence[Target]) -> Case:
@@ -164,7 +166,9 @@ def main() -> None:
         for case, verdict in run_cases(cases, world, jobs=given.jobs, keep=given.keep):
             counts[case.target.kind][_outcome(verdict)] += 1
             if verdict.faults:
-                print(f"{case.number} {case.target.name}\n    " + "\n    ".join(_last_lines(verdict)), file=sys.stderr, flush=True)
+                print(
+                    f"{case.number} {case.target.name}\n    " + "\n    ".join(_last_lines(verdict)), file=sys.stderr, flush=True
+                )
             if given.case:
                 print(verdict.said)
     print(table(counts))

@@ -15,16 +15,30 @@ from typing import Any
 METADATA_KEY = "eectl"
 TWICE, DEEP = "\x01twice", "\x01deep"  # stand for what json.dumps cannot say, until the text is made
 DEEP_LEVELS = 100_000
-STRINGS = ["", " ", "\x00", "a\x00b", "\x1b[31m\x1b[2J", "\u202eevil", "\x9b1m", "é" * 50, "x" * 100_000, "../../etc/passwd", "/dev/zero",
-           "/dev/full", "nan", "inf", "017", "1:30", "0x10", "1_0", "1e400", "١٢", "no", "null", "float32", "%s%n", "{}", "[red]x[/red]",
-           "a\nb", "a\rb", "model.safetensors", ".", "~", "hf/x", "timm/x", "https://127.0.0.1:9/x", "\ud800"]  # fmt: skip
-NUMBERS: list[Any] = [0, -1, 1, 2, 10**6, 10**8, 2 * 10**9, 2**31, 2**63, -(2**63), 10**20, 10**30, 10**400, 0.5, -0.5, 1e-300, 1e300,
-                      1e308, -1e308, float("nan"), float("inf"), float("-inf")]  # fmt: skip
-OTHERS: list[Any] = [True, False, None, [], {}, [1], [[[]]], {"a": 1}, [None], DEEP, [0] * 1000, {str(number): 0 for number in range(1000)}]
+STRINGS = [
+    *("", " ", "\x00", "a\x00b", "\x1b[31m\x1b[2J", "\u202eevil", "\x9b1m", "é" * 50, "x" * 100_000, "a\nb", "a\rb", "\ud800"),
+    *("../../etc/passwd", "/dev/zero", "/dev/full", "model.safetensors", ".", "~", "hf/x", "timm/x", "https://127.0.0.1:9/x"),
+    *("nan", "inf", "017", "1:30", "0x10", "1_0", "1e400", "١٢", "no", "null", "float32", "%s%n", "{}", "[red]x[/red]"),
+]
+NUMBERS: list[Any] = [
+    *(0, -1, 1, 2, 10**6, 10**8, 2 * 10**9, 2**31, 2**63, -(2**63), 10**20, 10**30, 10**400),
+    *(0.5, -0.5, 1e-300, 1e300, 1e308, -1e308, float("nan"), float("inf"), float("-inf")),
+]
+OTHERS: list[Any] = [True, False, None, [], {}, [1], [[[]]], {"a": 1}, [None], DEEP, [0] * 1000, dict.fromkeys("abcdefgh", 0)]
 BAD_VALUES = [*STRINGS, *NUMBERS, *OTHERS]
-SNIPPETS = [b"!!python/object/apply:os.system [id]", b"&a [*a]", b"<<: *x", b"017", b"1:30", b"0x1F", b"1_000", b"? [1, 2]\n: 3", b"\t", b"---\n",
-            b"[" * 5000, b"{a: " * 2000, b"\x00", b"\x1b[31m", b"\xff\xfe", b"\xef\xbb\xbf", b"2024-01-01", b"!!binary aGk=", b".nan", b"-.inf",
-            b"'", b'"', b"\r", b"%YAML 9.9\n", b"a: 1\na: 1\n"]  # fmt: skip
+SNIPPETS = [
+    *(
+        b"!!python/object/apply:os.system [id]",
+        b"&a [*a]",
+        b"<<: *x",
+        b"? [1, 2]\n: 3",
+        b"---\n",
+        b"%YAML 9.9\n",
+        b"a: 1\na: 1\n",
+    ),
+    *(b"017", b"1:30", b"0x1F", b"1_000", b"2024-01-01", b"!!binary aGk=", b".nan", b"-.inf", b"[" * 5000, b"{a: " * 2000),
+    *(b"\t", b"\x00", b"\x1b[31m", b"\xff\xfe", b"\xef\xbb\xbf", b"'", b'"', b"\r"),
+]
 
 
 def damage_bytes(content: bytes, draw: Random) -> bytes:
@@ -132,6 +146,17 @@ def damage_json(content: bytes, draw: Random) -> bytes:
     if draw.random() < 0.3:
         return damage_bytes(content, draw)
     return as_text(damage_value(json.loads(content), draw))
+
+
+def damage_config(content: bytes, draw: Random) -> bytes:
+    """Damage a library's own JSON file, or let it name code that lies beside it."""
+    if draw.random() < 0.7:
+        return damage_json(content, draw)
+    names = ("AutoConfig", "AutoTokenizer", "AutoModel", "AutoModelForSequenceClassification")
+    value = json.loads(content) | {"auto_map": dict.fromkeys(names, draw.choice(["canary.Config", ["canary.Config"] * 2]))}
+    if draw.random() < 0.7:
+        value |= {"model_type": "canary", "tokenizer_class": "Config"}
+    return as_text(value)
 
 
 def damage_lines(content: bytes, draw: Random) -> bytes:
@@ -277,4 +302,8 @@ def damage_option(content: bytes, draw: Random) -> bytes:
     """Replace the value of an option, or damage it."""
     if draw.random() < 0.5:
         return damage_bytes(content, draw).replace(b"\x00", b"0")  # no argument of a program can hold NUL
-    return str(draw.choice([*STRINGS, *NUMBERS, "[" * 3000, "1," * 3000, "{a: 1}", "[1, 2"])).replace("\x00", "0").encode("utf-8", "surrogatepass")
+    return (
+        str(draw.choice([*STRINGS, *NUMBERS, "[" * 3000, "1," * 3000, "{a: 1}", "[1, 2"]))
+        .replace("\x00", "0")
+        .encode("utf-8", "surrogatepass")
+    )

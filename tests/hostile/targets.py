@@ -12,6 +12,7 @@ from typing import Any
 
 from hostile.mutators import (
     damage_bytes,
+    damage_config,
     damage_image,
     damage_json,
     damage_lines,
@@ -21,7 +22,7 @@ from hostile.mutators import (
     damage_tensors,
 )
 from hostile.sealing import seal_json, seal_tensors
-from hostile.world import PHOTOS, SHORT, SMALL, STOPPED, TEXTS
+from hostile.world import PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
 
 OPTION = "VALUE"  # stands in a line for the value of an option that is damaged
 
@@ -67,7 +68,7 @@ def weights_of(path: str) -> Callable[[Path, str], Any]:
     """Take the weights in a checkpoint as the answer."""
 
     def answer(folder: Path, _out: str) -> str:
-        from eectl.core.files import digest, read_any_tensors
+        from eectl.core.tensor_files import digest, read_any_tensors
 
         return digest(read_any_tensors(folder / path)[0])
 
@@ -84,13 +85,9 @@ CPU = ("--device", "cpu")
 PICTURES = "photos/red"
 
 
-def _line(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
 def _checkpoint() -> list[Target]:
     def target(line: str, *needs: str, **more: Any) -> Target:
-        return Target("checkpoint", MODEL, _line(line), damage_tensors, needs, seal=seal_tensors, **more)
+        return Target("checkpoint", MODEL, words(line), damage_tensors, needs, seal=seal_tensors, **more)
 
     return [
         target(f"info {MODEL}", answer=printed),
@@ -123,16 +120,18 @@ def _resume() -> list[Target]:
 
 def _measured() -> list[Target]:
     def predictions(line: str, source: str = TEST, **more: Any) -> Target:
-        return Target("predictions", source, _line(line), damage_tensors, (MODEL, POLICY), seal=seal_tensors, **more)
+        return Target("predictions", source, words(line), damage_tensors, (MODEL, POLICY), seal=seal_tensors, **more)
 
     def policy(line: str, *needs: str, **more: Any) -> Target:
-        return Target("policy", POLICY, _line(line), damage_json, (MODEL, *needs), seal=seal_json, **more)
+        return Target("policy", POLICY, words(line), damage_json, (MODEL, *needs), seal=seal_json, **more)
 
     def evaluation(line: str, **more: Any) -> Target:
-        return Target("evaluation", "run/evaluation.json", _line(line), damage_json, seal=seal_json, **more)
+        return Target("evaluation", "run/evaluation.json", words(line), damage_json, seal=seal_json, **more)
 
     calibrated = f"calibrate-thresholds {MODEL} --predictions calibration.safetensors -o p.json --device cpu"
-    timed = f"calibrate-thresholds {MODEL} --cost latency:4 --bench run/bench.json --predictions calibration.safetensors -o p.json"
+    timed = (
+        f"calibrate-thresholds {MODEL} --cost latency:4 --bench run/bench.json --predictions calibration.safetensors -o p.json"
+    )
     return [
         predictions(f"evaluate {MODEL} --policy {POLICY} --predictions {TEST} --device cpu", answer=printed),
         predictions(calibrated, "calibration.safetensors", writes=("p.json",), answer=written("p.json")),
@@ -142,39 +141,48 @@ def _measured() -> list[Target]:
         evaluation("report run", answer=printed),
         evaluation("report run/evaluation.json --format json", answer=printed),
         evaluation("report run -o t.md -o t.csv -o t.tex -o c.svg", writes=("t.md", "t.csv", "t.tex", "c.svg"), answer=printed),
-        Target("bench", "run/bench.json", (*_line(timed), *CPU), damage_json, (MODEL, "calibration.safetensors"), ("p.json",),
+        Target("bench", "run/bench.json", (*words(timed), *CPU), damage_json, (MODEL, "calibration.safetensors"), ("p.json",),
                seal=seal_json, answer=written("p.json")),
     ]  # fmt: skip
 
 
 def _recipes() -> list[Target]:
-    digits, folder = "digits.yaml", "folder.yaml"
+    def recipe(source: str, line: str, *needs: str) -> Target:
+        return Target("recipe", source, words(line), damage_recipe, needs, many=True)
+
+    photos = "--data-root photos --backbone resnet20 --set data.image_size=12 --set data.workers=0"
+    texts = "--data texts.csv --text text --target mood --backbone hf/./tiny --set data.tokenizer=./tiny --set data.max_length=12"
     return [
-        Target("recipe", digits, ("train", digits, "--dry-run", *CPU), damage_recipe, many=True),
-        Target("recipe", digits, ("train", digits, "--dry-run", "--full", *CPU), damage_recipe, many=True),
-        Target("recipe", digits, ("flops", digits), damage_recipe, many=True),
-        Target("recipe", folder, _line("train folder.yaml --data-root photos --backbone resnet20 --set data.image_size=12 "
-                                       "--set data.workers=0 --dry-run --device cpu"), damage_recipe, ("photos",), many=True),
-        Target("recipe", "text.yaml", _line("train text.yaml --data texts.csv --text text --target mood --backbone hf/./tiny "
-                                            "--set data.tokenizer=./tiny --set data.max_length=12 --set exits.after=[1] --dry-run --device cpu"),
-               damage_recipe, ("texts.csv", "tiny"), many=True),
-    ]  # fmt: skip
+        recipe("digits.yaml", "train digits.yaml --dry-run --device cpu"),
+        recipe("digits.yaml", "train digits.yaml --dry-run --full --device cpu"),
+        recipe("digits.yaml", "flops digits.yaml"),
+        recipe("folder.yaml", f"train folder.yaml {photos} --dry-run --device cpu", "photos"),
+        recipe("text.yaml", f"train text.yaml {texts} --set exits.after=[1] --dry-run --device cpu", "texts.csv", "tiny"),
+    ]
 
 
 def _options() -> list[Target]:
     def option(text: str, line: str, *needs: str, writes: tuple[str, ...] = ()) -> Target:
-        return Target("option", text, _line(line), damage_option, needs, writes, many=True)
+        return Target("option", text, words(line), damage_option, needs, writes, many=True)
 
-    key = [f"{section}={value}" for section, value in (
-        ("optimizer.lr", "0.001"), ("exits.after", "[1]"), ("loss_weights", "[1, 2]"), ("data.limit", "100"), ("normalize", "x"),
-        ("epochs", "2"), ("backbone.args", "{width: 1}"), ("data.augment", "{crop: 1, mixup: 0.2}"), ("seed", "1"), ("exits.head", "x"),
-        ("data.normalize", "{mean: [0.5], std: [0.2]}"), ("data.image_size", "8"), ("eval_batch_size", "20"), ("patience", "1"),
-        ("schedule", "{name: cosine}"), ("phases", "{3: {lr: 0.001}}"), ("backbone.name", "resnet20"), ("data.split_seed", "1"),
-    )]  # fmt: skip
-    sets = [
-        Target("--set", each, ("train", "digits", *SMALL, "--dry-run", "--set", OPTION), damage_option, many=True) for each in key
+    keys = [
+        *(
+            "optimizer.lr=0.001",
+            "exits.after=[1]",
+            "loss_weights=[1, 2]",
+            "data.limit=100",
+            "epochs=2",
+            "backbone.args={width: 1}",
+        ),
+        *("data.augment={crop: 1, mixup: 0.2}", "seed=1", "exits.head=linear", "data.image_size=8", "eval_batch_size=20"),
+        *("data.normalize={mean: [0.5], std: [0.2]}", "patience=1", "schedule={name: cosine}", "phases={3: {lr: 0.001}}"),
+        *("backbone.name=resnet20", "data.split_seed=1", "precision=float32"),
     ]
-    return sets + [
+    sets = [
+        Target("--set", each, ("train", "digits", *SMALL, "--dry-run", "--set", OPTION), damage_option, many=True)
+        for each in keys
+    ]
+    others = [
         option("25,50,75", f"evaluate {MODEL} --predictions {TEST} --budgets {OPTION} --device cpu", MODEL, TEST),
         option("25,50", f"calibrate-thresholds {MODEL} --budgets {OPTION} -o p.json --device cpu", MODEL, writes=("p.json",)),
         option("max-softmax", f"evaluate {MODEL} --predictions {TEST} --criterion {OPTION} --device cpu", MODEL, TEST),
@@ -193,7 +201,8 @@ def _options() -> list[Target]:
         option("run", f"report {OPTION}", "run/evaluation.json"),
         option("10", f"report run --published {OPTION}", "run/evaluation.json"),
         option("run=x", f"report run --label {OPTION}", "run/evaluation.json"),
-        option("50", f"predict {MODEL} --policy {POLICY} --budget {OPTION} {PICTURES}/00.png --device cpu", MODEL, POLICY, PICTURES),
+        option("50", f"predict {MODEL} --policy {POLICY} --budget {OPTION} {PICTURES}/00.png --device cpu", MODEL, POLICY,
+               PICTURES),
         option("2", f"predict {MODEL} --top {OPTION} {PICTURES}/00.png --device cpu", MODEL, PICTURES),
         option(MODEL, f"info {OPTION}", MODEL),
         option("digits", f"flops {OPTION}"),
@@ -202,35 +211,35 @@ def _options() -> list[Target]:
         option("1", f"train digits --dry-run --device cpu --epochs {OPTION}"),
         option("run/evaluation.json", f"report {OPTION}", "run/evaluation.json"),
     ]  # fmt: skip
+    return [*sets, *others]
 
 
 def _data() -> list[Target]:
-    texts = [
-        Target(kind, f"texts.{kind}", ("train", "--data", f"texts.{kind}", *TEXTS, "--dry-run"), damage, ("tiny",), many=True)
-        for kind, damage in _TABLES.items()
+    learn = ("train", "--data")
+    answer_texts = ("predict", "text-run/model.safetensors")
+
+    def table(kind: str, *line: str) -> Target:
+        return Target(kind, f"texts.{kind}", line, _TABLES[kind], ("text-run/model.safetensors", "tiny"), many=True)
+
+    def image(*line: str, writes: tuple[str, ...] = ()) -> Target:
+        needs = ("photos", "photos-run/model.safetensors")
+        return Target("image", f"{PICTURES}/03.png", line, damage_image, needs, writes, many=True)
+
+    def encoder(kind: str, name: str, *line: str) -> Target:
+        needs = ("texts.csv", "text-run/model.safetensors", "tiny")
+        return Target(kind, f"tiny/{name}", line, damage_config, needs, many=True)
+
+    files = [("config.json", "config.json"), ("tokenizer", "tokenizer.json"), ("tokenizer", "tokenizer_config.json")]
+    return [
+        *(table(kind, *learn, f"texts.{kind}", *TEXTS, "--dry-run") for kind in _TABLES),
+        *(table(kind, *answer_texts, f"texts.{kind}", "--text", "text", *CPU) for kind in _TABLES),
+        image(*learn, "photos", *PHOTOS, *SHORT, "--dry-run"),
+        image(*learn, "photos", *PHOTOS, *SHORT, "-o", "r", writes=("r/",)),
+        image("evaluate", "photos-run/model.safetensors", *CPU),
+        image("predict", "photos-run/model.safetensors", "photos", *CPU),
+        *(encoder(*file, *learn, "texts.csv", *TEXTS, "--dry-run") for file in files),
+        *(encoder(*file, *answer_texts, "texts.csv", "--text", "text", *CPU) for file in files),
     ]
-    answered = [
-        Target(kind, f"texts.{kind}", ("predict", "text-run/model.safetensors", f"texts.{kind}", "--text", "text", *CPU), damage,
-               ("text-run/model.safetensors", "tiny"), many=True)
-        for kind, damage in _TABLES.items()
-    ]  # fmt: skip
-    folder = [
-        Target("image", f"{PICTURES}/03.png", ("train", "--data", "photos", *PHOTOS, *SHORT, "--dry-run"), damage_image, ("photos",),
-               many=True),
-        Target("image", f"{PICTURES}/03.png", ("train", "--data", "photos", *PHOTOS, *SHORT, "-o", "r"), damage_image, ("photos",),
-               ("r/",), many=True),
-        Target("image", f"{PICTURES}/03.png", ("evaluate", "photos-run/model.safetensors", *CPU), damage_image,
-               ("photos", "photos-run/model.safetensors"), many=True),
-        Target("image", f"{PICTURES}/03.png", ("predict", "photos-run/model.safetensors", "photos", *CPU), damage_image,
-               ("photos", "photos-run/model.safetensors"), many=True),
-    ]  # fmt: skip
-    encoder = [
-        Target(kind, f"tiny/{name}", line, damage_json, ("texts.csv", "text-run/model.safetensors", "tiny"), many=True)
-        for kind, name in (("config.json", "config.json"), ("tokenizer", "tokenizer.json"), ("tokenizer", "tokenizer_config.json"))
-        for line in (("train", "--data", "texts.csv", *TEXTS, "--dry-run"),
-                     ("predict", "text-run/model.safetensors", "texts.csv", "--text", "text", *CPU))
-    ]  # fmt: skip
-    return [*texts, *answered, *folder, *encoder]
 
 
 _TABLES: Mapping[str, Callable[[bytes, Random], bytes]] = {

@@ -1,4 +1,4 @@
-"""Real files of every kind that eectl reads, made once by its own commands, small enough that a command takes a fraction of a second.
+"""Real files of every kind that eectl reads, made by its own commands, so small that a command takes a fraction of a second.
 
 What is damaged in them, and what must hold afterwards, is the business of others.
 """
@@ -18,20 +18,31 @@ from toy_text import make_rows, write_csv, write_jsonl, write_tokenizer
 
 import eectl
 
-SMALL = ["--set", "data.limit=120", "--set", "exits.after=[1]", "--set", "batch_size=32", "-q", "--device", "cpu"]
-SHORT = ["--epochs", "1", "--regime", "joint"]
-STOPPED = ["--epochs", "3", "--regime", "mixed", "--resume"]
-TEXTS = ["--backbone", "hf/./tiny", "--text", "text", "--target", "mood", "--set", "data.tokenizer=./tiny", "--set", "exits.after=[1]",
-         "--set", "data.max_length=12", "--set", "batch_size=16", "-q", "--device", "cpu"]  # fmt: skip
-PHOTOS = ["--backbone", "resnet20", "--set", "data.image_size=12", "--set", "data.test=0.25", "--set", "exits.after=[1]", "--set", "batch_size=8", "--set",
-          "data.workers=0", "-q", "--device", "cpu"]  # fmt: skip
+
+def words(text: str) -> tuple[str, ...]:
+    """Return the words of a command line."""
+    return tuple(text.split())
+
+
+SMALL = words("--set data.limit=120 --set exits.after=[1] --set batch_size=32 -q --device cpu")
+SHORT = words("--epochs 1 --regime joint")
+STOPPED = words("--epochs 3 --regime mixed --resume")
+TEXTS = words(
+    "--backbone hf/./tiny --text text --target mood --set data.tokenizer=./tiny --set exits.after=[1] --set data.max_length=12 "
+    "--set batch_size=16 -q --device cpu"
+)
+PHOTOS = words(
+    "--backbone resnet20 --set data.image_size=12 --set data.test=0.25 --set exits.after=[1] --set batch_size=8 "
+    "--set data.workers=0 -q --device cpu"
+)
 TINY_BERT = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
              "max_position_embeddings": 16}  # fmt: skip
 CANARY = "open('canary', 'w').write('code of a folder ran')\nclass Config: pass\n"
-
-
-LAZY = ["timm", "sklearn.datasets", "sklearn.model_selection", "fvcore.nn", "matplotlib.backends.backend_agg", "transformers.models.bert",
-        "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg", "pyarrow.parquet", "torch.utils.flop_counter"]  # fmt: skip
+LAZY = [
+    *("timm", "transformers.models.bert", "fvcore.nn", "torch.utils.flop_counter", "sklearn.datasets", "sklearn.model_selection"),
+    *(f"matplotlib.backends.backend_{name}" for name in ("agg", "pdf", "svg")),
+    "pyarrow.parquet",
+]
 
 
 def import_all() -> None:
@@ -46,9 +57,9 @@ def import_all() -> None:
 def make_world(folder: Path) -> Path:
     """Fill an empty folder; returns it. Takes some seconds.
 
-    `run/` is a finished run on digits with its policy, evaluation and bench; `half/` one that was stopped in its second phase, and
-    `whole/` the same undisturbed; `photos/` holds classes of images and `photos-run/` a run on them; `texts.*` are tables and
-    `text-run/` a run on them, `tiny/` its encoder and tokenizer.
+    `run/` is a finished run on digits with its policy, evaluation and bench; `half/` one that was stopped in its second phase,
+    and `whole/` the same undisturbed; `photos/` holds classes of images and `photos-run/` a run on them; `texts.*` are tables
+    and `text-run/` a run on them, `tiny/` its encoder and tokenizer.
     """
     _digits(folder)
     _half_a_run(folder)
@@ -72,7 +83,7 @@ def _digits(folder: Path) -> None:
 
 def _half_a_run(folder: Path) -> None:
     """Stop a run where the rows of its second phase begin, in a process of its own, as a signal would."""
-    line = ["train", "digits", *SMALL, *STOPPED]
+    line = ("train", "digits", *SMALL, *STOPPED)
     child = os.fork()
     if child == 0:
         opened = []
