@@ -14,7 +14,9 @@ from eectl.models.multi_exit import MultiExitModel
 
 WIDTH = 6
 TOY_COSTS = CostTable((20, 45, 110), 100)
-TOY_ORIGIN = Origin({}, (0, 1), ("linear", "linear"))
+TOY_ORIGIN = Origin(
+    {"regime": "joint", "seed": 0, "data": {"name": "toy"}, "backbone": {"name": "toy"}}, (0, 1), ("linear", "linear")
+)
 
 
 class Rows(Feature):

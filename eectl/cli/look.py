@@ -10,14 +10,15 @@ from eectl.cli.options import Checkpoint, Json, complete_recipes
 def info(checkpoint: Checkpoint, json: Json = False) -> None:
     """Show what a checkpoint holds and how it was made."""
     from eectl.core.console import show_json
-    from eectl.models.checkpoint import read_about, read_checkpoint_metadata
+    from eectl.models.checkpoint import about_in, read_checkpoint_metadata
     from eectl.training.tables import show_info
 
     metadata = read_checkpoint_metadata(checkpoint)
+    about = about_in(checkpoint, metadata)
     if json:
         show_json(metadata)
     else:
-        show_info(checkpoint, metadata, read_about(checkpoint))
+        show_info(checkpoint, metadata, about)
 
 
 def recipes(

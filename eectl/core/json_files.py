@@ -7,7 +7,7 @@ here.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -46,7 +46,10 @@ def check_seal(value: Mapping[str, Any], *, where: object, again: str) -> None:
         again: what to do about a damaged one.
     """
     if DIGEST in value and value[DIGEST] != _digest({key: item for key, item in value.items() if key != DIGEST}):
-        raise EectlError(f"{where}: damaged or changed since it was written (its digest says so); {again}")
+        raise EectlError(
+            f"{where}: damaged or changed since it was written (its digest says so); {again}; if the change was meant, take out "
+            f"its key '{DIGEST}'"
+        )
 
 
 def _digest(value: Any) -> str:
@@ -163,7 +166,15 @@ def _with_article(kind: str) -> str:
     return f"a{'n' * kind.startswith(tuple('aeiou'))} {kind}"
 
 
-def read_as(form: type[_Form], path: Path, *, kind: str, schema: int, again: str) -> _Form:
+def read_as(
+    form: type[_Form],
+    path: Path,
+    *,
+    kind: str,
+    schema: int,
+    again: str,
+    check: Callable[[_Form], None] | None = None,
+) -> _Form:
     """Read a dataclass from a JSON file, whose values must be of the very types: no text or truth value for a number.
 
     Args:
@@ -172,6 +183,7 @@ def read_as(form: type[_Form], path: Path, *, kind: str, schema: int, again: str
         kind: the kind that it must be of.
         schema: the newest schema that can be read.
         again: the command that writes such a file, for messages.
+        check: raises EectlError where fields do not go together; default: any do.
 
     Raises:
         EectlError: where the file cannot be read, for the first field that does not fit, or where the file was damaged.
@@ -179,6 +191,11 @@ def read_as(form: type[_Form], path: Path, *, kind: str, schema: int, again: str
     value = parse_json(read_text(path), where=path)
     check_kind(path, value, kind=kind, schema=schema)
     found = checked(form, value, where=path, again=f"write it again with {again}")
+    if check is not None:
+        try:
+            check(found)
+        except EectlError as error:
+            raise EectlError(f"{path}: {error}") from error
     check_seal(value, where=path, again=f"write it again with {again}")
     return found
 

@@ -67,7 +67,8 @@ def load(
     place = pick_device(device)
     loaded = load_checkpoint(path)
     if chosen is not None and policy is not None:
-        chosen[0].check(loaded.digest, path=Path(policy))
+        about = loaded.about
+        chosen[0].check(loaded.digest, num_exits=len(about.spec.after) + 1, splits=about.splits, path=Path(policy))
     wish = precision or loaded.about.precision
     resolve_precision(wish, place)
     words = None if tokenizer is None else str(tokenizer)

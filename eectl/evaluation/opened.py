@@ -1,9 +1,10 @@
 """A checkpoint and the data it was trained on, opened together: where every verb that measures a network starts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from eectl.exits.costs import Costs, measure_costs
 from eectl.exits.criteria import Criterion, find_criterion
 from eectl.exits.policy import CostTable, Policies
 from eectl.exits.scores import Provenance, ScoredRows, scored_from
-from eectl.models.checkpoint import Checkpoint, load_checkpoint, read_about, read_checkpoint_metadata
+from eectl.models.checkpoint import Checkpoint, about_in, load_checkpoint, read_checkpoint_metadata
 from eectl.models.losses import TASKS, Task
 
 
@@ -33,6 +34,7 @@ class Header:
     task: Task
     num_exits: int
     precision: str
+    splits: Mapping[str, Mapping[str, Any]]
 
     def criterion(self, name: str | None, policies: Policies | None = None, *, path: Path | None = None) -> Criterion:
         """Return the criterion to measure with: that of `policies` read from `path`, else the one called `name`.
@@ -41,15 +43,17 @@ class Header:
             EectlError: the criterion does not fit the network, or the policies are another's.
         """
         if policies is not None and path is not None:
-            policies.check(self.digest, path=path)
+            policies.check(self.digest, num_exits=self.num_exits, splits=self.splits, path=path)
             name = policies.criterion.name
         return find_criterion(name, task=self.task, num_exits=self.num_exits)
 
 
 def read_header(path: Path) -> Header:
     """Return what a checkpoint's file says, so that requests can be checked before anything is loaded."""
-    about = read_about(path)
-    return Header(read_checkpoint_metadata(path)["weights"], TASKS[about.task], len(about.spec.after) + 1, about.precision)
+    metadata = read_checkpoint_metadata(path)
+    about = about_in(path, metadata)
+    num_exits = len(about.spec.after) + 1
+    return Header(metadata["weights"], TASKS[about.task], num_exits, about.precision, about.splits)
 
 
 @contextmanager
@@ -209,7 +213,8 @@ def score_split(
         check_belongs(read, checkpoint.digest, path=file)
         if read.fingerprint != split.fingerprint:
             raise EectlError(f"{file}: holds the {read.split} split, or other rows, where {name} is needed; make it again")
-        return read_scored(file, criterion=criterion)
+        shape = (checkpoint.model.num_exits, len(split), checkpoint.about.spec.num_outputs)
+        return read_scored(file, criterion=criterion, shape=shape)
     if len(split) < world.size:
         raise EectlError(f"{name} has {len(split)} rows for {world.size} processes; start at most one process per row")
     made = Provenance(name, split.fingerprint, checkpoint.digest, session.task, session.precision)

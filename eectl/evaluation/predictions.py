@@ -5,8 +5,10 @@ Neither the pass nor reading the file holds more than some rows' logits in memor
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,16 +16,19 @@ from torch import Tensor
 from eectl.core.capture import Capture, Recorder
 from eectl.core.distributed import World, path_of_main
 from eectl.core.errors import EectlError
+from eectl.core.json_files import checked
+from eectl.core.kinds import Text
 from eectl.core.precision import FLOAT32
 from eectl.core.tensor_files import read_metadata
 from eectl.core.tensor_parts import TensorParts, join_parts, new_parts, open_parts
 from eectl.data import Batch
 from eectl.exits.criteria import Criterion
 from eectl.exits.scores import Provenance, ScoredRows, reduce_rows, scored_from
-from eectl.models.losses import TASKS
+from eectl.models.losses import TASKS, Task
 from eectl.models.multi_exit import MultiExitModel
 
 KIND, SCHEMA = "predictions", 1
+AGAIN = "make it again with --save-predictions"
 BYTES_AT_ONCE = 24_000_000  # of logits that are read and reduced at a time: malloc gives fresh pages from 32 MiB on, every time
 WORTH_BATCHES = 8  # in a pass: recording takes about the time of a few
 _DTYPES = {"F32": torch.float32, "I64": torch.int64}
@@ -137,25 +142,44 @@ def keeping(path: Path, made: Provenance, *, num_exits: int, num_outputs: int, l
         yield Keeper(file)
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What a predictions file says beside its tensors."""
+
+    split: Text
+    fingerprint: Text
+    checkpoint: Text
+    task: Literal["classification", "regression"]
+    precision: Text = FLOAT32  # older files name none
+
+
 def read_provenance(path: Path) -> Provenance:
-    """Return whose outputs a predictions file holds; raises EectlError for a file that is something else, or cut."""
-    about = read_metadata(path, kind=KIND, schema=SCHEMA)
-    task, precision = TASKS[about["task"]], about.get("precision", FLOAT32)  # older files name none
-    return Provenance(about["split"], about["fingerprint"], about["checkpoint"], task, precision)
+    """Return whose outputs a predictions file holds; raises EectlError for a file that is something else, or damaged."""
+    about = checked(_Form, read_metadata(path, kind=KIND, schema=SCHEMA, again=AGAIN), where=path, again=AGAIN)
+    return Provenance(about.split, about.fingerprint, about.checkpoint, TASKS[about.task], about.precision)
 
 
-def read_scored(path: Path, *, criterion: Criterion) -> ScoredRows:
+def read_scored(path: Path, *, criterion: Criterion, shape: tuple[int, int, int] | None = None) -> ScoredRows:
     """Return what a criterion sees in a predictions file, read and reduced some rows at a time.
 
+    Args:
+        path: the file.
+        criterion: how ready an exit is.
+        shape: the exits, rows and outputs that the network and the split have. Default: as many as there are.
+
     Raises:
-        EectlError: the file is something else, or cut, or has outputs that are not finite.
+        EectlError: the file is something else, or damaged, or has outputs that are not finite.
     """
     made = read_provenance(path)
-    with open_parts(path) as file:
-        kind, (num_rows,) = file.layout["labels"]
-        num_exits, _, num_outputs = file.layout["logits"][1]
+    with open_parts(path, again=AGAIN) as file:
+        kind, num_exits, num_rows, num_outputs = _read_layout(file, made.task)
+        if shape is not None and shape != (num_exits, num_rows, num_outputs):
+            found = f"{num_exits} exits, {num_rows} rows and {num_outputs} outputs"
+            raise EectlError(f"{path}: outputs of {found}, needed are {', '.join(map(str, shape))} of them; {AGAIN}")
         labels = torch.empty(num_rows, dtype=_DTYPES[kind])
         file.read("labels", labels)
+        if kind == "I64" and not bool(((labels >= 0) & (labels < num_outputs)).all()):
+            raise EectlError(f"{path}: labels that are not of {num_outputs} classes; {AGAIN}")
         at_once = max(BYTES_AT_ONCE // (4 * num_exits * num_outputs), 1)
         buffer = torch.empty(num_exits * at_once * num_outputs)
         table = torch.empty(0)
@@ -169,6 +193,22 @@ def read_scored(path: Path, *, criterion: Criterion) -> ScoredRows:
                 table = part.new_empty(*part.shape[:2], num_rows)
             table[:, :, start : start + len(targets)] = part
     return scored_from(table, labels, made, criterion=criterion)
+
+
+def _read_layout(file: TensorParts, task: Task) -> tuple[str, int, int, int]:
+    """Return the type of a file's labels, and how many exits, rows and outputs it has."""
+    label_kind = "I64" if task.name == "classification" else "F32"
+    logits, labels = (file.layout.get(name, ("", ())) for name in ("logits", "labels"))
+    sizes = logits[1]
+    if (
+        set(file.layout) != {"logits", "labels"}
+        or logits[0] != "F32"
+        or labels != (label_kind, sizes[1:2])
+        or len(sizes) != 3
+        or not min(sizes)
+    ):
+        raise EectlError(f"{file.path}: its tensors are not the logits [exit, row, output] and labels of a {task.name}; {AGAIN}")
+    return label_kind, *sizes
 
 
 def check_belongs(made: Provenance, checkpoint: str, *, path: Path) -> None:

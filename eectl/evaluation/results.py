@@ -6,10 +6,13 @@ Costs are MACs of one row or its measured time in nanoseconds, as `cost` says; b
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from eectl.core.errors import EectlError, lookup
 from eectl.core.json_files import read_as, sealed, write_json
+from eectl.core.kinds import Natural, NonNegative, Number, Positive, Text, Whole
 from eectl.exits.criteria import criterion_named
 from eectl.exits.policy import COSTS
 from eectl.exits.sweep import Curve
@@ -27,12 +30,12 @@ class ExitResult:
     correlations with the labels: None for classification, NaN where an exit gives one value.
     """
 
-    number: int
-    value: float
-    error: float
-    cost: int
-    pearson: float | None = None
-    spearman: float | None = None
+    number: Natural
+    value: Number
+    error: NonNegative
+    cost: Whole
+    pearson: Number | None = None
+    spearman: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,15 @@ class BudgetResult:
     fields are ExitResult's.
     """
 
-    budget: float | None
-    thresholds: tuple[float, ...] | None = None
-    value: float | None = None
-    error: float | None = None
-    mean_cost: float | None = None
-    left: tuple[int, ...] | None = None
+    budget: Positive | None
+    thresholds: tuple[Number, ...] | None = None
+    value: Number | None = None
+    error: NonNegative | None = None
+    mean_cost: NonNegative | None = None
+    left: tuple[Whole, ...] | None = None
     is_over: bool = False
-    pearson: float | None = None
-    spearman: float | None = None
+    pearson: Number | None = None
+    spearman: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -66,24 +69,24 @@ class Evaluation:
     `precision` is what the outputs were computed in.
     """
 
-    checkpoint: str
-    task: str
-    criterion: str
-    protocol: str
-    split: str
-    num_rows: int
-    plain_cost: int
-    exits: tuple[ExitResult, ...]
-    budgets: tuple[BudgetResult, ...]
-    dead: tuple[int, ...]
+    checkpoint: Text
+    task: Text
+    criterion: Text
+    protocol: Text
+    split: Text
+    num_rows: Natural
+    plain_cost: Natural
+    exits: Annotated[tuple[ExitResult, ...], Field(min_length=1, max_length=10_000)]
+    budgets: Annotated[tuple[BudgetResult, ...], Field(max_length=10_000)]
+    dead: tuple[Natural, ...]
     curve: Curve
     grid: Curve | None
-    fingerprint: str
+    fingerprint: Text
     origin: Origin
-    search: str
-    cost: str
-    measured: str | None
-    precision: str = "float32"
+    search: Text
+    cost: Text
+    measured: Text | None
+    precision: Text = "float32"
 
     @property
     def plain(self) -> ExitResult:
@@ -105,11 +108,24 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 def read_evaluation(path: Path) -> Evaluation:
     """Return what `eectl evaluate` wrote into a file; raises EectlError where it is something else."""
-    evaluation = read_as(Evaluation, path, kind=EVALUATION_KIND, schema=EVALUATION_SCHEMA, again="eectl evaluate")
-    try:
-        lookup(TASKS, evaluation.task, what="task")
-        lookup(COSTS, evaluation.cost, what="cost")
-        criterion_named(evaluation.criterion)
-    except EectlError as error:
-        raise EectlError(f"{path}: {error}") from error
-    return evaluation
+    again = "eectl evaluate"
+    return read_as(Evaluation, path, kind=EVALUATION_KIND, schema=EVALUATION_SCHEMA, again=again, check=_check_together)
+
+
+def _check_together(evaluation: Evaluation) -> None:
+    """Raise EectlError where the fields of an evaluation that was read do not go together."""
+    lookup(TASKS, evaluation.task, what="task")
+    lookup(COSTS, evaluation.cost, what="cost")
+    criterion_named(evaluation.criterion)
+    if len(evaluation.origin.after) != len(evaluation.origin.heads):
+        raise EectlError(f"origin: {len(evaluation.origin.heads)} heads for {len(evaluation.origin.after)} exits; evaluate again")
+    for index, entry in enumerate(evaluation.budgets):
+        numbers = (entry.thresholds, entry.value, entry.error, entry.mean_cost, entry.left)
+        if len({each is None for each in numbers}) > 1:
+            raise EectlError(f"budgets.{index}: has only some of its numbers; run eectl evaluate again")
+        if entry.left is not None and sum(entry.left) != evaluation.num_rows:
+            raise EectlError(f"budgets.{index}.left: {sum(entry.left)} rows of {evaluation.num_rows}; run eectl evaluate again")
+    for name in ("curve", "grid"):
+        curve = getattr(evaluation, name)
+        if curve is not None and not len(curve.thresholds) == len(curve.mean_costs) == len(curve.values):
+            raise EectlError(f"{name}: its lists are not of one length; run eectl evaluate again")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
 from eectl.core.json_files import read_as, sealed, write_json
+from eectl.core.kinds import Natural, NonNegative, Number, Positive, Text, Whole
 from eectl.exits.criteria import Criterion, criterion_named
 from eectl.models.losses import TASKS, Task
 
@@ -98,10 +99,10 @@ class BudgetPolicy:
     There are K−1 thresholds. All three fields are None where even leaving at the first exit is over the budget.
     """
 
-    budget: float
-    thresholds: tuple[float, ...] | None
-    value: float | None
-    mean_cost: float | None
+    budget: Positive
+    thresholds: tuple[Number, ...] | None
+    value: Number | None
+    mean_cost: NonNegative | None
 
 
 def out_of_reach(budget: float) -> BudgetPolicy:
@@ -134,19 +135,19 @@ class Policies:
     `precision` is what the scores were computed in.
     """
 
-    checkpoint: str
+    checkpoint: Text
     task: Annotated[Task, PlainValidator(_read_task)]
     criterion: Annotated[Criterion, PlainValidator(_read_criterion)]
-    split: str
-    fingerprint: str
-    num_rows: int
-    exit_costs: tuple[int, ...]
-    plain_cost: int
-    budgets: tuple[BudgetPolicy, ...]
-    search: str
-    cost: str
-    measured: str | None
-    precision: str = "float32"
+    split: Text
+    fingerprint: Text
+    num_rows: Natural
+    exit_costs: Annotated[tuple[Whole, ...], Field(min_length=1, max_length=10_000)]
+    plain_cost: Natural
+    budgets: Annotated[tuple[BudgetPolicy, ...], Field(min_length=1, max_length=10_000)]
+    search: Text
+    cost: Text
+    measured: Text | None
+    precision: Text = "float32"
 
     @property
     def costs(self) -> CostTable:
@@ -166,12 +167,27 @@ class Policies:
         """Return the same for these budgets alone; all of them must be there."""
         return replace(self, budgets=tuple(entry for entry in self.budgets if entry.budget in budgets))
 
-    def check(self, checkpoint: str, *, path: Path) -> None:
-        """Raise EectlError unless the policies, read from `path`, are for the weights whose digest is `checkpoint`."""
+    def check(self, checkpoint: str, *, num_exits: int, splits: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+        """Raise EectlError unless the policies are for a checkpoint, and their thresholds were chosen on rows of its own.
+
+        Args:
+            checkpoint: the digest of its weights.
+            num_exits: how many exits it has, its own head included.
+            splits: the size and fingerprint of each of its splits.
+            path: the file that the policies were read from.
+        """
         if self.checkpoint != checkpoint:
             raise EectlError(
                 f"{path} was made for another checkpoint ({self.checkpoint[:12]}…, this one is {checkpoint[:12]}…); "
                 "run eectl calibrate-thresholds on this checkpoint"
+            )
+        if len(self.exit_costs) != num_exits:
+            raise EectlError(f"{path}: costs of {len(self.exit_costs)} exits, the checkpoint has {num_exits}; calibrate it again")
+        own = splits.get(self.split, {}).get("fingerprint", self.fingerprint)
+        if own != self.fingerprint:
+            raise EectlError(
+                f"{path}: its thresholds were not chosen on the {self.split} split of this checkpoint ({self.fingerprint[:12]}…, "
+                f"recorded is {own[:12]}…); run eectl calibrate-thresholds on this checkpoint"
             )
 
 
@@ -186,19 +202,24 @@ def read_policies(path: Path) -> Policies:
     Raises:
         EectlError: it is not one, or an edit by hand broke it.
     """
-    policies = read_as(Policies, path, kind=POLICY_KIND, schema=POLICY_SCHEMA, again="eectl calibrate-thresholds")
-    try:
-        lookup(COSTS, policies.cost, what="cost")
-        policies.reached()
-    except EectlError as error:
-        raise EectlError(f"{path}: {error}") from error
+    again = "eectl calibrate-thresholds"
+    return read_as(Policies, path, kind=POLICY_KIND, schema=POLICY_SCHEMA, again=again, check=_check_together)
+
+
+def _check_together(policies: Policies) -> None:
+    """Raise EectlError where the fields of policies that were read do not go together."""
+    lookup(COSTS, policies.cost, what="cost")
     num_attached = len(policies.exit_costs) - 1
     for index, entry in enumerate(policies.budgets):
         if entry.thresholds is not None and len(entry.thresholds) != num_attached:
             raise EectlError(
-                f"{path}: budgets.{index}: {len(entry.thresholds)} thresholds for {num_attached} attached exits; give one each"
+                f"budgets.{index}: {len(entry.thresholds)} thresholds for {num_attached} attached exits; give one each"
             )
-    return policies
+        if (entry.thresholds is None) != (entry.mean_cost is None):
+            raise EectlError(f"budgets.{index}: thresholds and mean_cost are there both, or neither is; give both")
+        if entry.budget in [other.budget for other in policies.budgets[:index]]:
+            raise EectlError(f"budgets.{index}: {entry.budget:g} stands twice; keep one")
+    policies.reached()
 
 
 def policies_for(path: Path, wanted: tuple[float, ...] | None) -> Policies:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError
+from eectl.core.kinds import NonNegative, Number
 from eectl.exits.criteria import Criterion
 from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, CostTable, out_of_reach
 from eectl.models.losses import Task
@@ -20,9 +21,9 @@ from eectl.models.losses import Task
 class Curve:
     """Operating points on a split, cheapest first: a threshold shared by all attached exits, its mean cost, its value."""
 
-    thresholds: tuple[float, ...]
-    mean_costs: tuple[float, ...]
-    values: tuple[float, ...]
+    thresholds: tuple[Number, ...]
+    mean_costs: tuple[NonNegative, ...]
+    values: tuple[Number, ...]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from pydantic import Field
 
 from eectl.core.errors import EectlError, lookup
 from eectl.core.json_files import read_as, sealed
+from eectl.core.kinds import Natural, Text
 from eectl.core.precision import FLOAT32
 from eectl.exits.policy import COSTS, CostTable
 
 EARLY, FULL = "early exit", "full pass"  # the ways to a policy's answers: rows stop, or all exits run and one is chosen
 BENCH, BENCH_KIND, BENCH_SCHEMA = "bench.json", "bench", 1
 
-_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(gt=0, le=1e6)]  # of a row: 11 days
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def parse_cost(text: str) -> CostRequest:
 class _Measured:
     """Seconds per row in full batches: of the plain backbone, and of a row that leaves at each exit."""
 
-    batch_size: int
+    batch_size: Natural
     plain_seconds: _Seconds
     prefix_seconds: tuple[_Seconds, ...]
 
@@ -145,11 +146,11 @@ class _Measured:
 class _Bench:
     """The part of a bench file that costs are made of; `checkpoint` is a weights' digest."""
 
-    checkpoint: str
-    device: str
-    threads: int
-    measured: tuple[_Measured, ...]
-    precision: str = FLOAT32
+    checkpoint: Text
+    device: Text
+    threads: Natural
+    measured: Annotated[tuple[_Measured, ...], Field(max_length=10_000)]
+    precision: Text = FLOAT32
 
 
 def read_times(

@@ -3,7 +3,8 @@
 Importing this module imports no torch: each adapter, and with it the library that it adapts, is imported when a name needs it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from eectl.core.errors import EectlError, closest
@@ -32,7 +33,8 @@ def build_backbone(spec: BackboneSection, *, input_shape: Sequence[int], num_out
     check_inputs_fit(spec.name, input_shape)
     name, load_adapter = _find_adapter(spec.name)
     build = load_adapter()
-    backbone = build(name, spec.args, input_shape=tuple(input_shape), num_outputs=num_outputs, pretrained=spec.pretrained)
+    with _bounded(spec):
+        backbone = build(name, spec.args, input_shape=tuple(input_shape), num_outputs=num_outputs, pretrained=spec.pretrained)
     backbone.name = spec.name
     if not backbone.depth:
         raise EectlError(f"backbone.args: {dict(spec.args)} leave {spec.name} no block")
@@ -42,6 +44,15 @@ def build_backbone(spec: BackboneSection, *, input_shape: Sequence[int], num_out
 
         load_weights(backbone, read_any_tensors(spec.weights)[0], where=f"backbone.weights {spec.weights}")
     return backbone
+
+
+@contextmanager
+def _bounded(spec: BackboneSection) -> Iterator[None]:
+    """Stop the building of a network that this machine cannot hold; imports torch."""
+    from eectl.models.limits import building_within, limit_of_memory
+
+    with building_within(limit_of_memory(), name=f"backbone {spec.name}"):
+        yield
 
 
 def check_inputs_fit(name: str, input_shape: Sequence[int]) -> None:

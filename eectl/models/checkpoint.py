@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator
 
 from eectl import __version__
 from eectl.core import tensor_files
 from eectl.core.errors import EectlError
+from eectl.core.kinds import Text, Whole
 from eectl.core.tensor_files import digest, write_tensors
 from eectl.models.build import build_model
+from eectl.models.checkpoint_form import check_header, check_identity, check_run_facts
 from eectl.recipe.data_section import DataSection
 from eectl.recipe.recipe import ModelSpec
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 KIND = "checkpoint"
 SCHEMA = 1
+AGAIN = "write it again with eectl train, or take another copy of it"
+_HERE = f"this is eectl {__version__}"
 
 
 @dataclass(frozen=True)
@@ -123,12 +129,27 @@ def save_checkpoint(path: Path, model: "MultiExitModel", about: About) -> str:
 
 def read_checkpoint_metadata(path: Path) -> dict[str, Any]:
     """Return all that a checkpoint's file says beside its weights, as plain data; raises EectlError where it is no checkpoint."""
-    return tensor_files.read_metadata(path, kind=KIND, schema=SCHEMA)
+    metadata = tensor_files.read_metadata(path, kind=KIND, schema=SCHEMA, again=AGAIN)
+    check_identity(metadata, where=f"{path}: its header is damaged, or of another eectl", again=_HERE)
+    return metadata
 
 
 def read_about(path: Path) -> About:
     """Return what a checkpoint says beside its weights, without reading them; raises EectlError where it is no checkpoint."""
-    return _about(path, read_checkpoint_metadata(path))
+    return about_in(path, read_checkpoint_metadata(path))
+
+
+def about_in(path: Path, metadata: Mapping[str, Any]) -> About:
+    """Return what the metadata of the checkpoint `path` says; raises EectlError where it has not the form of a checkpoint's."""
+    spec = check_header(metadata, where=f"{path}: its header is damaged, or of another eectl", again=_HERE)
+    return About(
+        spec=spec,
+        recipe=metadata["recipe"],
+        data=metadata["data"],
+        splits=metadata["splits"],
+        history=metadata["history"],
+        parent=metadata["parent"],
+    )
 
 
 def load_checkpoint(path: Path, *, device: "torch.device | str" = "cpu") -> Checkpoint:
@@ -139,43 +160,31 @@ def load_checkpoint(path: Path, *, device: "torch.device | str" = "cpu") -> Chec
     """
     import torch
 
-    tensors, metadata = tensor_files.read_tensors(path, kind=KIND, schema=SCHEMA)
-    about = _about(path, metadata)
-    if digest(tensors) != metadata["weights"]:
-        raise EectlError(f"{path}: the weights are not those that were saved; the file was altered or damaged, write it again")
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(about.spec)
-    wrong = model.load_state_dict(tensors, strict=False)
-    if wrong.missing_keys or wrong.unexpected_keys:
-        odd = ", ".join([*wrong.missing_keys, *wrong.unexpected_keys][:3])
-        made_with = ", ".join(f"{name} {number}" for name, number in metadata["versions"].items())
+    from eectl.models.limits import building_within, limit_of_weights
+
+    tensors, metadata = tensor_files.read_tensors(path, kind=KIND, schema=SCHEMA, again=AGAIN)
+    about = about_in(path, metadata)
+    name = about.spec.backbone.name
+    with torch.random.fork_rng(devices=[]), building_within(limit_of_weights(tensors, where=path), name=f"{path}: {name}"):
+        try:
+            model = build_model(about.spec)
+        except EectlError as error:
+            raise EectlError(f"{path}: its network cannot be built: {error}") from error
+    own = model.state_dict()
+    odd = [key for key in {**own, **tensors} if key not in own or key not in tensors or own[key].shape != tensors[key].shape]
+    if odd:
+        made_with = ", ".join(f"{library} {number}" for library, number in metadata["versions"].items())
         raise EectlError(
-            f"{path}: {odd} do not fit {about.spec.backbone.name} as it is built here; the file was made with {made_with}"
+            f"{path}: {', '.join(odd[:3])} do not fit {name} as it is built here; the file was made with {made_with:.300}"
         )
+    model.load_state_dict(tensors)
     return Checkpoint(path, model.to(device).eval(), about, metadata["weights"])
-
-
-def _about(path: Path, metadata: Mapping[str, Any]) -> About:
-    try:
-        about = About(
-            spec=ModelSpec.model_validate(metadata["model"]),
-            recipe=metadata["recipe"],
-            data=metadata["data"],
-            splits=metadata["splits"],
-            history=metadata["history"],
-            parent=metadata["parent"],
-        )
-        _ = about.data_spec, about.eval_batch_size, about.task, about.untrained, metadata["weights"]
-    except (KeyError, TypeError, ValueError) as error:
-        what = str(error).splitlines()[0]
-        raise EectlError(f"{path}: its header is damaged, or of another eectl ({what}); this is eectl {__version__}") from error
-    return about
 
 
 @dataclass(frozen=True)
 class Origin:
     """The run that a network came from: its recipe as plain data, and the blocks and kinds of the exits that it really has."""
 
-    recipe: Mapping[str, Any]
-    after: tuple[int, ...]
-    heads: tuple[str, ...]
+    recipe: Annotated[Mapping[str, Any], AfterValidator(check_run_facts)]
+    after: tuple[Whole, ...]
+    heads: tuple[Text, ...]

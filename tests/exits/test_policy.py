@@ -69,14 +69,18 @@ def test_policy_file(tmp_path):
         75.5: Policy(CRITERIA["margin"], (0.1, 0.1)),
     }
     assert POLICIES.costs == CostTable((10, 20, 42), 40)
-    POLICIES.check("digest", path=path)
-    del content["precision"]  # as files have it from before policies said it
+    POLICIES.check("digest", num_exits=3, splits={}, path=path)
+    del content["precision"], content["digest"]  # as files have it from before policies said it
     path.write_text(json.dumps(content))
     assert read_policies(path).precision == "float32"
     write_policies(path, replace(POLICIES, precision="bf16"))
     assert read_policies(path).precision == "bf16"
     with pytest.raises(EectlError, match=r"policy\.json was made for another checkpoint .* run eectl calibrate-thresholds"):
-        POLICIES.check("other", path=path)
+        POLICIES.check("other", num_exits=3, splits={}, path=path)
+    with pytest.raises(EectlError, match="costs of 3 exits, the checkpoint has 4"):
+        POLICIES.check("digest", num_exits=4, splits={}, path=path)
+    with pytest.raises(EectlError, match="not chosen on the calibration split of this checkpoint"):
+        POLICIES.check("digest", num_exits=3, splits={"calibration": {"fingerprint": "of other rows"}}, path=path)
 
 
 @pytest.mark.parametrize(

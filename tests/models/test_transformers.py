@@ -1,6 +1,7 @@
 """Text encoders: masks, names and weights, what a checkpoint needs to rebuild one, and what is said of names that do not work."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eectl.core.errors import EectlError
+from eectl.data.splits import DataInfo
 from eectl.exits.costs import measure_costs
 from eectl.models.adapters.transformers_parts import ADAPTERS, TextFeature
 from eectl.models.backbone import Backbone
 from eectl.models.build import attach_exits, build_backbone, model_spec
 from eectl.models.checkpoint import About, load_checkpoint, save_checkpoint
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import BackboneSection
+from eectl.recipe.recipe import BackboneSection, Recipe
 
 SMALL = {
     **{"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
@@ -167,8 +169,8 @@ def test_a_checkpoint_rebuilds_without_folder_and_network(family: str, tmp_path:
     model = attach_exits(backbone, after=[1], heads="mlp-6", num_outputs=3, input_shape=(3, 8)).eval()
     spec = model_spec(model, section, input_shape=(3, 8), num_outputs=3)
     assert spec.backbone.name == f"hf/{family}" and not spec.backbone.pretrained and str(folder) not in spec.model_dump_json()
-    recipe = {"data": {}, "eval_batch_size": 8}
-    save_checkpoint(tmp_path / "net.safetensors", model, About(spec, recipe, {"task": "classification"}, {}, []))
+    data = DataInfo("text", ("a", "b", "c"), spec.input_shape, (), (), kind="text")
+    save_checkpoint(tmp_path / "net.safetensors", model, About(spec, Recipe().model_dump(mode="json"), asdict(data), {}, []))
     for file in folder.iterdir():
         file.unlink()
     again = load_checkpoint(tmp_path / "net.safetensors").model
