@@ -1,7 +1,7 @@
 """Damaged files by the thousand: every line of the table of targets, again and again, each case named by a number.
 
 `python -m hostile.fuzz -n 20000 --seed 0` (from tests/; `make fuzz`) prints a table and keeps each case that broke the law under
-build/fuzz with the line that repeats it. A case is the seed, the target and its number: the same everywhere.
+build/fuzz with the line that repeats it. A case is a seed, a target and a number: the same everywhere.
 """
 
 import argparse
@@ -50,19 +50,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Known:
-    """What a target's line does with nothing damaged: its answer and what it takes."""
+    """What a target's line does with nothing damaged: its answer, what it takes, and where that broke the law already."""
 
     answer: object
     usage: Usage
+    faults: tuple[str, ...] = ()
 
 
 def learn(targets: Sequence[Target], world: Path, room: Path, *, jobs: int, measured: bool) -> dict[str, Known]:
-    """Run each target's line with nothing damaged, which must end well and within the law.
+    """Run each target's line with nothing damaged, which should end well and within the law.
 
     Without `measured` only those are run whose answers are compared, and what the others take is guessed.
     """
     here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {target.name: Known(None, Usage(USUAL_SECONDS, here)) for target in targets}
+    found = {target.key: Known(None, Usage(USUAL_SECONDS, here)) for target in targets}
 
     def start(task: tuple[int, Target]) -> Child:
         number, target = task
@@ -78,8 +79,9 @@ def learn(targets: Sequence[Target], world: Path, room: Path, *, jobs: int, meas
 
     to_run = [target for target in targets if measured or target.answer is not None]
     for (number, target), verdict in run_all(enumerate(to_run), start, jobs=jobs):
-        assert not verdict.faults and (verdict.code == 0 or OPTION in target.line), f"{target.name}: {verdict}"
-        found[target.name] = Known(verdict.answer, verdict.usage)
+        bad = [verdict.said] if verdict.code != 0 and OPTION not in target.line else []
+        faults = tuple(f"with nothing damaged: {fault}" for fault in (*bad, *verdict.faults))
+        found[target.key] = Known(verdict.answer, verdict.usage, faults)
         shutil.rmtree(room / f"calm-{number}")
     return found
 
@@ -90,15 +92,17 @@ def run_cases(
     """Run cases, `jobs` at a time; gives each with its verdict as it ends. Those that broke the law are kept under `keep`."""
     with tempfile.TemporaryDirectory(prefix="eectl-fuzz-") as scratch:
         room = Path(scratch)
-        targets = list({case.target.name: case.target for case in cases}.values())
+        targets = list({case.target.key: case.target for case in cases}.values())
         facts = learn(targets, world, room, jobs=jobs, measured=measured)
 
         def start(task: tuple[int, Case]) -> Child:
             number, case = task
-            target, folder, known = case.target, room / str(number), facts[case.target.name]
+            target, folder, known = case.target, room / str(number), facts[case.target.key]
 
             def work() -> Verdict:
                 folder.mkdir()
+                if known.faults:
+                    return Verdict(None, faults=list(known.faults))
                 line, may_differ = case.prepare(world, folder)
                 verdict = judge(line, folder, writes=target.writes, answer=target.answer, many=target.many)
                 if verdict.code == 0 and target.answer is not None and not may_differ and verdict.answer != known.answer:
@@ -117,7 +121,7 @@ def run_cases(
 
 def _keep(case: Case, verdict: Verdict, world: Path, keep: Path) -> None:
     """Keep the files of a case as they were before the line ran, and how to run it again."""
-    folder = keep / f"{case.target.kind.replace(' ', '-')}-{case.number.replace(':', '-')}"
+    folder = keep / case.number.replace(":", "-")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     line, _ = case.prepare(world, folder)
@@ -130,13 +134,16 @@ def _keep(case: Case, verdict: Verdict, world: Path, keep: Path) -> None:
 
 def draw_cases(count: int, seed: int, targets: Sequence[Target]) -> list[Case]:
     """Return `count` cases, the targets in turn."""
-    return [
-        Case(targets[index % len(targets)], f"{seed}:{index % len(targets)}:{index // len(targets)}") for index in range(count)
-    ]
+    return [_case(targets[index % len(targets)], seed, index // len(targets)) for index in range(count)]
 
 
-def _named(number: str, targets: Sequence[Target]) -> Case:
-    return Case(targets[int(number.split(":")[1])], number)
+def _case(target: Target, seed: int, number: int) -> Case:
+    return Case(target, f"{target.key}:{seed}:{number}")
+
+
+def _named(name: str, targets: Sequence[Target]) -> Case:
+    key, seed, number = name.split(":")
+    return _case(next(target for target in targets if target.key == key), int(seed), int(number))
 
 
 def main() -> None:

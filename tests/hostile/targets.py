@@ -4,6 +4,7 @@ A new reader or command is one more line. Nothing is run here.
 """
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,11 @@ class Target:
     def name(self) -> str:
         """The kind and the command, for tables and reproductions."""
         return f"{self.kind}: {' '.join(self.line)}"
+
+    @property
+    def key(self) -> str:
+        """A short name, the same wherever in the table the target stands."""
+        return f"{self.kind.replace(' ', '-')}-{zlib.crc32(f'{self.name} {self.source}'.encode()):08x}"
 
 
 def printed(_folder: Path, out: str) -> str:
