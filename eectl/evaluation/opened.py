@@ -213,8 +213,8 @@ def score_split(
         check_belongs(read, checkpoint.digest, path=file)
         if read.fingerprint != split.fingerprint:
             raise EectlError(f"{file}: holds the {read.split} split, or other rows, where {name} is needed; make it again")
-        shape = (checkpoint.model.num_exits, len(split), checkpoint.about.spec.num_outputs)
-        return read_scored(file, criterion=criterion, shape=shape)
+        sizes = (checkpoint.model.num_exits, len(split), checkpoint.about.spec.num_outputs)
+        return read_scored(file, criterion=criterion, shape=sizes)
     if len(split) < world.size:
         raise EectlError(f"{name} has {len(split)} rows for {world.size} processes; start at most one process per row")
     made = Provenance(name, split.fingerprint, checkpoint.digest, session.task, session.precision)
