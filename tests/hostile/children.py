@@ -90,13 +90,12 @@ def _bound(seconds: int) -> None:
 
 def run_all(tasks: Iterable[Task], start: Callable[[Task], Child], *, jobs: int) -> Iterator[tuple[Task, Verdict]]:
     """Start a child for each task, `jobs` at a time; gives each task with its verdict as it ends."""
-    waiting, running = iter(tasks), {}
-    while True:
-        while len(running) < jobs and (task := next(waiting, None)) is not None:
+    waiting, running = list(tasks)[::-1], {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            task = waiting.pop()
             child = start(task)
             running[os.pidfd_open(child.number)] = (task, child, time.monotonic())
-        if not running:
-            return
         ready, _, _ = select.select(list(running), [], [], 1)
         for _, child, began in (each for handle, each in running.items() if handle not in ready):
             if time.monotonic() - began > WALL_SECONDS:

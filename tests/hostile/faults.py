@@ -1,8 +1,8 @@
 """Faults in the middle of writing: SIGKILL, a full disk, two commands that write to one place. Each is tried in a child process.
 
 The law: afterwards each output is the old file whole or the new one whole, nothing else was touched, and the next command ends
-with what an undisturbed one gives and leaves no temporary file. `python -m hostile.faults` (from tests/; `make faults`) tries
-every moment at which a command changes a file, and some at random.
+with what an undisturbed one gives and leaves no temporary file. `make faults` tries every moment at which a command changes a
+file, and some at random.
 """
 
 import argparse

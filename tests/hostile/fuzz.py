@@ -1,7 +1,7 @@
 """Damaged files by the thousand: every line of the table of targets, again and again, each case named by a number.
 
-`python -m hostile.fuzz -n 20000 --seed 0` (from tests/; `make fuzz`) prints a table and keeps each case that broke the law under
-build/fuzz with the line that repeats it. A case is a seed, a target and a number: the same everywhere.
+`make fuzz` prints a table and keeps each case that broke the law under build/fuzz with the line that repeats it. A case is a
+target, a seed and a number: the same everywhere.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def _keep(case: Case, verdict: Verdict, world: Path, keep: Path) -> None:
     folder.mkdir(parents=True)
     line, _ = case.prepare(world, folder)
     shown = " ".join(map(repr, ("eectl", *line)))
-    again = f"python -m hostile.fuzz --case '{case.number}'  # from tests/"
+    again = f"PYTHONPATH=.:tests python -m hostile.fuzz --case '{case.number}'"
     (folder / "FAULTS").write_text(
         f"{shown}\n{again}\n\n" + "\n".join(verdict.faults) + "\n", encoding="utf-8", errors="backslashreplace"
     )
