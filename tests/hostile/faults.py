@@ -71,6 +71,7 @@ def scenarios() -> list[Scenario]:
         scenario(f"calibrate-thresholds {MODEL} --device cpu", (MODEL,), "-o=p.json", "--save-predictions=s.safetensors"),
         scenario(f"evaluate {MODEL} --policy {POLICY} --device cpu", (MODEL, POLICY), "-o=e.json", "--plot=e.pdf",
                  "--save-predictions=s.safetensors"),
+        scenario(f"analyze numerical-rank {MODEL} -o . --device cpu -q", (MODEL,)),
         scenario("report run", ("run/evaluation.json",), "-o=t.md", "-o=t.csv", "-o=c.pdf"),
         scenario(f"predict {MODEL} photos/red --device cpu", (MODEL, "photos/red"), "-o=a.csv"),
         scenario(f"bench {MODEL} --policy {POLICY} --batch-size 2 --rows 4 --seconds 0.01 --device cpu", (MODEL, POLICY),

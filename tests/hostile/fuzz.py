@@ -73,7 +73,7 @@ def learn(targets: Sequence[Target], world: Path, room: Path, *, jobs: int, meas
             folder.mkdir()
             line = tuple(target.source if each == OPTION else each for each in target.line)
             copy_needed(world, folder, target.needs if OPTION in target.line else (*target.needs, target.source))
-            return judge(line, folder, writes=target.writes, answer=target.answer, many=target.many)
+            return _judge(line, folder, target)
 
         return start_child(work, report=folder.with_suffix(".report"))
 
@@ -84,6 +84,11 @@ def learn(targets: Sequence[Target], world: Path, room: Path, *, jobs: int, meas
         found[target.key] = Known(verdict.answer, verdict.usage, faults)
         shutil.rmtree(room / f"calm-{number}")
     return found
+
+
+def _judge(line: Sequence[str], folder: Path, target: Target) -> Verdict:
+    stdin = folder / target.source if "-" in line else None
+    return judge(line, folder, writes=target.writes, answer=target.answer, many=target.many, stdin=stdin)
 
 
 def run_cases(
@@ -104,7 +109,7 @@ def run_cases(
                 if known.faults:
                     return Verdict(None, faults=list(known.faults))
                 line, may_differ = case.prepare(world, folder)
-                verdict = judge(line, folder, writes=target.writes, answer=target.answer, many=target.many)
+                verdict = _judge(line, folder, target)
                 if verdict.code == 0 and target.answer is not None and not may_differ and verdict.answer != known.answer:
                     verdict.faults.append("a damaged file was accepted, and the answer is another")
                 verdict.answer = None
@@ -162,9 +167,8 @@ def main() -> None:
     torch.set_num_threads(1)
     import_all()
     os.environ["OMP_NUM_THREADS"] = "1"
-    targets = all_targets()
+    targets = [target for target in all_targets() if not given.kind or target.kind in given.kind]
     cases = [_named(number, targets) for number in given.case] if given.case else draw_cases(given.n, given.seed, targets)
-    cases = [case for case in cases if not given.kind or case.target.kind in given.kind]
     with tempfile.TemporaryDirectory(prefix="eectl-world-") as made:
         world = given.world or Path(made)
         if not any(world.iterdir()):

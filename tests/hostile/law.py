@@ -31,6 +31,7 @@ def judge(
     writes: Sequence[str] = (),
     answer: Callable[[Path, str], Any] | None = None,
     many: bool = False,
+    stdin: Path | None = None,
 ) -> Verdict:
     """Run a line from `folder` and say where it broke the law.
 
@@ -40,7 +41,10 @@ def judge(
         writes: what it may make or change there; a folder's name ends with a slash.
         answer: takes its answer from the folder and from stdout.
         many: it may say several lines of `eectl: `.
+        stdin: what it reads there.
     """
+    if stdin is not None:
+        sys.stdin = open(stdin, encoding="utf-8")  # noqa: SIM115
     before = snapshot(folder)
     seen = _watch(folder)
     try:

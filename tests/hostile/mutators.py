@@ -218,7 +218,7 @@ def damage_tensors(content: bytes, draw: Random) -> bytes:
     header, data = open_tensors(content)
     if kind == "data" and data:
         return content[: -len(data)] + damage_bytes(data, draw)
-    if kind == "metadata":
+    if kind == "metadata" and METADATA_KEY in header.get("__metadata__", {}):
         own = json.loads(header["__metadata__"][METADATA_KEY])
         header["__metadata__"][METADATA_KEY] = as_text(damage_value(own, draw)).decode()
         return close_tensors(json.dumps(header).encode(), data)

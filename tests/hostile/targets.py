@@ -35,7 +35,7 @@ class Target:
     Attributes:
         kind: what is damaged, as the table of results calls it.
         source: the file in the world's folder; for an option its text.
-        line: the command, run from that folder.
+        line: the command, run from that folder; where it has the word `-` it reads the file from stdin.
         damage: what makes other bytes of the file's.
         needs: further files and folders that the line reads.
         writes: files and folders that it may make or change; a folder's name ends with a slash.
@@ -235,10 +235,25 @@ def _data() -> list[Target]:
         needs = ("texts.csv", "text-run/model.safetensors", "tiny")
         return Target(kind, f"tiny/{name}", line, damage_config, needs, many=True)
 
+    def labels(name: str) -> Target:
+        line = "--set data.name=tinyimagenet --set data.root=labels --set data.validation=0.2 --set data.workers=0 --dry-run"
+        return Target("label file", f"labels/{name}", ("train", *words(line), *CPU), damage_table, ("labels",), many=True)
+
     files = [("config.json", "config.json"), ("tokenizer", "tokenizer.json"), ("tokenizer", "tokenizer_config.json")]
     return [
         *(table(kind, *learn, f"texts.{kind}", *TEXTS, "--dry-run") for kind in _TABLES),
         *(table(kind, *answer_texts, f"texts.{kind}", "--text", "text", *CPU) for kind in _TABLES),
+        Target("stdin", "texts.tsv", (*answer_texts, "-", *CPU), damage_table, (answer_texts[1], "tiny"), many=True),
+        *(labels(name) for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")),
+        Target(
+            "weights",
+            "tiny/model.safetensors",
+            (*learn, "texts.csv", *TEXTS, *SHORT, "--weights", "tiny/model.safetensors", "-o", "r"),
+            damage_tensors,
+            ("texts.csv", "tiny"),
+            ("r/",),
+            many=True,
+        ),
         image(*learn, "photos", *PHOTOS, *SHORT, "--dry-run"),
         image(*learn, "photos", *PHOTOS, *SHORT, "-o", "r", writes=("r/",)),
         image("evaluate", "photos-run/model.safetensors", *CPU),

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from running import ROOT
 from running import eectl as run
+from safetensors.torch import save_file
 from toy_text import make_rows, write_csv, write_jsonl, write_tokenizer
 
 import eectl
@@ -59,12 +60,13 @@ def make_world(folder: Path) -> Path:
 
     `run/` is a finished run on digits with its policy, evaluation and bench; `half/` one that was stopped in its second phase,
     and `whole/` the same undisturbed; `photos/` holds classes of images and `photos-run/` a run on them; `texts.*` are tables
-    and `text-run/` a run on them, `tiny/` its encoder and tokenizer.
+    and `text-run/` a run on them, `tiny/` its encoder and tokenizer; `labels/` is a data set with files of labels.
     """
     _digits(folder)
     _half_a_run(folder)
     _photos(folder)
     _texts(folder)
+    _labelled(folder / "labels")
     return folder
 
 
@@ -126,9 +128,26 @@ def _texts(folder: Path) -> None:
     write_jsonl(folder / "texts.jsonl", rows)
     _write_parquet(folder / "texts.parquet", rows)
     write_tokenizer(folder / "tiny")
-    transformers.AutoConfig.for_model("bert", **TINY_BERT).save_pretrained(folder / "tiny")
+    config = transformers.AutoConfig.for_model("bert", **TINY_BERT)
+    config.save_pretrained(folder / "tiny")
+    save_file(transformers.AutoModel.from_config(config).state_dict(), folder / "tiny/model.safetensors")
     (folder / "tiny/canary.py").write_text(CANARY)
     run("train", "--data", "texts.csv", *TEXTS, *SHORT, "-o", "text-run", cwd=folder)
+
+
+def _labelled(folder: Path) -> None:
+    """Make TinyImageNet as its archive unpacks, with two classes; its files of labels are texts."""
+    wnids = ("n01443537", "n02002724")
+    draw = np.random.default_rng(0)
+    names = [f"train/{wnid}/images/{wnid}_{number}.JPEG" for wnid in wnids for number in range(6)]
+    for name in [*names, *(f"val/images/val_{number}.JPEG" for number in range(4))]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 250, (64, 64, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "val/val_annotations.txt").write_text(
+        "".join(f"val_{each}.JPEG\t{wnids[each % 2]}\t0\t0\t9\t9\n" for each in range(4))
+    )
+    (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in wnids))
+    (folder / "words.txt").write_text("".join(f"{wnid}\tname of {wnid}\n" for wnid in wnids))
 
 
 def _write_parquet(path: Path, rows: list[dict[str, object]]) -> None:
