@@ -236,8 +236,16 @@ def _data() -> list[Target]:
         return Target(kind, f"tiny/{name}", line, damage_config, needs, many=True)
 
     def labels(name: str) -> Target:
-        line = "--set data.name=tinyimagenet --set data.root=labels --set data.validation=0.2 --set data.workers=0 --dry-run"
-        return Target("label file", f"labels/{name}", ("train", *words(line), *CPU), damage_table, ("labels",), many=True)
+        line = "--set data.name=tinyimagenet --set data.root=labels --set data.validation=0.25 --set data.calibration=0.25 --set data.workers=0"
+        return Target(
+            "label file",
+            f"labels/{name}",
+            ("train", "digits", *words(line), *SMALL, *SHORT, "-o", "r"),
+            damage_table,
+            ("labels",),
+            ("r/",),
+            many=True,
+        )
 
     files = [("config.json", "config.json"), ("tokenizer", "tokenizer.json"), ("tokenizer", "tokenizer_config.json")]
     return [
