@@ -3,8 +3,7 @@
 Importing this module imports no torch: each adapter, and with it the library that it adapts, is imported when a name needs it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from eectl.core.errors import EectlError, closest
@@ -30,14 +29,14 @@ def build_backbone(spec: BackboneSection, *, input_shape: Sequence[int], num_out
         EectlError: for an unknown name, options or inputs that the network does not take, weights that do not fit, or a download
             that fails.
     """
-    check_inputs_fit(spec.name, input_shape)
-    name, load_adapter = _find_adapter(spec.name)
-    build = load_adapter()
-    with _bounded(spec):
-        backbone = build(name, spec.args, input_shape=tuple(input_shape), num_outputs=num_outputs, pretrained=spec.pretrained)
-    backbone.name = spec.name
-    if not backbone.depth:
-        raise EectlError(f"backbone.args: {dict(spec.args)} leave {spec.name} no block")
+    from eectl.models.limits import building_within, check_size, limit_of_memory
+
+    limit, title = limit_of_memory(), f"backbone {spec.name}"
+    if spec.args or spec.name.startswith(TRANSFORMERS):  # options, or a folder's, may say sizes that take long to fill
+        plain = spec.model_copy(update={"pretrained": False})
+        check_size(lambda: _build(plain, input_shape, num_outputs), limit, name=title)
+    with building_within(limit, name=title):
+        backbone = _build(spec, input_shape, num_outputs)
     if spec.weights is not None:
         from eectl.core.tensor_files import read_any_tensors
         from eectl.models.adapters.args_and_weights import load_weights
@@ -46,13 +45,16 @@ def build_backbone(spec: BackboneSection, *, input_shape: Sequence[int], num_out
     return backbone
 
 
-@contextmanager
-def _bounded(spec: BackboneSection) -> Iterator[None]:
-    """Stop the building of a network that this machine cannot hold; imports torch."""
-    from eectl.models.limits import building_within, limit_of_memory
-
-    with building_within(limit_of_memory(), name=f"backbone {spec.name}"):
-        yield
+def _build(spec: BackboneSection, input_shape: Sequence[int], num_outputs: int) -> "Backbone":
+    """Build a network by the adapter for its name, of whatever size; the weights of a file are not loaded."""
+    check_inputs_fit(spec.name, input_shape)
+    name, load_adapter = _find_adapter(spec.name)
+    build = load_adapter()
+    backbone = build(name, spec.args, input_shape=tuple(input_shape), num_outputs=num_outputs, pretrained=spec.pretrained)
+    backbone.name = spec.name
+    if not backbone.depth:
+        raise EectlError(f"backbone.args: {dict(spec.args)} leave {spec.name} no block")
+    return backbone
 
 
 def check_inputs_fit(name: str, input_shape: Sequence[int]) -> None:
@@ -129,9 +131,16 @@ def model_spec(model: "MultiExitModel", backbone: BackboneSection, *, input_shap
 
 
 def build_model(spec: ModelSpec) -> "MultiExitModel":
-    """Build the network that a checkpoint describes, with fresh weights and never a download; the caller loads its weights."""
+    """Build the network that a checkpoint describes, with fresh weights and never a download; the caller loads its weights.
+
+    Its size is the caller's to bound (see `limits`).
+    """
+    if spec.backbone.name.startswith(TRANSFORMERS):
+        from eectl.models.adapters.transformers import check_rebuilds
+
+        check_rebuilds(spec.backbone.name.removeprefix(TRANSFORMERS))
     plain = spec.backbone.model_copy(update={"pretrained": False, "weights": None})
-    backbone = build_backbone(plain, input_shape=spec.input_shape, num_outputs=spec.num_outputs)
+    backbone = _build(plain, spec.input_shape, spec.num_outputs)
     model = attach_exits(backbone, after=spec.after, heads=spec.heads, num_outputs=spec.num_outputs, input_shape=spec.input_shape)
     return model if spec.combine is None else attach_ensembles(model, spec.combine, num_outputs=spec.num_outputs)
 

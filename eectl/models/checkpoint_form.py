@@ -78,6 +78,12 @@ class _Scores(_Form):
     score: Annotated[tuple[Number | None, ...], FEW]
     loss: Annotated[tuple[Number | None, ...], FEW]
 
+    @model_validator(mode="after")
+    def _one_each(self) -> "_Scores":
+        if len(self.score) != len(self.loss):
+            raise ValueError(f"{len(self.score)} scores and {len(self.loss)} losses")
+        return self
+
 
 class _PhaseStep(_Form):
     phase: Natural
@@ -92,12 +98,6 @@ class _PhaseStep(_Form):
     seed: Whole
     start: Text | None = None
     precision: Text = "float32"
-
-    @model_validator(mode="after")
-    def _one_score_each(self) -> "_PhaseStep":
-        if not len(self.exits) == len(self.validation.score) == len(self.validation.loss):
-            raise ValueError(f"{len(self.validation.score)} validation scores for {len(self.exits)} exits")
-        return self
 
 
 class _HeadsStep(_Form):

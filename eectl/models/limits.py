@@ -5,7 +5,7 @@ the memory first. What is counted is what modules register, while they do, befor
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,14 @@ from torch.nn.modules import module as modules
 
 from eectl.core.errors import EectlError
 
-MOST_TENSORS = 20_000  # of a network that is built from a recipe: the largest of timm's have some 2,000
+MOST_TENSORS = 10_000  # of a network that is built from a recipe: the largest of timm's have some 4,000
+_MODULES_PER_TENSOR = 10  # there are modules without any, such as activations
 _BYTES = 4  # of a parameter in float32
 _SLACK = 4  # libraries register some parts twice, as tied weights and ones that take the place of others
+
+
+class TooLargeError(EectlError):
+    """A network that would be larger than it may be."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,9 @@ class Limit:
 def limit_of_memory() -> Limit:
     """Return the limit for a network that nothing else is known of: what this machine's memory holds."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Limit(total // _BYTES, MOST_TENSORS, f"this machine has memory for {total // _BYTES:.2g} numbers")
+    numbers = total // _BYTES
+    why = f"allowed are {MOST_TENSORS:,} tensors and, in this machine's memory, {numbers:.2g} numbers"
+    return Limit(numbers, MOST_TENSORS, why)
 
 
 def limit_of_weights(tensors: "dict[str, Tensor]", *, where: object) -> Limit:
@@ -45,23 +52,28 @@ def limit_of_weights(tensors: "dict[str, Tensor]", *, where: object) -> Limit:
 
 @contextmanager
 def building_within(limit: Limit, *, name: str) -> Iterator[None]:
-    """Raise EectlError in the block as soon as the modules made there have more than `limit` allows.
+    """Raise TooLargeError in the block as soon as the modules made there have more than `limit` allows.
 
     Args:
         limit: the most that they may have.
         name: the network's, for messages.
 
     Raises:
-        EectlError: there, or where a single tensor is larger than memory.
+        TooLargeError: there, or where a single tensor is larger than memory.
     """
-    numbers = tensors = 0
+    found = {"numbers": 0, "tensors": 0, "modules": 0}
+    most = {"numbers": limit.numbers, "tensors": limit.tensors, "modules": _MODULES_PER_TENSOR * limit.tensors}
 
-    def count(_module: torch.nn.Module, _name: str, made: Any) -> None:
-        nonlocal numbers, tensors
-        tensors += 1
-        numbers += made.numel() if isinstance(made, Tensor) else 0
-        if numbers > limit.numbers or tensors > 10 * limit.tensors:  # modules are counted too, and there are more of these
-            raise EectlError(f"{name} with these options is too large: {limit.why}; check the options that say its size")
+    too_large = TooLargeError(f"{name} with these options is too large: {limit.why}; check the options that say its size")
+
+    def count(_parent: torch.nn.Module, _name: str, made: Any) -> None:
+        if isinstance(made, Tensor):
+            found["numbers"] += made.numel()
+            found["tensors"] += 1
+        else:
+            found["modules"] += 1
+        if any(found[what] > most[what] for what in found):
+            raise too_large
 
     hooks = [
         modules.register_module_parameter_registration_hook(count),
@@ -71,9 +83,23 @@ def building_within(limit: Limit, *, name: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OverflowError) as error:  # a tensor that no memory holds is refused before it is registered
-        if not isinstance(error, OverflowError) and "memory" not in str(error) and "overflow" not in str(error):
+        if isinstance(error, RuntimeError) and "memory" not in str(error) and "overflow" not in str(error):
             raise
-        raise EectlError(f"{name} with these options is too large: {limit.why}; check the options that say its size") from error
+        raise too_large from error
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def check_size(build: Callable[[], object], limit: Limit, *, name: str) -> None:
+    """Let a network be built without its numbers, on torch's meta device; raises TooLargeError where it has more than allowed.
+
+    A build that fails otherwise is not judged: it will fail again, or was none for that device.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), building_within(limit, name=name):
+            build()
+    except TooLargeError:
+        raise
+    except Exception:  # whatever a library does not do on that device
+        return

@@ -14,8 +14,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
-from eectl.core.errors import EectlError, closest
+from eectl.core.errors import EectlError, closest, lookup
+from eectl.core.files import read_text
+from eectl.core.json_files import parse_json
 from eectl.models.adapters.args_and_weights import check_names
 from eectl.models.adapters.transformers_parts import ADAPTERS, BertBackbone
 
@@ -41,20 +44,21 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
             f"backbone.pretrained: hf/{name} is a kind of network and has no weights of its own; name a folder with a "
             "config.json (hf/./FOLDER) or an id on the Hugging Face hub, or a file in backbone.weights"
         )
-    found = AutoConfig.for_model(name) if name in CONFIG_MAPPING else _read_config(name, download=pretrained)
-    if found.model_type not in ADAPTERS:
-        raise _no_adapter(name, found.model_type)
-    adapter = ADAPTERS[found.model_type]
-    options = _options(name, found, adapter, args)
+    given = {"model_type": name} if name in CONFIG_MAPPING else _read_config(name, download=pretrained)
+    model_type = given["model_type"]
+    if model_type not in ADAPTERS:
+        raise _no_adapter(name, model_type)
+    adapter = ADAPTERS[model_type]
     fresh: tuple[str, ...] = ()
     with _explained(name, args):
-        config = AutoConfig.for_model(found.model_type, **options, num_labels=num_outputs)
+        options = _options(name, given, adapter, args)
+        config = AutoConfig.for_model(model_type, **options, num_labels=num_outputs)
         if pretrained:
             net, fresh = _load(name, config)
         else:
             net = AutoModelForSequenceClassification.from_config(config)
         backbone = adapter(net)
-    backbone.name, backbone.rebuilds_as, backbone.fresh = f"hf/{name}", (f"hf/{found.model_type}", options), fresh
+    backbone.name, backbone.rebuilds_as, backbone.fresh = f"hf/{name}", (f"hf/{model_type}", options), fresh
     _check_fresh(backbone)
     limit = backbone.max_tokens
     if limit is not None and input_shape[1] > limit:
@@ -64,31 +68,48 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
     return backbone
 
 
-def _options(name: str, found: Any, adapter: type[BertBackbone], args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration that was found, changed by `args`: only what shapes the network."""
-    aliases: Mapping[str, str] = found.attribute_map
+def check_rebuilds(name: str) -> None:
+    """Raise EectlError unless a checkpoint's network `name`, without `hf/`, is a model type: no folder is read on its word."""
+    lookup(ADAPTERS, name, what="kind of text network")
+
+
+def _options(name: str, given: Mapping[str, Any], adapter: type[BertBackbone], args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the library's configuration, changed by one that was read and by `args`: only what shapes the network."""
+    aliases: Mapping[str, str] = CONFIG_MAPPING[given["model_type"]].attribute_map
     check_names(f"hf/{name}", args, dict.fromkeys((*adapter.options, *aliases)))
-    given = found.to_dict()
     if given.get("position_embedding_type") not in (None, "absolute"):
         kind = given["position_embedding_type"]
         raise EectlError(f"hf/{name} has {kind} positions; eectl takes absolute ones, as transformers 5 does")
-    options = {key: given[key] for key in adapter.options if key in given}
+    shaping = {aliases.get(key, key): given[key] for key in (*aliases, *adapter.options) if key in given}
+    whole = AutoConfig.for_model(**{"model_type": given["model_type"]} | shaping).to_dict()
+    options = {key: whole[key] for key in adapter.options if key in whole}
     return options | {aliases.get(key, key): value for key, value in args.items()}
 
 
-def _read_config(name: str, *, download: bool) -> Any:
-    """Return the configuration in a folder or of a network on the hub: from the local cache, unless `download` is allowed."""
+def _read_config(name: str, *, download: bool) -> dict[str, Any]:
+    """Return the configuration in a folder or of a network on the hub: from the local cache, unless `download` is allowed.
+
+    It is read as JSON, and by none of the library's classes, some of which run code that lies beside it.
+    """
     folder = Path(name)
     if not folder.is_dir() and name.startswith((".", "/", "~")):
         raise EectlError(f"backbone.name: no folder {name}; hf/./FOLDER is a folder with a config.json")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise EectlError(f"backbone.name: the folder {name} has no config.json, so it is not a network that transformers saved")
+    path = folder / "config.json" if folder.is_dir() else _config_on_hub(name, download=download)
+    config = parse_json(read_text(path), where=path)
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str):
+        raise EectlError(f"{path}: transformers cannot read it (it names no model_type); name a folder that transformers saved")
+    return dict(config)
+
+
+def _config_on_hub(name: str, *, download: bool) -> Path:
+    """Return where the configuration of a network on the hub lies in the library's cache, downloaded where that is allowed."""
     try:
         with _quiet():
-            return AutoConfig.from_pretrained(name, local_files_only=not download or folder.is_dir())
+            return Path(str(cached_file(name, "config.json", local_files_only=not download)))
     except (OSError, ValueError) as error:
-        if folder.is_dir():
-            raise EectlError(f"{folder / 'config.json'}: transformers cannot read it ({_reason(error)})") from error
         if download:
             raise EectlError(f"hf/{name} cannot be downloaded ({_reason(error)}); a local folder is hf/./FOLDER") from error
         raise EectlError(
@@ -103,6 +124,8 @@ def _load(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         pickled = "pytorch_model.bin alone, a pickle, which eectl does not read" if any(folder.glob("*.bin")) else "no weights"
         raise EectlError(f"backbone.pretrained: the folder {name} has {pickled}; save the network there as model.safetensors")
+    if (folder / "adapter_config.json").exists():
+        raise EectlError(f"backbone.pretrained: the folder {name} has adapters for another network; merge and save it as a whole")
     try:
         with _quiet():
             net, info = AutoModelForSequenceClassification.from_pretrained(
@@ -110,6 +133,7 @@ def _load(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
                 config=config,
                 local_files_only=folder.is_dir(),
                 use_safetensors=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -135,7 +159,16 @@ def _explained(name: str, args: Mapping[str, Any]) -> Iterator[None]:
     """Turn what transformers raises for options that do not go together into an EectlError."""
     try:
         yield
-    except (StrictDataclassError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        StrictDataclassError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         given = f" with {dict(args)}" if args else ""
         raise EectlError(f"hf/{name} cannot be built{given}: {_reason(error)}") from error
 
