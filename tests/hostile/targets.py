@@ -236,7 +236,8 @@ def _data() -> list[Target]:
         return Target(kind, f"tiny/{name}", line, damage_config, needs, many=True)
 
     def labels(name: str) -> Target:
-        line = "--set data.name=tinyimagenet --set data.root=labels --set data.validation=0.25 --set data.calibration=0.25 --set data.workers=0"
+        line = "--set data.name=tinyimagenet --set data.root=labels --set data.workers=0"
+        line += " --set data.validation=0.25 --set data.calibration=0.25"
         return Target(
             "label file",
             f"labels/{name}",
