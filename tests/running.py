@@ -1,9 +1,14 @@
 """Running the program in tests: in this process, which spares the start-up, or as a process where that is what is tested."""
 
+import ctypes
 import os
+import pickle
+import resource
 import signal
+import struct
 import subprocess
 import sys
+import traceback
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -60,6 +65,36 @@ def refused(*arguments, cwd=None, code=1, **_fixtures):
     out, err = eectl(*arguments, cwd=cwd, code=code)
     assert out == ""
     return err
+
+
+def in_child(run, *, most_bytes=None):
+    """What `run()` returns in a forked process for which permissions count, though root's, and which writes no larger files."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _drop_capabilities()
+            if most_bytes is not None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails in the middle, as on a full disk
+                resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+            answer = pickle.dumps(run())
+            with open(writing, "wb") as file:
+                file.write(answer)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        answer = file.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return pickle.loads(answer)
+
+
+def _drop_capabilities():
+    """Give up root's right to pass over permissions; who has no such right keeps what he has."""
+    header, none = struct.pack("Ii", 0x20080522, 0), bytes(24)
+    assert ctypes.CDLL(None).capset(header, none) == 0
 
 
 @contextmanager

@@ -167,8 +167,13 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 def _range(field: Mapping[str, Any]) -> str:
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign}\u00a0{field[name]:g}" for name, sign in words.items() if name in field]
+    bounds = [f"{sign}\u00a0{_number(field[name])}" for name, sign in words.items() if name in field]
     return f" {' and '.join(bounds)}" if bounds else ""
+
+
+def _number(value: float) -> str:
+    """Return a number as people write it: 65,536, 0.001, 1e9."""
+    return f"{value:,.0f}" if 1 <= value < 1e7 and value == int(value) else re.sub(r"e\+?(-?)0?", r"e\1", f"{value:g}")
 
 
 def _value(field: Mapping[str, Any]) -> str:
@@ -202,10 +207,15 @@ def contributing() -> str:
     return _beside("CONTRIBUTING.md")
 
 
+def security() -> str:
+    """Return SECURITY.md without its title."""
+    return _beside("SECURITY.md")
+
+
 def _beside(name: str) -> str:
     """Return a file of the checkout as a part of a page: no title, and links as they are from docs/."""
     text = (ROOT / name).read_text(encoding="utf-8").partition("\n")[2]
-    return text.replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)")
+    return text.replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)").replace("](SECURITY.md)", "](security.md)")
 
 
 def _cell(text: str) -> str:
@@ -223,4 +233,5 @@ PARTS: dict[str, Callable[[], str]] = {
     "api": api,
     "changelog": changelog,
     "contributing": contributing,
+    "security": security,
 }

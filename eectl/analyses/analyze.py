@@ -1,6 +1,7 @@
 """`eectl analyze`: open checkpoints, put one question to them, and write the answer as JSON, CSV, PNG and PDF."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,11 +26,12 @@ from eectl.analyses.settings import QUESTIONS, Settings, make_settings
 from eectl.core.console import silent
 from eectl.core.distributed import World
 from eectl.core.errors import EectlError, out_of_memory
-from eectl.core.figures import save_figures, title
-from eectl.core.files import check_outputs, replacing
-from eectl.core.json_files import sealed, write_json
+from eectl.core.figures import render, title
+from eectl.core.files import check_outputs, real, write_all
+from eectl.core.json_files import json_text, sealed
 from eectl.core.precision import FLOAT32
 from eectl.core.progress import Display
+from eectl.core.seeds import check_seed
 from eectl.evaluation.opened import Session, measuring, open_session
 from eectl.models.checkpoint import About, read_about
 
@@ -105,6 +107,7 @@ def analyze(
             be known by then; nothing is written.
     """
     settings = make_settings(question, options)
+    seed = check_seed(seed)
     paths = [Path(path) for path in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
     labels = [label] if isinstance(label, str) else list(label)
     folder = Path(out)
@@ -127,7 +130,7 @@ def analyze(
             say(f"note: {note}")
         answer = _ask(question, subjects, settings, seed=seed, batch_size=batch_size, quiet=quiet)
     analysis = Analysis(question, seed, asdict(settings), [_described(subject, settings) for subject in subjects], answer)
-    _write(files, analysis, paper=paper)
+    _write(files, analysis, paper=paper, overwrite=overwrite)
     say(f"{', '.join(map(str, files))}: written")
     return analysis
 
@@ -136,7 +139,7 @@ def _check_checkpoints(question: str, paths: Sequence[Path], labels: Sequence[st
     """Raise EectlError for too few checkpoints, one given twice, and labels that do not tell them apart."""
     if len(paths) < least:
         raise EectlError(f"{question}: {len(paths)} checkpoint{'s' * (len(paths) != 1)}; it takes at least {least}, name another")
-    twice = next((path for path, count in Counter(path.resolve() for path in paths).items() if count > 1), None)
+    twice = next((path for path, count in Counter(map(real, paths)).items() if count > 1), None)
     if twice is not None:
         raise EectlError(f"{twice} is named twice; name each checkpoint once")
     if labels and len(labels) != len(paths):
@@ -229,8 +232,8 @@ def _described(subject: Subject, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _write(files: Sequence[Path], analysis: Analysis, *, paper: bool) -> None:
-    """Write the answer: JSON, CSV, and the picture in both formats."""
+def _write(files: Sequence[Path], analysis: Analysis, *, paper: bool, overwrite: bool) -> None:
+    """Write the answer: JSON, CSV, and the picture in both formats, all or none."""
     as_json, as_csv, *pictures = files
     labels = [str(checkpoint["label"]) for checkpoint in analysis.checkpoints]
     data, network = (", ".join(dict.fromkeys(str(each[key]) for each in analysis.checkpoints)) for key in ("data", "network"))
@@ -239,12 +242,11 @@ def _write(files: Sequence[Path], analysis: Analysis, *, paper: bool) -> None:
         ANALYSES[analysis.question].draw(figure, analysis.answer, labels)
         title(figure, f"{data}, {network}: {analysis.question.replace('-', ' ')}", paper=paper)
 
-    save_figures(pictures, draw)
-    with replacing(as_csv) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(analysis.answer.records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(analysis.answer.records)
-    write_json(as_json, analysis.to_json())
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(analysis.answer.records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(analysis.answer.records)
+    write_all({as_json: json_text(analysis.to_json()), as_csv: table.getvalue(), **render(pictures, draw)}, overwrite=overwrite)
 
 
 ANALYSES: dict[str, Method] = {

@@ -11,10 +11,12 @@ from typing import Any
 from eectl.core.errors import EectlError, closest, lookup
 from eectl.recipe.choices import MOVED_CHOICES, SPLIT_CHOICES, VIEW_CHOICES, described, listed
 
+MOST_NUMBER = 10**8  # of what an option counts or measures, unless the option says less
 
-def _option(default: Any, text: str, *, choices: tuple[str, ...] = (), what: str = "") -> Any:
-    """Make a field with a help text; `choices` are the values it may have, `what` is how a message calls it."""
-    return field(default=default, metadata={"help": text, "choices": choices, "what": what})
+
+def _option(default: Any, text: str, *, choices: tuple[str, ...] = (), what: str = "", most: int = MOST_NUMBER) -> Any:
+    """Make a field with a help text; `choices` are the values it may have, up to `most`, `what` is how a message calls it."""
+    return field(default=default, metadata={"help": text, "choices": choices, "what": what, "most": most})
 
 
 def _split(default: str) -> Any:
@@ -37,6 +39,8 @@ class Settings:
             elif not _fits(value, each.default):
                 known = {bool: "True or False", int: "a whole number", float: "a number"}[type(each.default)]
                 raise EectlError(f"{each.name} is {value!r}; it takes {known}")
+            elif isinstance(value, (int, float)) and not -MOST_NUMBER <= value <= each.metadata["most"]:
+                raise EectlError(f"{each.name} is {value!r:.60}; at most {each.metadata['most']:,}")
         self.check()
 
     def check(self) -> None:
@@ -96,7 +100,7 @@ class DominanceSettings(SplitSettings):
 class ConnectivitySettings(Settings):
     """Settings of mode connectivity."""
 
-    points: int = _option(11, "networks on each line, both ends included")
+    points: int = _option(11, "networks on each line, both ends included", most=1001)
     samples: int = _option(1000, "how many rows of train, and of test, each of them sees")
     bn_samples: int = _option(1000, "train rows for BatchNorm's statistics at each point")
     reestimate: bool = _option(True, "take BatchNorm's statistics anew at each point, ends included")
@@ -136,7 +140,7 @@ class InformationSettings(SplitSettings):
     """Settings of mutual information."""
 
     samples: int = _option(5_000, "how many rows are looked at; time grows with their square")
-    dimensions: int = _option(8, "random directions that activations are projected to")
+    dimensions: int = _option(8, "random directions that activations are projected to", most=4096)
     noise: float = _option(0.3, "variance of the noise, as a share of the activations' mean variance")
     view: str = _view()
 
@@ -153,7 +157,7 @@ class LandscapeSettings(SplitSettings):
     """Settings of the loss landscape."""
 
     split: str = _split("train")
-    points: int = _option(21, "points a side, an odd number: the weights lie in the middle")
+    points: int = _option(21, "points a side, an odd number: the weights lie in the middle", most=1001)
     span: float = _option(1.0, "how far to go to each side; 1: as far as each filter's own norm")
     dimensions: int = _option(2, "1 for a line, 2 for a plane")
     only: str = _option(

@@ -15,7 +15,8 @@ from eectl.cli.explain import analyze
 from eectl.cli.look import info, recipes, schema
 from eectl.cli.measure import bench, calibrate_thresholds, evaluate, flops, report
 from eectl.cli.train import attach_heads, train
-from eectl.core.errors import EectlError, Interrupted
+from eectl.core.errors import EectlError, Interrupted, refused_by_system, visible
+from eectl.core.streams import standard_streams
 from eectl.core.threads import settle_threads
 
 app = typer.Typer(
@@ -40,17 +41,36 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # while nothing is saved; training notes signals in its own way
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
+    with standard_streams():
+        try:
+            _run()
+        except EectlError as error:
+            _say_error(error)
+            sys.exit(error.exit_code)
+        except Interrupted as caught:
+            _say_stopped(caught)
+            sys.exit(caught.exit_code)
+
+
+def _run() -> None:
+    """Run the command; raises EectlError for whatever the operating system refuses, SystemExit when the command is done."""
     try:
-        app(prog_name="eectl")
-    except EectlError as error:
-        rank = os.environ.get("RANK", "0")
-        process = "" if rank == "0" else f" [process {rank}]"
-        for line in str(error).splitlines():
-            print(f"eectl{process}: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Interrupted as caught:
-        _say_stopped(caught)
-        sys.exit(caught.exit_code)
+        try:
+            app(prog_name="eectl")
+        except SystemExit:
+            sys.stdout.flush()  # a full disk may show only now
+            raise
+    except BrokenPipeError:  # the reader of stdout, such as head, has what it wants
+        sys.exit(1)
+    except OSError as error:
+        raise refused_by_system(error) from error
+
+
+def _say_error(error: EectlError) -> None:
+    rank = os.environ.get("RANK", "0")
+    process = "" if rank == "0" else f" [process {rank}]"
+    for line in visible(str(error)).splitlines():
+        print(f"eectl{process}: {line}", file=sys.stderr)
 
 
 def _imports(frame: FrameType | None) -> bool:

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eectl.cli.options import BatchSize, Checkpoint, Device, Json, Overwrite, Precision, Quiet, say
+from eectl.cli.options import (
+    MOST_COUNT,
+    BatchSize,
+    Checkpoint,
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    Quiet,
+    decimal,
+    places_starting_with,
+    say,
+    whole,
+)
+from eectl.recipe.budgets import MOST_BUDGET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,24 +31,17 @@ if TYPE_CHECKING:
     from eectl.deploy.rows_out import RowOut
 
 
-def _complete_inputs(incomplete: str) -> list[str]:
-    """List the files and folders that begin like this."""
-    base = Path(incomplete)
-    folder = base if incomplete.endswith("/") else base.parent
-    names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
-    return [name for name in names if name.startswith(incomplete)]
-
-
 def predict(
     checkpoint: Checkpoint,
     inputs: Annotated[list[str], typer.Argument(metavar="FILES|FOLDER|-", help="images, folders of them, or text files (.csv, "
                                                 ".tsv, .jsonl, .parquet); - reads a text, or an image's path, a line",
-                                                autocompletion=_complete_inputs, show_default=False)],
+                                                autocompletion=places_starting_with, show_default=False)],
     policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; default: the plain network answers",
                                                 show_default=False)] = None,
-    budget: Annotated[float | None, typer.Option(help="which of the policy's budgets to keep, in % of the plain backbone's cost; "
-                                                 "default: the only one it has", show_default=False)] = None,
-    top: Annotated[int, typer.Option(help="how many of the likeliest classes to give")] = 1,
+    budget: Annotated[float | None, typer.Option(parser=decimal(0, MOST_BUDGET), help="which of the policy's budgets to keep, in "
+                                                 "% of the plain backbone's cost; default: the only one it has",
+                                                 show_default=False)] = None,
+    top: Annotated[int, typer.Option(parser=whole(0, MOST_COUNT), help="how many of the likeliest classes to give")] = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the answers", metavar="FILE.jsonl|FILE.csv",
                                              show_default=False)] = None,
     text: Annotated[list[str] | None, typer.Option("--text", "--column", metavar="COLUMN", help="the column of the texts, twice "

@@ -9,8 +9,22 @@ from typing import Annotated, Any
 
 import typer
 
-from eectl.analyses.settings import QUESTIONS, Question
-from eectl.cli.options import BatchSize, DataRoot, Device, Json, Overwrite, Paper, Quiet, among, complete_files, say
+from eectl.analyses.settings import MOST_NUMBER, QUESTIONS, Question
+from eectl.cli.options import (
+    BatchSize,
+    DataRoot,
+    Device,
+    Json,
+    Overwrite,
+    Paper,
+    Quiet,
+    among,
+    complete_files,
+    decimal,
+    say,
+    whole,
+)
+from eectl.core.seeds import MOST_SEED
 
 analyze = typer.Typer(
     name="analyze",
@@ -22,7 +36,7 @@ Checkpoints = Annotated[
     list[Path], typer.Argument(metavar="CKPT…", help="checkpoint files", autocompletion=complete_files, show_default=False)
 ]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="folder for QUESTION.json, .csv, .png and .pdf", show_default=False)]
-Seed = Annotated[int, typer.Option(help="seed of the rows and of what else is drawn")]
+Seed = Annotated[int, typer.Option(parser=whole(0, MOST_SEED), help="seed of the rows and of what else is drawn")]
 Label = Annotated[
     list[str] | None,
     typer.Option(help="what to call a checkpoint, once for each in their order; default: its regime", show_default=False),
@@ -74,7 +88,16 @@ def _annotation(setting: "Field[Any]") -> Any:
     if setting.default is True:
         flags = [f"--{setting.name}/--no-{setting.name}"]
     choices = setting.metadata["choices"]
-    option = typer.Option(*flags, help=setting.metadata["help"], autocompletion=among(*choices) if choices else None)
+    readers: dict[type, Callable[[object], Any]] = {
+        int: whole(-MOST_NUMBER, setting.metadata["most"]),
+        float: decimal(-MOST_NUMBER, MOST_NUMBER),
+    }
+    option = typer.Option(
+        *flags,
+        help=setting.metadata["help"],
+        autocompletion=among(*choices) if choices else None,
+        parser=readers.get(type(setting.default)),
+    )
     return Annotated[type(setting.default), option]
 
 

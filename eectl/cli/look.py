@@ -31,13 +31,14 @@ def recipes(
     folder and text are templates for data of your own.
     Example: eectl recipes folder > mine.yaml
     """
+    from eectl.core.console import show_text
     from eectl.core.errors import lookup
     from eectl.recipe.reading import shipped_recipes
     from eectl.recipe.schema import first_comment
 
     texts = shipped_recipes()
     if name is not None:
-        print(lookup(texts, name, what="recipe"), end="")
+        show_text(lookup(texts, name, what="recipe"))
         return
     width = max(map(len, texts))
     for each, text in texts.items():

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from eectl.cli.options import (
+    MOST_COUNT,
     BatchSize,
     Budgets,
     Checkpoint,
@@ -21,10 +22,13 @@ from eectl.cli.options import (
     complete_published,
     complete_recipes_and_files,
     complete_runs,
+    decimal,
     say,
+    whole,
 )
 from eectl.core.errors import EectlError
-from eectl.recipe.budgets import DEFAULT_BATCH_SIZES, DEFAULT_BUDGETS
+from eectl.core.seeds import MOST_SEED
+from eectl.recipe.budgets import DEFAULT_BATCH_SIZES, DEFAULT_BUDGETS, MOST_SECONDS
 from eectl.recipe.choices import COST_CHOICES, LOOKUP_CHOICES, PROTOCOL_CHOICES, SEARCH_CHOICES, described
 
 
@@ -174,10 +178,11 @@ def bench(
     policy: Annotated[Path | None, typer.Option(help="thresholds from calibrate-thresholds; default: calibrate first",
                                                 show_default=False)] = None,
     criterion: Criterion = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="test rows to time; default: twice the largest batch, 256 at least",
-                                             show_default=False)] = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="about how long the plain backbone is timed at each batch size")] = 2.0,
-    seed: Annotated[int, typer.Option(help="which rows are drawn")] = 0,
+    rows: Annotated[int | None, typer.Option(parser=whole(1, MOST_COUNT), help="test rows to time; default: twice the largest "
+                                             "batch, 256 at least", show_default=False)] = None,
+    seconds: Annotated[float, typer.Option(parser=decimal(0.01, MOST_SECONDS), help="about how long the plain backbone is timed "
+                                           "at each batch size")] = 2.0,
+    seed: Annotated[int, typer.Option(parser=whole(0, MOST_SEED), help="which rows are drawn")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the measurements", metavar="FILE.json",
                                              show_default=False)] = None,
     device: Device = "auto",

@@ -2,11 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from eectl.core.errors import visible
+from eectl.core.numbers import decimal_number, whole_number
 from eectl.recipe.choices import (
     CRITERION_CHOICES,
     CRITERION_FAMILIES,
@@ -16,6 +19,9 @@ from eectl.recipe.choices import (
     completions,
     listed,
 )
+
+MOST_ROWS = 10**6  # at once
+MOST_COUNT = 10**9  # of anything else
 
 
 def starting_with(names: Iterable[str], incomplete: str) -> list[str]:
@@ -32,12 +38,45 @@ def among(*names: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def complete_files(incomplete: str) -> list[str]:
-    """Return the checkpoints and folders that begin like this."""
+def places_starting_with(incomplete: str) -> list[str]:
+    """Return the files, and the folders with a slash, that begin like this; none where the system does not let us look."""
     base = Path(incomplete)
     folder = base if incomplete.endswith("/") else base.parent
-    names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
-    return [name for name in names if name.startswith(incomplete) and name.endswith(("/", ".safetensors"))]
+    with suppress(OSError):
+        names = [f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*"))]
+        return starting_with(names, incomplete)
+    return []
+
+
+def complete_files(incomplete: str) -> list[str]:
+    """Return the checkpoints and folders that begin like this."""
+    return [name for name in places_starting_with(incomplete) if name.endswith(("/", ".safetensors"))]
+
+
+def whole(least: int, most: int) -> Callable[[object], int]:
+    """Return what reads an option as a whole number from `least` to `most`, in the digits 0 to 9."""
+
+    def read(text: object) -> int:
+        number = whole_number(text, least=least, most=most)
+        if number is None:
+            raise typer.BadParameter(f"{visible(str(text))[:60]!r} is not a whole number from {least} to {most:,}")
+        return number
+
+    read.__name__ = "integer"  # what --help calls the value
+    return read
+
+
+def decimal(least: float, most: float) -> Callable[[object], float]:
+    """Return what reads an option as a number from `least` to `most`, in the digits 0 to 9."""
+
+    def read(text: object) -> float:
+        number = decimal_number(text)
+        if number is None or not least <= number <= most:
+            raise typer.BadParameter(f"{visible(str(text))[:60]!r} is not a number from {least:g} to {most:g}")
+        return number
+
+    read.__name__ = "float"
+    return read
 
 
 Checkpoint = Annotated[
@@ -72,7 +111,8 @@ Criterion = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="rows at once; default: the recipe's eval_batch_size", show_default=False)
+    int | None,
+    typer.Option(parser=whole(1, MOST_ROWS), help="rows at once; default: the recipe's eval_batch_size", show_default=False),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress on stderr")]
 
@@ -95,10 +135,7 @@ def complete_published(incomplete: str) -> list[str]:
 
 def complete_runs(incomplete: str) -> list[str]:
     """Return the run folders, checkpoints and evaluations that begin like this."""
-    base = Path(incomplete)
-    folder = base if incomplete.endswith("/") else base.parent
-    names = (f"{path}/" if path.is_dir() else str(path) for path in sorted(folder.glob("*")) if folder.is_dir())
-    return [name for name in names if name.startswith(incomplete) and name.endswith(("/", ".safetensors", ".json"))]
+    return [name for name in places_starting_with(incomplete) if name.endswith(("/", ".safetensors", ".json"))]
 
 
 def complete_recipes_and_files(incomplete: str) -> list[str]:
@@ -108,4 +145,4 @@ def complete_recipes_and_files(incomplete: str) -> list[str]:
 
 def say(text: str) -> None:
     """Print a line on stderr."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eectl.cli.options import (
+    MOST_COUNT,
     Checkpoint,
     DataRoot,
     Device,
@@ -15,7 +16,9 @@ from eectl.cli.options import (
     complete_files,
     complete_recipes_and_files,
     say,
+    whole,
 )
+from eectl.core.seeds import MOST_SEED
 from eectl.recipe.budgets import DEFAULT_BUDGETS
 from eectl.recipe.choices import (
     AUTO_HEAD,
@@ -46,7 +49,8 @@ def train(
     ] = None,
     regime: Annotated[str | None, typer.Option(help=listed(REGIME_CHOICES),
                                                autocompletion=among(*REGIME_CHOICES), show_default=False)] = None,
-    phase: Annotated[int | None, typer.Option(min=1, help=f"run one phase: {PHASES}; staged regimes count their stages",
+    phase: Annotated[int | None, typer.Option(parser=whole(1, MOST_COUNT), help=f"run one phase: {PHASES}; staged regimes "
+                                              "count their stages",
                                               show_default=False)] = None,
     start: Annotated[Path | None, typer.Option("--from", help="a checkpoint to start from", autocompletion=complete_files,
                                                show_default=False)] = None,
@@ -54,8 +58,10 @@ def train(
                                              show_default=False)] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, such as "
                                                       "optimizer.lr=1e-4; may be repeated", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of weights, order and augmentation", show_default=False)] = None,
-    epochs: Annotated[int | None, typer.Option(help="at most this many per phase", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(parser=whole(0, MOST_SEED), help="seed of weights, order and augmentation",
+                                             show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(parser=whole(0, MOST_COUNT), help="at most this many per phase",
+                                               show_default=False)] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="start from the weights that torchvision or timm publish; "
                                              "that library downloads them")] = False,
     data: Annotated[Path | None, typer.Option(help="data of your own: a folder of images by class, or a file of texts "
@@ -84,8 +90,8 @@ def train(
     full: Annotated[bool, typer.Option("--full", help="with --dry-run: the whole recipe")] = False,
     track: Annotated[str | None, typer.Option(help=f"measure {listed(TRACK_CHOICES)} on the way, into metrics.jsonl",
                                               autocompletion=among(*TRACK_CHOICES), show_default=False)] = None,
-    track_every: Annotated[int | None, typer.Option(min=1, help="on every N-th batch; default: as a tenth of the time allows",
-                                                    metavar="N", show_default=False)] = None,
+    track_every: Annotated[int | None, typer.Option(parser=whole(1, MOST_COUNT), help="on every N-th batch; default: as a tenth "
+                                                    "of the time allows", metavar="N", show_default=False)] = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Train a regime, or one phase of it, into a run folder.
@@ -151,7 +157,8 @@ def attach_heads(
                                                   autocompletion=among(*completions(PLACEMENT_CHOICES)))] = None,
     head: Annotated[str, typer.Option(help=f"{listed(HEAD_CHOICES)}; {AUTO_HEAD}",
                                       autocompletion=among("auto", *completions(HEAD_CHOICES)))] = "auto",
-    seed: Annotated[int | None, typer.Option(help="seed of the new weights; default: the recipe's", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(parser=whole(0, MOST_SEED), help="seed of the new weights; default: the recipe's",
+                                             show_default=False)] = None,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Put untrained exits on the backbone of a checkpoint.

@@ -1,9 +1,10 @@
-"""Mistakes that a user can mend: one exception type, the way to look a name up in a table, and the message of a full memory.
+"""Mistakes that a user can mend: one exception type, the way to look a name up in a table, and the words of messages.
 
 The command line turns an `EectlError` into one line on stderr and an exit code, and `Interrupted` into an exit code. Anything
 else that is raised is a bug of ours and keeps its traceback.
 """
 
+import errno
 import signal
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -45,6 +46,34 @@ def visible(text: str) -> str:
 
 def _steers(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNS
+
+
+def advice(error: OSError) -> str:
+    """Return what a user can do about what the operating system refused."""
+    return _ADVICE.get(error.errno or 0, "look at what lies there, or name another place")
+
+
+def refused_by_system(error: OSError) -> EectlError:
+    """Return the error for what the operating system refused, which no reader or writer of ours has put into words."""
+    place = error.filename.decode(errors="surrogateescape") if isinstance(error.filename, bytes) else error.filename
+    fault = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return EectlError(f"{place}: {fault}; {advice(error)}" if isinstance(place, str) else f"{fault}; {advice(error)}")
+
+
+_ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "ask for the right to it, or name another place"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or name another place"),
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or name another place",
+    errno.ELOOP: "a symbolic link leads back to itself; mend it, or name another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "a part of this path is a file; name another place",
+    errno.EISDIR: "it is a folder; name a file",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit on open files (ulimit -n)"),
+    errno.ENOMEM: "free some memory",
+    errno.EIO: "the disk fails; name another place",
+    errno.EBADF: "let it lead to a file or a terminal",
+}
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -11,10 +11,11 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
-from eectl.core.errors import EectlError
+from eectl.core.errors import EectlError, advice
 
 MOST_BYTES = 16 * 2**20  # of a file that is read as text: eectl's own are far smaller
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of file systems on which nothing can be locked
@@ -32,7 +33,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EectlError(
-            f"{path}: cannot be written ({error.strerror or error}); nothing was changed; free some space or name another place"
+            f"{path}: cannot be written ({error.strerror or error}); nothing was changed; {advice(error)}"
         ) from error
 
 
@@ -42,7 +43,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EectlError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise EectlError(f"{path}: cannot be read ({error.strerror or error}); {advice(error)}") from error
 
 
 @contextlib.contextmanager
@@ -78,6 +79,21 @@ def replacing_all(paths: Sequence[Path], *, overwrite: bool = True) -> Iterator[
         with writing(paths[0]) if len(paths) == 1 else writing(Path(", ".join(map(str, paths)))):
             yield temporaries
             put_all_in_place(temporaries, paths, overwrite=overwrite)
+
+
+def write_all(contents: Mapping[Path, bytes | str], *, overwrite: bool = True) -> None:
+    """Write small files, all of them or none; text as `open_text` writes it.
+
+    Args:
+        contents: what each file is to hold.
+        overwrite: as in `replacing`.
+
+    Raises:
+        EectlError: where one of them cannot be written.
+    """
+    with replacing_all(list(contents), overwrite=overwrite) as temporaries:
+        for temporary, content in zip(temporaries, contents.values(), strict=True):
+            temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
@@ -206,19 +222,45 @@ def _umask() -> int:
 
 
 def check_outputs(outputs: Sequence[Path | None], *, inputs: Sequence[Path | None], overwrite: bool) -> None:
-    """Raise EectlError where an output exists without `--overwrite`, is one of the inputs, or is named twice; None is no file."""
-    given = [path.resolve() for path in inputs if path is not None]
+    """Raise EectlError where an output will not do; None is no file.
+
+    That is one that exists without `--overwrite`, is one of the inputs, is named twice, is a folder or a device, or has no place
+    where a file can be made.
+    """
+    given = [real(path) for path in inputs if path is not None]
     seen: set[Path] = set()
     for path in outputs:
         if path is None:
             continue
-        if path.resolve() in given:
+        if real(path) in given:
             raise EectlError(f"{path} is read by this command and cannot be written by it; give the output another name")
-        if path.resolve() in seen:
+        if real(path) in seen:
             raise EectlError(f"{path} is named for two outputs; give each its own name")
-        if path.exists() and not overwrite:
+        with writing(path):
+            _check_place(path)
+        if os.path.lexists(path) and not overwrite:
             raise EectlError(f"{path} exists; give another name, or --overwrite to replace it")
-        seen.add(path.resolve())
+        seen.add(real(path))
+
+
+def real(path: Path) -> Path:
+    """Return where a path leads, with the symbolic links in it followed; one that leads back to itself is left as it is."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for such a link
+
+
+def _check_place(path: Path) -> None:
+    """Raise OSError where no file can be made at `path`, and EectlError where something else than a file is there."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:  # nothing is there, or a link that leads to nothing
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode):
+        raise EectlError(f"{path}: not a file, but a {'folder' if stat.S_ISDIR(mode) else 'device'}; name a file")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def read_text(path: Path) -> str:
@@ -244,3 +286,8 @@ def read_text(path: Path) -> str:
 def as_path(path: str | Path | None) -> Path | None:
     """Return a path that a caller gave as text or as a Path, None where none was given."""
     return None if path is None else Path(path)
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a file to write text into: UTF-8, ends of lines as they come, an escape for what a file's name had undecodable."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")

@@ -68,12 +68,13 @@ def json_text(value: Mapping[str, Any]) -> str:
     return json.dumps(clean_json(value), indent=2) + "\n"
 
 
-def parse_json(text: str, *, where: object) -> Any:
+def parse_json(text: str, *, where: object, again: str = "write it again") -> Any:
     """Return what a JSON document holds.
 
     Args:
         text: the document.
         where: what messages call it.
+        again: what to do about a damaged one.
 
     Raises:
         EectlError: where it is not JSON, has a key twice, numbers that are not finite or of more than 20 digits, more than
@@ -84,14 +85,14 @@ def parse_json(text: str, *, where: object) -> Any:
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_float, parse_int=_int, object_pairs_hook=_object)
     except ValueError as error:
-        raise EectlError(f"{where}: not JSON, or cut short ({error}); write it again") from error
+        raise EectlError(f"{where}: not JSON, or cut short ({error}); {again}") from error
     except RecursionError as error:
-        raise EectlError(f"{where}: not JSON of eectl's (nested too deeply); write it again") from error
-    _check_depth(value, where)
+        raise EectlError(f"{where}: not JSON of eectl's (nested too deeply); {again}") from error
+    _check_depth(value, where, again)
     return value
 
 
-def _check_depth(value: Any, where: object) -> None:
+def _check_depth(value: Any, where: object, again: str) -> None:
     """Raise EectlError where a value has more than DEEPEST levels: what walks through values later may then recurse."""
     level = [value]
     for _ in range(DEEPEST):
@@ -104,7 +105,7 @@ def _check_depth(value: Any, where: object) -> None:
         ]
         if not level:
             return
-    raise EectlError(f"{where}: not JSON of eectl's (nested more than {DEEPEST} levels deep); write it again")
+    raise EectlError(f"{where}: not JSON of eectl's (nested more than {DEEPEST} levels deep); {again}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from eectl.core.console import silent
+from eectl.core.console import make_console, silent
+from eectl.core.errors import visible
+
+
+def make_bar(console: Console) -> Progress:
+    """Return a bar that goes away at its end; stdout, which may be a file, stays as it is."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console, transient=True, redirect_stdout=False)
 
 
 class Display:
@@ -15,7 +22,7 @@ class Display:
 
     def __init__(self, *, quiet: bool = False, say: Callable[[str], None] = silent) -> None:
         self._say = say
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = make_console(stderr=True, quiet=quiet, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._epochs, self._seconds = 0, 0.0
@@ -35,8 +42,7 @@ class Display:
         self._epochs, self._score_name, self._seconds, self._has_header = epochs, score_name, seconds, False
         self.say(f"phase {number}: {title}; at most {epochs} epochs of {steps} steps")
         if self.console.is_terminal and not self.console.quiet:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar = make_bar(self.console)
             self._bar.start()
             self._task = self._bar.add_task(f"phase {number}", total=epochs * steps, completed=done)
 
@@ -60,9 +66,8 @@ class Display:
         if not self.console.is_terminal or self.console.quiet:
             yield lambda: None
             return
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task(what, total=total)
+        with make_bar(self.console) as bar:
+            task = bar.add_task(visible(what), total=total)
             yield lambda: bar.advance(task)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ METADATA_KEY = "eectl"
 WEIGHTS, TENSORS = "weights", "tensors"
 
 
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any], *, overwrite: bool = True) -> None:
     """Write tensors (on any device, shared or strided) and one JSON object as a .safetensors file, in one step.
 
     The object is kept with its digest and with that of the tensors, unless it holds the latter already, as `weights`.
@@ -34,7 +34,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     own = {} if WEIGHTS in metadata else {TENSORS: digest(flat)}
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         try:
             save_file(flat, temporary, metadata=as_metadata({**metadata, **own}))
         except SafetensorError as error:
@@ -47,7 +47,7 @@ def as_metadata(value: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_tensors(
-    path: Path, *, kind: str, schema: int, again: str = "write it again"
+    path: Path, *, kind: str, schema: int, again: str = "write it again", needs_digests: bool = False
 ) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """Return the tensors (on the CPU) and the JSON object of a .safetensors file that eectl wrote.
 
@@ -56,12 +56,16 @@ def read_tensors(
         kind: the kind that it must be of.
         schema: the newest schema that can be read.
         again: what to do about a damaged file, for messages.
+        needs_digests: whether a file without digests is refused; older ones of some kinds have none.
 
     Raises:
         EectlError: where it is missing, damaged, of another kind or a newer schema, or written by something else.
     """
     with _opened(path, again=again) as file:
-        metadata = _own_metadata(path, file.metadata() or {}, kind=kind, schema=schema, again=again)
+        found = file.metadata() or {}
+        metadata = _own_metadata(path, found, kind=kind, schema=schema, again=again)
+        if needs_digests and not {DIGEST, TENSORS} <= set(parse_json(found[METADATA_KEY], where=path)):
+            raise damaged(path, TENSORS, again)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name in (WEIGHTS, TENSORS):
         if name in metadata and metadata[name] != digest(tensors):
@@ -86,7 +90,7 @@ def read_metadata(path: Path, *, kind: str, schema: int, again: str = "write it 
 def _own_metadata(path: Path, metadata: Mapping[str, str], *, kind: str, schema: int, again: str) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         raise EectlError(f"{path}: a safetensors file that eectl did not write; plain weights go in with backbone.weights")
-    value = parse_json(metadata[METADATA_KEY], where=f"{path}: its header")
+    value = parse_json(metadata[METADATA_KEY], where=f"{path}: its header", again=again)
     check_kind(path, value, kind=kind, schema=schema)
     check_seal(value, where=path, again=again)
     return {key: item for key, item in value.items() if key != DIGEST}

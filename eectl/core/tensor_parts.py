@@ -72,7 +72,9 @@ class TensorParts:
 
 
 @contextmanager
-def new_parts(path: Path, layout: Layout, metadata: Mapping[str, Any]) -> Iterator[tuple[TensorParts, Path]]:
+def new_parts(
+    path: Path, layout: Layout, metadata: Mapping[str, Any], *, overwrite: bool = True
+) -> Iterator[tuple[TensorParts, Path]]:
     """Make a new file of full size, all zeros, and yield it open, with the temporary path where it lies.
 
     When the block ends without an error, what was written gets its digest and the file replaces `path`, else it is removed.
@@ -90,7 +92,7 @@ def new_parts(path: Path, layout: Layout, metadata: Mapping[str, Any]) -> Iterat
             with writing(path):
                 os.pwrite(parts._handle, sealed_header, 0)
         with writing(path):
-            put_in_place(temporary, path)
+            put_in_place(temporary, path, overwrite=overwrite)
 
 
 def digest_of_parts(parts: TensorParts) -> str:

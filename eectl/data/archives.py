@@ -4,9 +4,12 @@ Reads names; decoding is `images`' business. The official validation images are 
 """
 
 import re
+import tarfile
+import zlib
 from pathlib import Path
 
 from eectl.core.errors import EectlError
+from eectl.core.files import read_text, reading
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD, check_same_classes, class_files, class_names, file_part
 from eectl.data.images import StoredImages
 from eectl.recipe.data_section import DataSection
@@ -48,10 +51,7 @@ def load_tinyimagenet(spec: DataSection, download: bool) -> StoredImages:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise EectlError(f"{path}: cannot be read ({error}); fetch it again") from error
+    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def _annotated(val: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:
@@ -62,7 +62,9 @@ def _annotated(val: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:
         name, _, rest = line.partition("\t")
         wnid = rest.split("\t")[0]
         path = val / "images" / name
-        if wnid not in numbers or not path.is_file():
+        with reading(path):
+            is_there = name == path.name and path.is_file()
+        if wnid not in numbers or not is_there:
             fault = f"{path} is not there" if wnid in numbers else f"'{wnid}' is not among the {len(wnids)} of wnids.txt"
             raise EectlError(f"{val / 'val_annotations.txt'}:{line_number}: {fault}; {TINY_LAYOUT}")
         files.append((path, numbers[wnid]))
@@ -88,7 +90,7 @@ def _imagenette_folder(spec: DataSection, download: bool) -> Path:
     names = [IMAGENETTE_FOLDERS[spec.variant]] if spec.variant else list(IMAGENETTE_FOLDERS.values())
     root = root.parent if root.name in names else root
     if download and not any((root / name).is_dir() for name in names):
-        _download(spec.variant or "160px", root)
+        _download_imagenette(spec.variant or "160px", root)
     there = [root / name for name in names if (root / name).is_dir()]
     if not there:
         layout = f"expected in it: {' or '.join(names)}, as the archive unpacks, with {{train,val}}/<wnid>/*.JPEG"
@@ -99,7 +101,7 @@ def _imagenette_folder(spec: DataSection, download: bool) -> Path:
     return there[0]
 
 
-def _download(variant: str, root: Path) -> None:
+def _download_imagenette(variant: str, root: Path) -> None:
     """Let torchvision download Imagenette into its own layout below `root`."""
     from torchvision import datasets
 
@@ -107,8 +109,33 @@ def _download(variant: str, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         datasets.Imagenette(root, size=variant, download=True)
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise EectlError(f"imagenette cannot be downloaded into {root} ({reason}); put it there by hand, or try again") from error
+        raise _not_fetched("imagenette", root, error) from error
+
+
+def download_archive(name: str, url: str, root: Path, *, file: str, checksum: str) -> None:
+    """Download a published archive and unpack it below `root`, and nowhere else."""
+    download_file(name, url, root, file=file, checksum=checksum)
+    try:
+        with tarfile.open(root / file) as archive:
+            archive.extractall(root, filter="data")
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise EectlError(f"{root / file}: cannot be unpacked ({error}); take it away and try again") from error
+
+
+def download_file(name: str, url: str, folder: Path, *, file: str, checksum: str) -> None:
+    """Let torchvision download a published file into `folder` and compare its MD5 checksum; one that is there stays."""
+    from torchvision.datasets.utils import download_url
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        download_url(url, folder, filename=file, md5=checksum)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise _not_fetched(name, folder, error) from error
+
+
+def _not_fetched(name: str, folder: Path, error: Exception) -> EectlError:
+    reason = " ".join(str(error).split())
+    return EectlError(f"{name} cannot be downloaded into {folder} ({reason}); put it there by hand, or try again")
 
 
 def load_imagenet(spec: DataSection, download: bool) -> StoredImages:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
+from eectl.data.pictures import Oddities, open_image, shown_path, warnings_heard
 from eectl.data.splits import Ids, send_all
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class FileImages(Dataset[Tensor | str]):
     The short side is brought to `resize` pixels and the centre cut out; when `read` draws, a random box of the stored image with
     a share of its area in `crop` is taken instead. Without `resize` all files have the shape.
 
-    `read` sends them to `device` through `workers` processes (0: none).
+    Transparent pixels are laid on the colour `background`. `read` sends images to `device` through `workers` processes (0: none).
     """
 
     paths: tuple[Path, ...]
@@ -55,6 +56,7 @@ class FileImages(Dataset[Tensor | str]):
     workers: int
     device: torch.device
     interpolation: str = "bilinear"
+    background: str = "white"
     crop: tuple[float, float] | None = None
     draw: int | None = None
 
@@ -66,9 +68,10 @@ class FileImages(Dataset[Tensor | str]):
         """Return images [n, C, H, W], or the text of an EectlError: a DataLoader would wrap a raised one in a traceback."""
         images = torch.empty(len(rows), *self.shape, dtype=torch.uint8)
         try:
-            for image, row in zip(images, rows.tolist(), strict=True):
-                seed = None if self.crop is None or self.draw is None else derive_seed(self.draw, row)
-                image.copy_(torch.from_numpy(self.decode(self.paths[row], seed)))
+            with warnings_heard():
+                for image, row in zip(images, rows.tolist(), strict=True):
+                    seed = None if self.crop is None or self.draw is None else derive_seed(self.draw, row)
+                    image.copy_(torch.from_numpy(self.decode(self.paths[row], seed)))
         except EectlError as error:
             return str(error)
         return images
@@ -100,15 +103,15 @@ class FileImages(Dataset[Tensor | str]):
                 raise EectlError(images)
             yield images.to(self.device, non_blocking=True)
 
-    def load(self) -> Tensor:
-        """Return all images at once, decoded by threads: uint8 [N, C, H, W] on the CPU."""
+    def load(self, odd: Oddities | None = None) -> Tensor:
+        """Return all images at once, decoded by threads: uint8 [N, C, H, W] on the CPU; what is odd about some goes to `odd`."""
         images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
         arrays = images.numpy()
 
         def fill(row: int) -> None:
-            arrays[row] = self.decode(self.paths[row])
+            arrays[row] = self.decode(self.paths[row], odd=odd)
 
-        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
+        with warnings_heard(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
             try:
                 for _ in threads.map(fill, range(len(self.paths))):
                     pass
@@ -120,19 +123,19 @@ class FileImages(Dataset[Tensor | str]):
     def ids(self, labels: Sequence[int]) -> Ids:
         """Return the 64-bit ids of files that are not read ahead of time: BLAKE2b over relative path, size and label."""
         keys = (
-            f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\0{label}".encode()
+            os.fsencode(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\0{label}")
             for path, label in zip(self.paths, labels, strict=True)
         )
         hashes = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
         return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
 
-    def decode(self, path: Path, seed: int | None = None) -> NDArray[np.uint8]:
+    def decode(self, path: Path, seed: int | None = None, *, odd: Oddities | None = None) -> NDArray[np.uint8]:
         """Return a file as uint8 [C, H, W]: its random box if there is a `seed`, else its centre or the whole.
 
         Raises EectlError for a file that is broken, too deep or of another size.
         """
         channels, height, width = self.shape
-        image = open_image(path, "L" if channels == 1 else "RGB")
+        image = open_image(path, "L" if channels == 1 else "RGB", background=self.background, odd=odd)
         if seed is not None:
             assert self.crop is not None
             image = _cut(image, _random_box(image, self.crop, seed), (width, height), self.interpolation)
@@ -140,29 +143,11 @@ class FileImages(Dataset[Tensor | str]):
             image = centre_square(image, self.resize, height, self.interpolation)
         elif image.size != (width, height):
             raise EectlError(
-                f"{path}: {image.width}×{image.height}, others are {width}×{height}; set data.image_size to bring all to one size"
+                f"{shown_path(path)}: {image.width}×{image.height}, others are {width}×{height}; "
+                "set data.image_size to bring all to one size"
             )
         pixels = np.asarray(image).reshape(height, width, channels)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def open_image(path: Path, mode: str) -> "Image.Image":
-    """Open an image file in PIL's mode L or RGB; raises EectlError for one that is broken or has more than 8 bits."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            return in_mode(opened, mode, where=path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) if path.exists() else "no such file"
-        raise EectlError(f"{path}: not an image, or cut short ({reason}); mend it or take it out") from error
-
-
-def in_mode(image: "Image.Image", mode: str, *, where: object) -> "Image.Image":
-    """Return an image in PIL's mode L or RGB; raises EectlError for one that is too deep, `where` being its name."""
-    if image.mode.startswith(("I", "F")):
-        raise EectlError(f"{where}: pixels of mode {image.mode}, eectl reads 8-bit images; convert it")
-    return image.convert(mode)
 
 
 def centre_square(image: "Image.Image", short: int, side: int, interpolation: str) -> "Image.Image":
@@ -232,10 +217,12 @@ class Part:
 class StoredImages:
     """A data set of images as it is stored.
 
-    `parts` are train and, where it has them, validation and test; `mean` and `std` are per channel, for pixels in 0..1.
+    `parts` are train and, where it has them, validation and test; `mean` and `std` are per channel, for pixels in 0..1; `notes`
+    say what the user should know about the files.
     """
 
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     parts: dict[str, Part]
+    notes: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from torch import Tensor
 from eectl.core.errors import EectlError
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, StoredImages, prepare, reduced
+from eectl.data.pictures import Oddities, look_for_frames
 from eectl.data.sources import DATASETS, FACTS, VARIANTS
 from eectl.data.splits import DataInfo, Dataset, Inputs, Rows, Split, carve, check_test, content_ids, limited, without_test
 from eectl.data.text import load_text, text_info
@@ -50,13 +51,15 @@ def load_data(spec: DataSection, *, device: torch.device, download: bool = False
     in_memory = size <= MEMORY_LIMIT and crop is None if spec.in_memory == "auto" else spec.in_memory
     crop = None if in_memory else crop
     prepared = partial(prepare, shape=_shape(train, spec), interpolation=spec.interpolation)
+    odd = Oddities()
     splits: dict[str, Split] = {
-        name: _split(name, *chosen[name], fit=prepared, in_memory=in_memory, device=device, crop=crop)
+        name: _split(name, *chosen[name], fit=prepared, in_memory=in_memory, device=device, crop=crop, odd=odd)
         for name in SPLIT_CHOICES
         if name in chosen
     }
     augment = spec.augment if crop is None else spec.augment.model_copy(update={"resized_crop": None})
-    return Dataset(info, splits, without_test(spec, splits), augment=augment)
+    notes = *source.notes, *odd.notes, *without_test(spec, splits)
+    return Dataset(info, splits, notes, augment=augment)
 
 
 def data_info(spec: DataSection) -> DataInfo:
@@ -95,17 +98,18 @@ def _shape(part: Part, spec: DataSection) -> tuple[int, int, int]:
 
 def _split(
     name: str, part: Part, rows: Rows, *, fit: Callable[[Tensor], Tensor], in_memory: bool, device: torch.device,
-    crop: tuple[float, float] | None,
+    crop: tuple[float, float] | None, odd: Oddities,
 ) -> Split:  # fmt: skip
-    """Return some rows of a part as a split; `fit` brings stored pixels to the network's shape."""
+    """Return some rows of a part as a split; `fit` brings stored pixels to the network's shape, `odd` takes what is odd."""
     labels = part.labels[rows]
     targets = torch.from_numpy(labels)
     images: Inputs
     if isinstance(part.images, FileImages):
         files = replace(part.images.select(rows, device), crop=crop)
         if not in_memory:
+            look_for_frames(files.paths, odd)
             return Split(name, files, targets, files.ids(labels.tolist()), device=device)
-        pixels = files.load()
+        pixels = files.load(odd)
     else:
         pixels = part.images[torch.from_numpy(rows)]
     ids = content_ids(pixels.numpy(), labels.tolist())

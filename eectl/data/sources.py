@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from eectl.core.errors import EectlError
-from eectl.data.archives import load_imagenet, load_imagenette, load_tinyimagenet
+from eectl.core.files import reading
+from eectl.data.archives import download_archive, download_file, load_imagenet, load_imagenette, load_tinyimagenet
 from eectl.data.folder import load_folder
 from eectl.data.images import Part, StoredImages
+from eectl.data.plain_pickle import read_plain
 from eectl.data.splits import stratified
 from eectl.recipe.choices import IMAGE_CHOICES, in_order
 from eectl.recipe.data_section import DataSection
@@ -26,6 +27,7 @@ from eectl.recipe.data_section import DataSection
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DIGITS_TEST_SHARE = 0.2
+MOST_BYTES = 2**28  # of an idx file, unpacked; the largest published one has 47 million
 IDX_KINDS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
 
 
@@ -50,7 +52,7 @@ def _load_idx(
     root = spec.root.expanduser()
     folders = (root, root / dataset / "raw")
     if download and not any(_idx_file(folder, "train", "images") for folder in folders):
-        _download(name, dataset, root)
+        _download_idx(name, dataset, folders[-1])
     for folder in folders:
         if _idx_file(folder, "train", "images"):
             parts = {part: _idx_part(folder, prefix, len(classes)) for part, prefix in (("train", "train"), ("test", "t10k"))}
@@ -59,6 +61,21 @@ def _load_idx(
         f"data.root is '{root}': {name} is not there; looked for train-images-idx3-ubyte (or .gz) in {folders[0]} and "
         f"{folders[1]}; set data.root to the folder of the four idx files, or give --download"
     )
+
+
+def _download_idx(name: str, dataset: str, folder: Path) -> None:
+    """Download the published idx files of MNIST or Fashion-MNIST into `folder`, from the first mirror that has them."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, dataset)
+    for file, checksum in kind.resources:
+        for mirror in kind.mirrors:
+            try:
+                download_file(name, f"{mirror}{file}", folder, file=file, checksum=checksum)
+                break
+            except EectlError:
+                if mirror == kind.mirrors[-1]:
+                    raise
 
 
 def _idx_file(folder: Path, prefix: str, kind: str) -> Path | None:
@@ -83,9 +100,12 @@ def _idx_part(folder: Path, prefix: str, num_classes: int) -> Part:
 def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
     """Return the uint8 array of an idx file: 0, 0, 8, number of dimensions, big-endian sizes, bytes."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise EectlError(f"{path}: cannot be read, or cut short ({error}); fetch it again") from error
+    if len(data) > MOST_BYTES:
+        raise EectlError(f"{path}: holds more than {MOST_BYTES >> 20} MiB, far more than the published file; fetch it again")
     start = 4 + 4 * dimensions
     shape = tuple(int(size) for size in np.frombuffer(data[4:start], dtype=">u4")) if len(data) >= start else ()
     if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) - start != math.prod(shape):
@@ -96,41 +116,53 @@ def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
 def _load_cifar(
     name: str, dataset: str, mean: tuple[float, ...], std: tuple[float, ...], spec: DataSection, download: bool
 ) -> StoredImages:
-    """Return CIFAR through torchvision, which checks the published checksums; `data.root` is its folder, or holds it."""
+    """Return CIFAR from its published batches, compared with their checksums first; `data.root` is their folder, or holds it."""
     from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
 
-    loader = getattr(datasets, dataset)
+    kind = getattr(datasets, dataset)
     root = spec.root.expanduser()
-    if root.name == loader.base_folder:
+    if root.name == kind.base_folder:
         root = root.parent
-    if download:
-        _download(name, dataset, root)
-    try:
-        stored = {part: loader(root, train=part == "train") for part in ("train", "test")}
-    except (RuntimeError, OSError) as error:
-        folder = root / loader.base_folder
+    folder = root / kind.base_folder
+    files = {"train": kind.train_list, "test": kind.test_list, "meta": [(kind.meta["filename"], kind.meta["md5"])]}
+
+    def are_whole() -> bool:
+        with reading(folder):
+            return all(check_integrity(folder / file, checksum) for listed in files.values() for file, checksum in listed)
+
+    if download and not are_whole():
+        download_archive(name, kind.url, root, file=kind.filename, checksum=kind.tgz_md5)
+    if not are_whole():
         fault = "its files are incomplete or not the published ones" if folder.is_dir() else "it is not there"
         raise EectlError(
             f"data.root is '{spec.root}': {name} is looked for in {folder} and {fault}; expected: the unpacked "
-            f"{loader.filename} ({', '.join(file for file, _ in loader.train_list + loader.test_list)}); or give --download"
-        ) from error
-    parts = {part: Part(_channels_first(data.data), np.array(data.targets, dtype=np.int64)) for part, data in stored.items()}
-    return StoredImages(tuple(stored["train"].classes), mean, std, parts)
+            f"{kind.filename} ({', '.join(file for file, _ in kind.train_list + kind.test_list)}); or give --download"
+        )
+    classes = read_plain(folder / kind.meta["filename"]).get(kind.meta["key"])
+    if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
+        raise EectlError(f"{folder / kind.meta['filename']}: no names of classes in it; fetch it again")
+    parts = {}
+    for part in ("train", "test"):
+        batches = [_cifar_batch(folder / file, len(classes)) for file, _ in files[part]]
+        images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        parts[part] = Part(torch.from_numpy(images), labels)
+    return StoredImages(tuple(classes), mean, std, parts)
 
 
-def _channels_first(images: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
-def _download(name: str, dataset: str, root: Path) -> None:
-    """Let torchvision download a data set into its own layout below `root`."""
-    from torchvision import datasets
-
-    try:
-        getattr(datasets, dataset)(root, download=True)
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise EectlError(f"{name} cannot be downloaded into {root} ({reason}); put it there by hand, or try again") from error
+def _cifar_batch(path: Path, num_classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the images [n, 3, 32, 32] and labels of one batch of CIFAR."""
+    stored = read_plain(path)
+    data, labels = stored.get("data"), stored.get("labels", stored.get("fine_labels"))
+    fits = (
+        isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape[1:] == (3072,)
+        and isinstance(labels, list) and len(labels) == len(data)
+        and all(isinstance(label, int) and 0 <= label < num_classes for label in labels)
+    )  # fmt: skip
+    if not fits:
+        raise EectlError(f"{path}: not a batch of CIFAR, which has 3,072 bytes and a label below {num_classes} for each image; "
+                         "fetch it again")  # fmt: skip
+    return np.asarray(data).reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
 
 DATASETS: dict[str, Callable[[DataSection, bool], StoredImages]] = in_order(

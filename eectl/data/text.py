@@ -4,7 +4,9 @@ Which files texts come from is `text_sources`' business.
 """
 
 import hashlib
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eectl.core.errors import EectlError
+from eectl.core.errors import EectlError, visible
+from eectl.core.files import reading
 from eectl.data.splits import (
     QUANTILES,
     DataInfo,
@@ -32,11 +35,14 @@ from eectl.data.splits import (
 )
 from eectl.data.text_sources import TEXT_DATASETS, TextPart, text_classes
 from eectl.recipe.choices import SPLIT_CHOICES
+from eectl.recipe.data_paths import expand
 from eectl.recipe.data_section import DataSection
 
 PLANES = 3  # token ids, attention mask, token type ids
 PAD_TO = 8  # batches are padded to a multiple of this, which matrix units like
 CHUNK = 4096  # texts that are tokenised at a time
+_TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
+_MOST_BYTES = 256 * 2**20  # of one of them; those of 250,000 words have 35 MB
 
 
 class Texts:
@@ -120,23 +126,56 @@ def load_tokenizer(name: str, *, download: bool = False) -> Any:
 
     Raises EectlError where there is none.
     """
-    folder = Path(name).expanduser()
+    folder = expand(name)
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise EectlError(f"data.tokenizer: '{name}': no such folder; name one with tokenizer.json, or a hub id")
+    if folder.is_dir():
+        _check_files(folder)
     from transformers import AutoTokenizer
 
     place = str(folder) if folder.is_dir() else name
     try:
-        return AutoTokenizer.from_pretrained(place, local_files_only=not download, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:  # what the library raises for a bad folder
+        with _quiet():
+            return AutoTokenizer.from_pretrained(place, local_files_only=not download, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises that very class
         if folder.is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir())[:4]) or "nothing"
-            raise EectlError(f"data.tokenizer: '{name}' holds no tokenizer (tokenizer.json, …), but {there}") from error
+            raise EectlError(
+                f"data.tokenizer: '{name}' holds no tokenizer (tokenizer.json, …), but {there}, or a damaged one "
+                f"({_reason(error)})"
+            ) from error
         advice = "the hub has none by that name, or cannot be reached" if download else "it is not in the hub's cache"
         raise EectlError(
             f"data.tokenizer: '{name}' is no folder, and {advice}; name a folder with tokenizer.json"
             + ("" if download else ", or give --download")
         ) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raise EectlError where a file in a tokenizer's folder is a device, or larger than a tokenizer's are: all of it is read."""
+    with reading(folder):
+        for path in sorted(folder.iterdir()):
+            mode, size = path.stat().st_mode, path.stat().st_size
+            if path.suffix in _TOKENIZER_FILES and not stat.S_ISDIR(mode) and (not stat.S_ISREG(mode) or size > _MOST_BYTES):
+                fault = f"larger than {_MOST_BYTES >> 20} MiB" if stat.S_ISREG(mode) else "not a file, but a device"
+                raise EectlError(f"data.tokenizer: {path} is {fault}; name a folder with a tokenizer")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what transformers says of a folder that is not quite as it expects."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _reason(error: Exception) -> str:
+    return visible(" ".join(str(error).split()))[:120] or type(error).__name__
 
 
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_length: int) -> Encoded:
@@ -162,22 +201,30 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_length: int)
     if not lengths.all():
         raise EectlError(f"data.tokenizer: makes no token of the text {texts[int(lengths.argmin())]}; it adds none of its own")
     size = int(lengths.sum())
-    flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=size)
-    return Encoded(flat, np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=size), lengths, num_cut)
+    try:
+        flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=size)
+        return Encoded(flat, np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=size), lengths, num_cut)
+    except OverflowError as error:
+        raise EectlError(f"data.tokenizer: gives token ids of 2^31 or more, or types over 255 ({error}); take another") from error
 
 
 def _tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int | None) -> tuple[list[list[int]], list[list[int]]]:
     """Return the ids and types of each text, cut where there is a `max_length`."""
     columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(
-        *columns,
-        truncation=max_length is not None,  # longest first: pairs lose tokens at the longer text
-        max_length=max_length,
-        return_attention_mask=False,
-        return_token_type_ids=True,
-        verbose=False,
-    )
-    return encoded["input_ids"], encoded["token_type_ids"]
+    try:
+        encoded = tokenizer(
+            *columns,
+            truncation=max_length is not None,  # longest first: pairs lose tokens at the longer text
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=True,
+            verbose=False,
+        )
+        return encoded["input_ids"], encoded["token_type_ids"]
+    except MemoryError:
+        raise
+    except Exception as error:  # tokenizers raises that very class
+        raise EectlError(f"data.tokenizer: cannot read the texts ({_reason(error)}); take another") from error
 
 
 def _take(part: TextPart, rows: NDArray[np.int64]) -> TextPart:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eectl.core.errors import EectlError
-from eectl.core.files import replacing
+from eectl.core.errors import EectlError, visible
+from eectl.core.files import read_text, replacing
+from eectl.core.json_files import parse_json
 from eectl.data.text_tables import READERS, Table, find_table, names_of, numbers, read_table, sorted_classes, texts
 from eectl.recipe.choices import TEXT_CHOICES, in_order
 from eectl.recipe.data_section import DataSection
@@ -73,7 +74,7 @@ def _tables(spec: DataSection, files: Mapping[str, tuple[str, ...]], download: b
 
 def _find(spec: DataSection, files: Mapping[str, tuple[str, ...]], *, download: bool) -> dict[str, list[Path]]:
     """Return the files of each part in the folder `data.root`; where it is a file, that is the training part."""
-    root = spec.root.expanduser()
+    root = spec.folder
     layout = f"expected: train.csv (or {_KINDS}), and optionally validation and test, with columns {_columns(spec)}; or one file"
     if root.is_file():
         if root.suffix not in READERS:
@@ -97,7 +98,7 @@ def _classes(table: Table, target: str) -> tuple[str, ...]:
     names = names_of(table, target)
     classes = sorted_classes(names)
     if len(classes) < 2:
-        raise EectlError(f"{table.path}: column '{target}' has the one class '{classes[0]}'; two or more are needed")
+        raise EectlError(f"{table.path}: column '{target}' has the one class '{classes[0]:.80}'; two or more are needed")
     if _are_values(classes, len(names)):
         raise EectlError(
             f"{table.path}: column '{target}' has {len(classes)} different numbers in {len(names)} rows, which are no classes; "
@@ -128,8 +129,8 @@ def _part(table: Table, spec: DataSection, classes: Sequence[str], *, empty: boo
     for row, name in enumerate(names_of(table, spec.target)):
         if name not in index:
             raise EectlError(
-                f"{table.where(row)}: column '{spec.target}' is '{name}', which is not among the {len(classes)} classes "
-                f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+                f"{table.where(row)}: column '{spec.target}' is '{name:.80}', which is not among the {len(classes)} classes "
+                f"({', '.join(each[:80] for each in classes[:5])}{', …' if len(classes) > 5 else ''})"
             )
         labels[row] = index[name]
     return TextPart(rows, labels)
@@ -143,7 +144,7 @@ def _load_glue(task: str, spec: DataSection, download: bool) -> StoredTexts:
     Reads the library's Parquet files, or JSONL, CSV or TSV with the library's column names, in `data.root`, `TASK/` or
     `glue/TASK/` below it, or a folder that the library's save_to_disk wrote there. A download is kept as `root/glue/TASK/`.
     """
-    root = spec.root.expanduser()
+    root = spec.folder
     folders = [root, root / task, root / "glue" / task]
     folder = next((folder for folder in folders if _is_glue(folder)), None)
     if folder is None and download:
@@ -169,8 +170,31 @@ def _is_glue(folder: Path) -> bool:
 
 
 def _saved_tables(folder: Path, spec: DataSection) -> dict[str, Table]:
-    """Read what the library's save_to_disk wrote."""
-    saved = _datasets(folder).load_from_disk(str(folder))
+    """Read what the library's save_to_disk wrote: the cells as they are stored, so that none names a file to open."""
+    library = _datasets(folder)
+    _check_saved(folder)
+    try:
+        found = library.load_from_disk(str(folder))
+        saved = {name: found[name].with_format("arrow") for name in found}
+        return _tables_of(folder, saved, spec)
+    except EectlError:
+        raise
+    except Exception as error:  # the library's, Arrow's, and whatever a damaged description leads to
+        reason = visible(" ".join(str(error).split()))[:120]
+        raise EectlError(f"{folder}: not what save_to_disk of the datasets library wrote ({reason}); save it again") from error
+
+
+def _check_saved(folder: Path) -> None:
+    """Raise EectlError where a description names files that lie elsewhere."""
+    for path in sorted(folder.glob("*/state.json")):
+        state = parse_json(read_text(path), where=path)
+        files = state.get("_data_files") if isinstance(state, dict) else None
+        names = [each.get("filename") for each in files if isinstance(each, dict)] if isinstance(files, list) else []
+        if not names or any(not isinstance(name, str) or name != Path(name).name for name in names):
+            raise EectlError(f"{path}: names no files, or others than those beside it; save the data set again")
+
+
+def _tables_of(folder: Path, saved: Mapping[str, Any], spec: DataSection) -> dict[str, Table]:
     tables = {}
     for part, names in GLUE_FILES.items():
         name = next((name for name in names if name in saved), None)
@@ -179,7 +203,7 @@ def _saved_tables(folder: Path, spec: DataSection) -> dict[str, Table]:
         missing = [column for column in (*spec.text, spec.target) if column not in saved[name].column_names]
         if missing:
             raise EectlError(f"{folder}: {name} has no column '{missing[0]}'; it has {', '.join(saved[name].column_names)}")
-        tables[part] = Table(folder / name, {column: saved[name][column][:] for column in (*spec.text, spec.target)})
+        tables[part] = Table(folder / name, {column: saved[name][:][column].to_pylist() for column in (*spec.text, spec.target)})
     if "train" not in tables:
         raise EectlError(f"{folder}: there is no train in it, but {', '.join(saved)}")
     return tables
@@ -218,7 +242,7 @@ def _load_newsgroups(spec: DataSection, download: bool) -> StoredTexts:
     """
     from sklearn.datasets import _twenty_newsgroups as published
 
-    root = spec.root.expanduser()
+    root = spec.folder
     folders = {"train": root / published.TRAIN_FOLDER, "test": root / published.TEST_FOLDER}
     if download and not folders["train"].is_dir():
         _download_newsgroups(root, published.ARCHIVE)

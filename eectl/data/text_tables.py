@@ -6,7 +6,6 @@ Every complaint about a cell names the file and the row, counted from 1 without 
 import csv
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eectl.core.errors import EectlError, closest
+from eectl.core.errors import EectlError, closest, visible
 from eectl.recipe.choices import FILE_CHOICES, in_order
+
+MOST_CHARACTERS = 16 * 2**20  # of a cell, or of a line of JSON
+MOST_TARGET = 1e15  # in size: the squares of larger ones leave float32 once there are thousands of rows
+_MANY_ROWS = 10**6  # from which a Parquet file must have a byte for each row
+_MOST_NAMED = 12  # columns that a message lists
+_LONGEST = 40  # characters of each
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,17 @@ def read_table(paths: Sequence[Path], names: Sequence[str]) -> Table:
 def _require(path: Path, names: Iterable[str], there: Sequence[str]) -> None:
     for name in names:
         if name not in there:
+            short = [each[:_LONGEST] for each in there[:_MOST_NAMED]]
+            listed = ", ".join(map(repr, short)) + (f" and {len(there) - _MOST_NAMED:,} more" if there[_MOST_NAMED:] else "")
             raise EectlError(
-                f"{path}: no column '{name}'{closest(name, there)}; it has {', '.join(map(repr, there)) or 'none'}; "
-                "set data.text and data.target (--text and --target)"
+                f"{path}: no column '{name}'{closest(name, short)}; it has {listed or 'none'}; set data.text and data.target "
+                "(--text and --target)"
             )
 
 
 def _read_delimited(path: Path, names: Sequence[str], *, delimiter: str, quoting: Literal[0, 3]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    before = csv.field_size_limit(sys.maxsize)  # the default refuses cells of 131,072 characters
+    before = csv.field_size_limit(MOST_CHARACTERS)  # the default refuses cells of 131,072 characters
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
@@ -108,15 +115,20 @@ def _read_tsv(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _read_jsonl(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Read one object a line; other tools' NaN, and what lies in columns that are not asked for, is let pass."""
     columns: dict[str, list[Any]] = {name: [] for name in names}
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MOST_CHARACTERS + 1), ""), 1):
             if not line.strip():
                 continue
+            if len(line) > MOST_CHARACTERS:
+                raise EectlError(f"{path}: line {number}: more than {MOST_CHARACTERS:,} characters; each line is one object")
             try:
                 value = json.loads(line)
-            except ValueError as error:
-                raise EectlError(f"{path}: line {number}: not JSON ({error}); each line is one object") from error
+                if "\\u" in line:
+                    json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+            except (ValueError, RecursionError) as error:
+                raise EectlError(f"{path}: line {number}: not JSON ({error!s:.100}); each line is one object") from error
             if not isinstance(value, dict):
                 raise EectlError(f'{path}: line {number}: a {type(value).__name__}; each line is one object, {{"text": …}}')
             _require(path.with_name(f"{path.name}: line {number}"), names, list(value))
@@ -132,11 +144,18 @@ def _read_parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     except ImportError as error:
         raise EectlError(f"{path}: Parquet needs pyarrow; run pip install 'eectl[text]', or convert the file to CSV") from error
     try:
+        about = parquet.read_metadata(path)
+        rows = max(about.num_rows, sum(about.row_group(group).num_rows for group in range(about.num_row_groups)))
+        if rows > max(_MANY_ROWS, path.stat().st_size):
+            raise EectlError(f"{path}: says that it has {rows:,} rows, and has {path.stat().st_size:,} bytes; write it again")
         _require(path, names, parquet.read_schema(path).names)
         table = parquet.read_table(path, columns=list(names))
-    except pyarrow.ArrowInvalid as error:
-        raise EectlError(f"{path}: not Parquet, or cut short ({' '.join(str(error).split())})") from error
-    return {name: table.column(name).to_pylist() for name in names}
+        return {name: table.column(name).to_pylist() for name in names}
+    except (pyarrow.ArrowException, OverflowError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        reason = visible(" ".join(str(error).split()))[:200]
+        raise EectlError(f"{path}: not Parquet, or cut short ({reason}); write it again") from error
 
 
 def texts(table: Table, name: str, *, empty: bool = False) -> list[str]:
@@ -146,7 +165,7 @@ def texts(table: Table, name: str, *, empty: bool = False) -> list[str]:
             if not empty or value is None:
                 raise EectlError(f"{table.where(row)}: column '{name}' is empty; fill it in or take the row out")
         elif not isinstance(value, str):
-            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r}, not a text")
+            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r:.80}, not a text")
     return list(table.columns[name])
 
 
@@ -154,14 +173,26 @@ def numbers(table: Table, name: str) -> NDArray[np.float64]:
     """Return a column of finite numbers; raises EectlError that names the first cell that is none."""
     result = np.empty(len(table.columns[name]), dtype=np.float64)
     for row, value in enumerate(table.columns[name]):
-        try:
-            result[row] = math.nan if isinstance(value, bool) or value is None else float(value)
-        except (TypeError, ValueError):
-            result[row] = math.nan
+        result[row] = _number(value)
         if not math.isfinite(result[row]):
-            what = "is empty" if value in (None, "") else f"is {value!r}, not a number"
+            what = "is empty" if value in (None, "") else f"is {value!r:.80}, not a number"
             raise EectlError(f"{table.where(row)}: column '{name}' {what}; regression needs a number in every row")
+        if abs(result[row]) > MOST_TARGET:
+            raise EectlError(
+                f"{table.where(row)}: column '{name}' is {value!r:.80}, and its square is too large to compute with; targets may "
+                f"be up to {MOST_TARGET:g} in size: mend that row, or divide the column by a number"
+            )
     return result
+
+
+def _number(value: Any) -> float:
+    """Return a cell as a number; NaN where it is none, such as 1_0 or digits of other scripts, which Python reads."""
+    if isinstance(value, bool) or value is None or (isinstance(value, str) and (not value.isascii() or "_" in value)):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def names_of(table: Table, name: str) -> list[str]:
@@ -174,7 +205,8 @@ def names_of(table: Table, name: str) -> list[str]:
             value = int(value)
         if not isinstance(value, str | int):
             raise EectlError(
-                f"{table.where(row)}: column '{name}' is {value!r}, not a class; set data.task to regression (--task regression)"
+                f"{table.where(row)}: column '{name}' is {value!r:.80}, not a class; set data.task to regression (--task "
+                "regression)"
             )
         result.append(str(value))
     return result

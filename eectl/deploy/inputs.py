@@ -4,7 +4,8 @@ An image of the training data gives the same bits here as there. Runs no network
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError
 from eectl.data.augment import Augmenter
-from eectl.data.images import centre_square, in_mode, open_image, prepare
+from eectl.data.images import centre_square, prepare
+from eectl.data.pictures import Oddities, from_pillow, open_image, warnings_heard
 from eectl.data.sources import FACTS
 from eectl.data.splits import DataInfo
 from eectl.data.text import Texts, encode, load_tokenizer
@@ -35,8 +37,15 @@ class RawInputs(Protocol):
     noun: str
     """What the inputs are, for messages."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about inputs that were read."""
+
     def split(self, inputs: Any) -> Iterator[Any]:
         """Take what a user passed apart: one input, or several."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Stand around all calls of `read`, which may come from several threads."""
 
     def read(self, value: Any, *, where: str) -> Any:
         """Bring one input into memory in its final size; raises EectlError that names it, by `where`, if it will not do."""
@@ -50,14 +59,25 @@ class ImageInputs:
     """Images as a network takes them: uint8 [C, H, W] one by one, then float32 [n, C, H, W], normalised.
 
     Files of the training data go through Pillow, pixels of published data sets through torch, each as it did in training. An
-    image of another shape than the network's is resized until it covers that shape, and its centre is cut out.
+    image of another shape than the network's is resized until it covers that shape, and its centre is cut out. What is odd about
+    files is counted in `odd`.
     """
 
     info: DataInfo
     spec: DataSection
     channels_last: bool
+    odd: Oddities = field(default_factory=Oddities, compare=False)
 
     noun = "images"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was odd about files that were read all the same."""
+        return self.odd.notes
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Keep Pillow's warnings off stderr."""
+        return warnings_heard()
 
     def split(self, inputs: Any) -> Iterator[Any]:
         """Take a list, an iterator, or a batch [n, H, W, C] (array) or [n, C, H, W] (tensor) apart; else it is one image."""
@@ -99,16 +119,13 @@ class ImageInputs:
         from PIL import Image
 
         if isinstance(value, (str, Path)):
-            path = Path(value).expanduser()
-            if path.is_dir():
-                raise EectlError(f"{path}: a folder in place of an image; name the images in it")
-            return open_image(path, mode)
-        if isinstance(value, Image.Image):
-            return in_mode(value, mode, where=where)
+            return open_image(Path(value).expanduser(), mode, background=self.spec.background, odd=self.odd)
         if isinstance(value, Tensor):
             value = _as_array(value, where)
         if isinstance(value, np.ndarray):
-            return in_mode(_from_array(value, where), mode, where=where)
+            value = _from_array(value, where)
+        if isinstance(value, Image.Image):
+            return from_pillow(value, mode, background=self.spec.background, where=where)
         raise EectlError(f"{where}: a {type(value).__name__}, and the network takes images; {RESCUE}")
 
     def _fit(self, image: "Image.Image") -> "Image.Image":
@@ -176,6 +193,11 @@ class TextInputs:
     vocabulary: int | None
 
     noun = "texts"
+    notes: tuple[str, ...] = ()
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Do nothing: texts are in memory."""
+        return nullcontext()
 
     def split(self, inputs: Any) -> Iterator[Any]:
         """Take a list or an iterator apart; a string, and for a network of pairs a tuple of two strings, is one input."""

@@ -293,10 +293,11 @@ class Model(nn.Module):
             except EectlError as error:
                 return error
 
-        if self.is_text or len(named) < FEW:
-            return [one(item) for item in named]
-        with ThreadPoolExecutor() as threads:
-            return list(threads.map(one, named))
+        with self.inputs.reading():
+            if self.is_text or len(named) < FEW:
+                return [one(item) for item in named]
+            with ThreadPoolExecutor() as threads:
+                return list(threads.map(one, named))
 
     @torch.inference_mode()
     def answer(self, values: Sequence[Any], *, batch_size: int, top: int = 1) -> list[RowAnswer]:

@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from eectl.core.console import silent
+from eectl.core.console import make_console, silent
 from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs
 from eectl.core.precision import FLOAT32, settings
+from eectl.core.progress import make_bar
 from eectl.deploy.model import Model, load
 from eectl.deploy.rows_in import STDIN, RowIn, check_texts, image_rows, read_images, read_texts
 from eectl.deploy.rows_out import RowOut, check_rows_file, writing_rows
@@ -127,7 +128,7 @@ def predict(
     failed: list[str] = []
     left: Counter[int] = Counter()
     cost = 0.0
-    writing = nullcontext() if target is None else writing_rows(target)
+    writing = nullcontext() if target is None else writing_rows(target, overwrite=overwrite)
     set_up = settings(model.precision, model.device)
     with set_up, _bar(total, model.inputs.noun, quiet=quiet) as advance, writing as write:
         for chunk in _chunks(rows, model.window(size)):
@@ -142,6 +143,8 @@ def predict(
             if write is None and each is None:
                 kept += answered
             advance(len(chunk))
+    for note in model.inputs.notes:
+        say(f"note: {note}")
     counts = tuple(left[number] for number in range(1, len(model.exits) + 1))
     mean = cost / sum(counts) if sum(counts) else None
     about = model.digest, model.task, model.classes, model.budget
@@ -193,10 +196,6 @@ def _bar(total: int | None, noun: str, *, quiet: bool) -> Iterator[Callable[[int
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True, soft_wrap=True), transient=True, redirect_stdout=False) as bar:
+    with make_bar(make_console(stderr=True, soft_wrap=True)) as bar:
         task = bar.add_task(noun, total=total)
         yield lambda count: bar.advance(task, count)

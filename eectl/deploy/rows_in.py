@@ -5,15 +5,16 @@ Nothing is held but names of files. A row that cannot be read is an EectlError i
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eectl.core.errors import EectlError, closest
-from eectl.data.folder import EXTENSIONS
+from eectl.data.folder import LISTED, list_images
+from eectl.data.pictures import EXTENSIONS, shown_path
 
 STDIN = "-"
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -37,7 +38,10 @@ def image_rows(sources: Sequence[str]) -> list[str]:
     found: list[str] = []
     for source in sources:
         path = Path(source).expanduser()
-        if source != STDIN and path.is_dir():
+        is_folder = False
+        with suppress(OSError):  # who reads it says that it cannot be read
+            is_folder = source != STDIN and path.is_dir()
+        if is_folder:
             found += _images(path)
         elif path.suffix.lower() in TABLES:
             raise EectlError(f"{source}: a file of texts, and the network takes images; name images, or a folder of them")
@@ -48,12 +52,10 @@ def image_rows(sources: Sequence[str]) -> list[str]:
 
 def _images(folder: Path) -> list[str]:
     """List the images at any depth below a folder, sorted; raises EectlError where there are none."""
-    found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
-        found += [str(Path(parent, name)) for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+    found, _ = list_images(folder)
     if not found:
-        raise EectlError(f"{folder}: no images in this folder ({', '.join(EXTENSIONS)}); name another, or the files")
-    return sorted(found)
+        raise EectlError(f"{shown_path(folder)}: no images in this folder ({LISTED}); name another, or the files")
+    return sorted(map(str, found))
 
 
 def read_images(files: Sequence[str]) -> Iterator[RowIn]:
@@ -66,6 +68,11 @@ def read_images(files: Sequence[str]) -> Iterator[RowIn]:
 
 
 def _image(name: str) -> RowIn:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = shown_path(name)
+        return RowIn({}, shown, EectlError(f"{shown}: its name is not UTF-8, so the answer could not name it; rename the file"))
     return RowIn({"file": name}, name, Path(name).expanduser())
 
 
@@ -104,9 +111,21 @@ def read_texts(sources: Sequence[str], columns: Sequence[str]) -> Iterator[RowIn
             if bad is not None or None in texts:
                 yield RowIn({}, where, EectlError(f"{where}: {bad!r} is not a text; fill it in or take the row out"))
                 continue
+            if not all(_is_whole(text) for text in texts):
+                yield RowIn({}, where, EectlError(f"{where}: not UTF-8, or half a character; mend the text or take the row out"))
+                continue
             names = ("text",) if len(columns) == 1 else ("text_1", "text_2")
             shown = {"file": source, "row": number, **dict(zip(names, texts, strict=False))}
             yield RowIn(shown, where, tuple(texts))
+
+
+def _is_whole(text: str) -> bool:
+    """Return whether a text has only whole characters, as those have that can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lines() -> Iterator[str]:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from eectl.core.console import PlainConsole, plain_box
 from eectl.core.errors import EectlError
-from eectl.core.files import replacing
+from eectl.core.files import open_text, replacing
 from eectl.core.json_files import clean_json
 from eectl.deploy.answers import RowAnswer
 
@@ -45,17 +44,18 @@ def check_rows_file(path: Path) -> None:
 
 
 @contextmanager
-def writing_rows(path: Path) -> Iterator[Write]:
+def writing_rows(path: Path, *, overwrite: bool = True) -> Iterator[Write]:
     """A file that takes rows in the form that its name says; it is there when the block ends well."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path, overwrite=overwrite) as temporary, open_text(temporary) as file:
         yield _csv_writer(file) if path.suffix.lower() == ".csv" else json_writer(file)
 
 
 def json_writer(file: TextIO) -> Write:
-    """Return what writes a row as one line of JSON."""
+    """Return what writes a row as one line of JSON, in ASCII where the file cannot hold every character."""
+    holds_all = (file.encoding or "utf-8").lower().startswith("utf")
 
     def write(row: RowOut) -> None:
-        file.write(json.dumps(clean_json(row.to_json()), ensure_ascii=False) + "\n")
+        file.write(json.dumps(clean_json(row.to_json()), ensure_ascii=not holds_all) + "\n")
 
     return write
 
@@ -91,7 +91,7 @@ class AnswerTable:
     `take` a row, `flush` what was taken. Further classes of a row (`--top`) stand below it.
     """
 
-    def __init__(self, console: Console, *, classes: Sequence[str], is_text: bool) -> None:
+    def __init__(self, console: PlainConsole, *, classes: Sequence[str], is_text: bool) -> None:
         self._console, self._is_text = console, is_text
         self._header = True
         self._rows: list[RowOut] = []
@@ -109,7 +109,7 @@ class AnswerTable:
         fixed = {"value": self._class} if self._is_regression else {"class": self._class, "probability": 11}
         fixed |= {"exit": 4, "cost": 7}
         rest = max(self._console.width - sum(fixed.values()) - 3 * len(fixed), NARROWEST)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=self._header, show_edge=False)
+        table = Table(box=plain_box(), pad_edge=False, show_header=self._header, show_edge=False)
         table.add_column("text" if self._is_text else "image", width=rest, overflow="fold")
         for name, width in fixed.items():
             table.add_column(name, width=width, justify="right", overflow="fold")
@@ -125,14 +125,7 @@ class AnswerTable:
         name = " | ".join(texts) if self._is_text else str(row.shown["file"])
         rest = [str(answer.exit), f"{answer.cost:.1%}"]
         if answer.value is not None:
-            yield [_plain(name), f"{answer.value:.4g}", *rest]
+            yield [name, f"{answer.value:.4g}", *rest]
             return
         for place, (label, probability) in enumerate(answer.top):
-            yield [_plain(name) if not place else "", _plain(label), f"{probability:.1%}", *(rest if not place else ["", ""])]
-
-
-def _plain(text: str) -> str:
-    """Return text that rich prints as it is."""
-    from rich.markup import escape
-
-    return escape(text)
+            yield [name if not place else "", label, f"{probability:.1%}", *(rest if not place else ["", ""])]

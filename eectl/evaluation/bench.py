@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from eectl import __version__
 from eectl.core.console import silent
 from eectl.core.errors import EectlError, out_of_memory
-from eectl.core.files import as_path, check_outputs
-from eectl.core.json_files import write_json
+from eectl.core.files import as_path, check_outputs, write_all
+from eectl.core.json_files import json_text
+from eectl.core.numbers import number_list, whole_number
 from eectl.core.precision import autocast, note_on_precision
+from eectl.core.seeds import check_seed
 from eectl.core.stopwatch import device_name
 from eectl.data.batches import longest_first
 from eectl.evaluation.opened import Session, measuring, open_session, preparing, read_header, score_split
@@ -22,7 +25,7 @@ from eectl.exits.fastest import choose_layout, lay_inputs
 from eectl.exits.policy import Policies, policies_for
 from eectl.exits.thresholds import check_has_exits, choose_thresholds, notes_on_rows
 from eectl.exits.times import Bench
-from eectl.recipe.budgets import DEFAULT_BATCH_SIZES, DEFAULT_BUDGETS, parse_budgets
+from eectl.recipe.budgets import DEFAULT_BATCH_SIZES, DEFAULT_BUDGETS, MOST_SECONDS, parse_budgets
 
 FEWEST_ROWS = 256
 MOST_ROWS = 100_000  # a batch
@@ -72,6 +75,9 @@ def bench(
         raise EectlError(f"--policy {policy_file} brings its own criterion and thresholds; leave out --criterion")
     wanted = parse_budgets(DEFAULT_BUDGETS if budgets is None else budgets)
     sizes = parse_batch_sizes(batch_size)
+    seed = check_seed(seed)
+    if not 0 < seconds <= MOST_SECONDS:
+        raise EectlError(f"--seconds {seconds}: give a time over 0 and up to {MOST_SECONDS:,}, such as 2")
     check_outputs([out], inputs=[path, policy_file], overwrite=overwrite)
     given = policies_for(policy_file, None if budgets is None else wanted) if policy_file else None
     header = read_header(path)
@@ -92,24 +98,15 @@ def bench(
             say(f"note: {note}")
         result = _measure(session, given, sizes, chosen, seconds=seconds, seed=seed, say=say)
         if out:
-            write_json(out, result.to_json())
+            write_all({out: json_text(result.to_json())}, overwrite=overwrite)
         return result
 
 
 def parse_batch_sizes(sizes: str | int | Iterable[int]) -> tuple[int, ...]:
     """Return `1,32,256`, one number or several as rising numbers of rows; raises EectlError for anything else."""
-    text = sizes if isinstance(sizes, str) else ",".join(map(str, [sizes] if isinstance(sizes, int) else sizes))
-    found: list[int] = []
-    for part in (part.strip() for part in text.split(",")):
-        size = int(part) if part.isascii() and part.isdecimal() else 0
-        if not 0 < size <= MOST_ROWS:
-            raise EectlError(
-                f"--batch-size {text}: '{part}' is not a batch size; give whole numbers from 1, such as {DEFAULT_BATCH_SIZES}"
-            )
-        if size in found:
-            raise EectlError(f"--batch-size {text}: {size} stands twice; give each size once")
-        found.append(size)
-    return tuple(sorted(found))
+    allowed = f"whole numbers from 1 to {MOST_ROWS:,}, such as {DEFAULT_BATCH_SIZES}"
+    read = partial(whole_number, least=1, most=MOST_ROWS)
+    return tuple(sorted(number_list(sizes, read, option="--batch-size", what="batch size", allowed=allowed)))
 
 
 def _choose_rows(session: Session, sizes: Sequence[int], rows: int | None, seed: int) -> Tensor:

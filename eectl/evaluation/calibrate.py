@@ -5,10 +5,11 @@ from pathlib import Path
 
 from eectl.core.console import silent
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import as_path, check_outputs
+from eectl.core.files import as_path, check_outputs, write_all
+from eectl.core.json_files import json_text
 from eectl.core.precision import note_on_precision
-from eectl.evaluation.opened import measuring, open_session, read_header, score_split
-from eectl.exits.policy import Policies, write_policies
+from eectl.evaluation.opened import measuring, open_session, pass_kept, read_header, score_split
+from eectl.exits.policy import Policies
 from eectl.exits.thresholds import SEARCHES, check_has_exits, choose_thresholds, notes_on_rows
 from eectl.exits.times import BENCH, parse_cost, read_times
 from eectl.recipe.budgets import DEFAULT_BUDGETS, parse_budgets
@@ -82,12 +83,15 @@ def calibrate(
                 name=path,
             )
         session = open_session(path, world=world, precision=used, data_root=as_path(data_root), needs=("calibration",))
-        found = score_split(session, "calibration", criterion=rule, file=file, save_to=save_to, batch_size=batch_size)
+        found = score_split(
+            session, "calibration", criterion=rule, file=file, save_to=save_to, overwrite=overwrite, batch_size=batch_size
+        )
         notes += note_on_precision(f"{file} was made", found.made.precision, used)
         if not world.is_main:
             return None
         for note in (*session.notes, *notes, *notes_on_rows(found)):
             say(f"note: {note}")
         policies = choose_thresholds(found, costs or session.macs, budgets=percentages, search=thresholds)
-        write_policies(out, policies)
+        with pass_kept(save_to):
+            write_all({out: json_text(policies.to_json())}, overwrite=overwrite)
         return policies

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eectl.core.errors import EectlError
-from eectl.core.figures import title
-from eectl.core.files import replacing
+from eectl.core.figures import render, title
 from eectl.evaluation.results import Evaluation
 from eectl.exits.policy import COSTS
 from eectl.models.losses import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLOT_FORMATS = ("png", "pdf", "svg")
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1601f", "#6b6b6b"
@@ -25,30 +25,28 @@ def check_plot_path(path: Path) -> None:
         raise EectlError(f"--plot {path}: allowed are files that end in .{', .'.join(PLOT_FORMATS)}")
 
 
-def plot_curve(path: Path, result: Evaluation, *, paper: bool = False) -> None:
-    """Draw accuracy (or MSE) against the mean cost in % of the plain backbone, as PNG, PDF or SVG by the suffix.
+def plot_curve(path: Path, result: Evaluation, *, paper: bool = False) -> dict[Path, bytes]:
+    """Draw accuracy (or MSE) against the mean cost in % of the plain backbone; returns what `path` is to hold.
 
     The line is the whole sweep on the same split: a diagnostic, since nobody may choose on it. Budgets are vertical lines, dots
-    the exits on their own, diamonds the policies. `paper` leaves the title out. Raises EectlError for another suffix.
+    the exits on their own, diamonds the policies. `paper` leaves the title out. PNG, PDF or SVG by the suffix; raises EectlError
+    for another.
     """
     check_plot_path(path)
-    import matplotlib
-    from matplotlib.figure import Figure
+    return render([path], lambda figure: _draw(figure, result, paper=paper))
 
+
+def _draw(figure: "Figure", result: Evaluation, *, paper: bool) -> None:
     scale = 100.0 if TASKS[result.task].score_name == "accuracy" else 1.0
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.right": False, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
-        axes = figure.add_subplot()
-        shares = [100 * cost / result.plain_cost for cost in result.curve.mean_costs]
-        values = [scale * value for value in result.curve.values]
-        axes.plot(shares, values, color=_BLUE, lw=1.2, alpha=0.55, label=f"any threshold ({result.split} split)", zorder=2)
-        _draw_exits(axes, result, scale)
-        _draw_policies(axes, result, scale)
-        _dress(axes, result, scale)
-        title(figure, _title(result), paper=paper)
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:].lower())
+    axes = figure.add_subplot()
+    shares = [100 * cost / result.plain_cost for cost in result.curve.mean_costs]
+    values = [scale * value for value in result.curve.values]
+    axes.plot(shares, values, color=_BLUE, lw=1.2, alpha=0.55, label=f"any threshold ({result.split} split)", zorder=2)
+    _draw_exits(axes, result, scale)
+    _draw_policies(axes, result, scale)
+    _dress(axes, result, scale)
+    title(figure, _title(result), paper=paper)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
 def _title(result: Evaluation) -> str:

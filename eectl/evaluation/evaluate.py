@@ -5,11 +5,12 @@ from pathlib import Path
 
 from eectl.core.console import silent
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import as_path, check_outputs
+from eectl.core.files import as_path, check_outputs, write_all
+from eectl.core.json_files import json_text
 from eectl.core.precision import note_on_precision
 from eectl.evaluation.curve import check_plot_path, plot_curve
-from eectl.evaluation.opened import Session, measuring, open_session, read_header, score_split
-from eectl.evaluation.results import Evaluation, write_evaluation
+from eectl.evaluation.opened import Session, measuring, open_session, pass_kept, read_header, score_split
+from eectl.evaluation.results import Evaluation
 from eectl.evaluation.scoring import score_as_paper, score_policies
 from eectl.exits.policy import Policies, policies_for
 from eectl.exits.scores import ScoredRows
@@ -83,7 +84,9 @@ def evaluate(
         check_paper(rule)
     with measuring(device, precision or header.precision) as (world, used):
         session = open_session(path, world=world, precision=used, data_root=as_path(data_root), needs=("test",))
-        found = score_split(session, "test", criterion=rule, file=file, save_to=save_to, batch_size=batch_size)
+        found = score_split(
+            session, "test", criterion=rule, file=file, save_to=save_to, overwrite=overwrite, batch_size=batch_size
+        )
         notes = [*session.notes, *note_on_precision(f"{file} was made", found.made.precision, used)]
         if given:
             notes += note_on_precision(f"{policy_file} was made", given.precision, found.made.precision)
@@ -97,11 +100,13 @@ def evaluate(
             return None
         for note in notes:
             say(f"note: {note}")
-        if plot:
-            plot_curve(plot, result, paper=paper)
+        files: dict[Path, bytes | str] = {} if plot is None else {**plot_curve(plot, result, paper=paper)}
+        if out is not None:
+            files[out] = json_text(result.to_json())
+        with pass_kept(save_to):
+            write_all(files, overwrite=overwrite)
+        if plot is not None:
             say(f"{plot}: written")
-        if out:
-            write_evaluation(out, result)
         return result
 
 

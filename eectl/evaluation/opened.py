@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eectl.core.capture import recorder_for
-from eectl.core.distributed import World, gather_rows, join, leave
+from eectl.core.distributed import World, gather_rows, joined
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision, settings
 from eectl.data import Augmenter, Dataset, Split, check_disjoint, eval_batches, eval_order, load_data
@@ -63,13 +63,10 @@ def measuring(device: str, precision: str) -> Iterator[tuple[World, str]]:
     Gives this process's place and the precision that the device resolves the asked one to. Raises EectlError for a device or a
     precision that is not there.
     """
-    world = join(device)
-    try:
+    with joined(device, hint="nothing was written: give the same command again") as world:
         found = resolve_precision(precision, world.device)
         with settings(found, world.device):
             yield world, found
-    finally:
-        leave()
 
 
 @dataclass(frozen=True)
@@ -188,6 +185,7 @@ def score_split(
     criterion: Criterion,
     file: Path | None = None,
     save_to: Path | None = None,
+    overwrite: bool = True,
     batch_size: int | None = None,
 ) -> ScoredRows:
     """Return what a criterion sees in every exit's outputs on a split, on every process.
@@ -198,6 +196,7 @@ def score_split(
         criterion: How ready an exit is.
         file: Predictions to take it from; default: one pass over the split, on all processes.
         save_to: Where the pass writes the outputs.
+        overwrite: Whether a file that came there meanwhile gives way.
         batch_size: Rows at once; default: the recipe's.
 
     Raises:
@@ -220,11 +219,24 @@ def score_split(
     made = Provenance(name, split.fingerprint, checkpoint.digest, session.task, session.precision)
     num_exits, num_outputs = checkpoint.model.num_exits, checkpoint.about.spec.num_outputs
     shape = {"num_exits": num_exits, "num_outputs": num_outputs}
-    with keeping(save_to, made, **shape, labels=split.labels, world=world) if save_to else nullcontext() as keeper:
+    with (
+        keeping(save_to, made, **shape, labels=split.labels, world=world, overwrite=overwrite) if save_to else nullcontext()
+    ) as keeper:
         table = _pass(session, split, criterion, keeper, batch_size)
         if world.size > 1:
             table = gather_rows(table.permute(2, 0, 1).contiguous(), num_rows=len(split)).permute(1, 2, 0).contiguous()
         return scored_from(table, split.labels, made, criterion=criterion)
+
+
+@contextmanager
+def pass_kept(save_to: Path | None) -> Iterator[None]:
+    """Add to an EectlError of the block, in which outputs are written, that the pass before it need not be made again."""
+    try:
+        yield
+    except EectlError as error:
+        if save_to is None:
+            raise
+        raise EectlError(f"{error}; the pass is kept: give --predictions {save_to} in place of another") from error
 
 
 def _pass(session: Session, split: Split, criterion: Criterion, keeper: Keeper | None, batch_size: int | None) -> Tensor:

@@ -123,7 +123,16 @@ def predict_rows(
 
 
 @contextmanager
-def keeping(path: Path, made: Provenance, *, num_exits: int, num_outputs: int, labels: Tensor, world: World) -> Iterator[Keeper]:
+def keeping(
+    path: Path,
+    made: Provenance,
+    *,
+    num_exits: int,
+    num_outputs: int,
+    labels: Tensor,
+    world: World,
+    overwrite: bool = True,
+) -> Iterator[Keeper]:
     """Open a predictions file that all processes fill while the pass goes on; it is there when the block ends well in process 0.
 
     Process 0 makes it at its full size under another name and the others write their rows into it, so it must lie in a folder
@@ -136,7 +145,8 @@ def keeping(path: Path, made: Provenance, *, num_exits: int, num_outputs: int, l
         return
     kinds = {dtype: name for name, dtype in _DTYPES.items()}
     layout = {"logits": ("F32", (num_exits, len(labels), num_outputs)), "labels": (kinds[labels.dtype], (len(labels),))}
-    with new_parts(path, layout, {"kind": KIND, "schema": SCHEMA, **made.to_json()}) as (file, temporary):
+    metadata = {"kind": KIND, "schema": SCHEMA, **made.to_json()}
+    with new_parts(path, layout, metadata, overwrite=overwrite) as (file, temporary):
         path_of_main(temporary)
         file.write("labels", labels)
         yield Keeper(file)

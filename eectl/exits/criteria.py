@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
 from eectl.models.losses import TASKS, Task
-from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_CRITERION, in_order
+from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_CRITERION, in_order, number_in
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ def criterion_named(name: str) -> Criterion:
     Raises:
         EectlError: there is no such criterion.
     """
-    family, _, count = name.partition("-")
-    if family == "difference" and count.isascii() and count.isdecimal() and int(count) > 0:
+    count = number_in(name, "difference-")
+    if count is not None:
         about = CRITERION_FAMILIES["difference-N"].replace(" N ", f" {count} ")
-        return _of_changes(name, int(count), about)
+        return _of_changes(name, count, about)
     return lookup(CRITERIA, name, what="criterion")
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from eectl.core.errors import EectlError, lookup
 from eectl.core.json_files import read_as, sealed
 from eectl.core.kinds import Natural, Text
+from eectl.core.numbers import whole_number
 from eectl.core.precision import FLOAT32
 from eectl.exits.policy import COSTS, CostTable
 
@@ -126,11 +127,12 @@ def parse_cost(text: str) -> CostRequest:
     lookup(COSTS, name, what="cost")
     if not colon:
         return CostRequest(name)
-    if name != "latency" or not (size.isascii() and size.isdecimal() and int(size)):
+    rows = whole_number(size, least=1)
+    if name != "latency" or rows is None:
         raise EectlError(
             f"--cost {text}: write macs, latency, or latency:BATCH with a batch size that was measured, as latency:32"
         )
-    return CostRequest(name, int(size))
+    return CostRequest(name, rows)
 
 
 @dataclass(frozen=True)

@@ -116,14 +116,14 @@ class Checkpoint:
         return self.model.backbone.lies_channels_last(self.about.recipe.get("channels_last", "auto"))
 
 
-def save_checkpoint(path: Path, model: "MultiExitModel", about: About) -> str:
+def save_checkpoint(path: Path, model: "MultiExitModel", about: About, *, overwrite: bool = True) -> str:
     """Write a network, in one step, and return the digest of its weights; raises EectlError where it cannot be written."""
     tensors = model.state_dict()
     weights = digest(tensors)
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
     versions |= {"eectl": __version__, "python": platform.python_version()}
     metadata = {"kind": KIND, "schema": SCHEMA, "weights": weights, "versions": versions, **about.to_json()}
-    write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, metadata, overwrite=overwrite)
     return weights
 
 

@@ -99,6 +99,13 @@ class _PhaseStep(_Form):
     start: Text | None = None
     precision: Text = "float32"
 
+    @model_validator(mode="after")
+    def _exits_that_are_scored(self) -> "_PhaseStep":
+        scores = len(self.validation.score)
+        if not set(self.exits) <= set(range(1, scores + 1)):  # exits that a phase leaves alone are scored too
+            raise ValueError(f"{scores} validation scores, and the phase trained exits {list(self.exits)}")
+        return self
+
 
 class _HeadsStep(_Form):
     attached: Annotated[tuple[Whole, ...], FEW]

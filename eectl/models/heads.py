@@ -12,7 +12,7 @@ from torch.nn import functional
 from eectl.core.errors import EectlError, lookup
 from eectl.models.backbone import Feature
 from eectl.models.pooling import mix_pools, pool_grid
-from eectl.recipe.choices import HEAD_CHOICES, in_order
+from eectl.recipe.choices import HEAD_CHOICES, MOST_IN_A_NAME, in_order, number_in
 
 
 @dataclass(frozen=True)
@@ -279,11 +279,14 @@ class LancopkuGpfHead(GpfHead):
 
 def head_class(kind: str) -> tuple[type[ExitHead], int | None]:
     """Return the class of a kind of head, and the width that it names, if any; raises EectlError for an unknown kind."""
-    stem, _, width = kind.rpartition("-")
-    if f"{stem}-WIDTH" in HEADS and (kind not in HEADS or width == "WIDTH"):
-        if not (width.isascii() and width.isdecimal() and int(width) > 0):
-            raise EectlError(f"exit head '{kind}': the width after {stem}- is a whole number from 1, such as {stem}-1024")
-        return HEADS[f"{stem}-WIDTH"], int(width)
+    stem, _, written = kind.rpartition("-")
+    if f"{stem}-WIDTH" in HEADS and (kind not in HEADS or written == "WIDTH"):
+        width = number_in(kind, f"{stem}-")
+        if width is None:
+            raise EectlError(
+                f"exit head '{kind}': the width after {stem}- is a whole number from 1 to {MOST_IN_A_NAME:,}, such as {stem}-1024"
+            )
+        return HEADS[f"{stem}-WIDTH"], width
     return lookup(HEADS, kind, what="exit head"), None
 
 

@@ -12,7 +12,7 @@ from eectl.models.ensembles import Ensembles
 from eectl.models.equilibrium import rescale
 from eectl.models.heads import ExitHead, ExitOutput
 from eectl.models.recompute import RecomputedBlocks
-from eectl.recipe.choices import PLACEMENT_CHOICES, listed
+from eectl.recipe.choices import PLACEMENT_CHOICES, listed, number_in
 
 Reads = tuple[Tensor, ...]
 """What each of the exits 1..K reads of some rows, [row, …]: see MultiExitModel.reads."""
@@ -32,8 +32,8 @@ def blocks_of(placement: str, depth: int) -> tuple[int, ...]:
     if placement in PLACEMENTS_16:
         scaled = (round(block * (depth - 1) / 15) for block in PLACEMENTS_16[placement])
         after = tuple(sorted({block for block in scaled if block < depth - 1}))
-    elif placement.startswith("every-") and placement[6:].isdecimal() and int(placement[6:]) > 0:
-        after = tuple(range(int(placement[6:]), depth - 1, int(placement[6:])))
+    elif (each := number_in(placement, "every-")) is not None:
+        after = tuple(range(each, depth - 1, each))
     else:
         raise EectlError(f"unknown placement '{placement}'; known: {listed(PLACEMENT_CHOICES)}; write every-N as every-2")
     if not after:

@@ -1,12 +1,12 @@
 """Cost budgets as the user writes them: percentages of the plain backbone's cost. Imports no torch."""
 
-import math
 from collections.abc import Iterable
 
-from eectl.core.errors import EectlError
+from eectl.core.numbers import decimal_number, number_list
 
 DEFAULT_BUDGETS = "25,50,75,100"
 DEFAULT_BATCH_SIZES = "1,32,256"  # of `eectl bench`
+MOST_SECONDS = 86_400  # of `eectl bench` for a batch size: a day
 MOST_BUDGET = 1000.0
 
 
@@ -19,23 +19,12 @@ def parse_budgets(budgets: str | float | Iterable[float]) -> tuple[float, ...]:
     Raises:
         EectlError: something in it is not a percentage over 0, or stands twice.
     """
-    if isinstance(budgets, str):
-        text, parts = budgets, budgets.split(",")
-    else:
-        parts = [f"{each:.15g}" for each in ([budgets] if isinstance(budgets, int | float) else budgets)]
-        text = ",".join(parts)
-    found: list[float] = []
-    for part in parts or [""]:
-        try:
-            budget = float(part)
-        except ValueError:
-            budget = math.nan
-        if not 0 < budget <= MOST_BUDGET:
-            raise EectlError(
-                f"--budgets {text}: '{part.strip()}' is not a budget; give percentages of the plain backbone's cost, "
-                f"over 0 and up to {MOST_BUDGET:g}, such as {DEFAULT_BUDGETS}"
-            )
-        if budget in found:
-            raise EectlError(f"--budgets {text}: {budget:g} stands twice; give each budget once")
-        found.append(budget)
-    return tuple(sorted(found))
+    allowed = f"percentages of the plain backbone's cost, over 0 and up to {MOST_BUDGET:g}, such as {DEFAULT_BUDGETS}"
+    return tuple(sorted(number_list(budgets, _budget, option="--budgets", what="budget", allowed=allowed)))
+
+
+def _budget(value: object) -> float | None:
+    budget = decimal_number(value)
+    if budget is None or not 0 < budget <= MOST_BUDGET:
+        return None
+    return budget if isinstance(value, str) else float(f"{budget:.15g}")  # as it is written: 0.1 + 0.2 is 0.3

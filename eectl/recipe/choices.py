@@ -5,6 +5,7 @@ functions and classes behind the names lie in tables of their own, which `in_ord
 `WIDTH` stand for a whole number that the user fills in.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -146,6 +147,7 @@ DEVICE_CHOICES = {
     "cuda": "the GPU; cuda:N picks one",
     "mps": "an Apple GPU",
 }
+MOST_IN_A_NAME = 65_536  # the largest N or WIDTH
 _EXAMPLES = {"WIDTH": ("1024", "2048"), "N": ("1", "2", "3")}
 
 
@@ -166,6 +168,22 @@ def completions(names: Iterable[str]) -> tuple[str, ...]:
         stem, _, variable = name.rpartition("-")
         found |= dict.fromkeys(f"{stem}-{value}" for value in _EXAMPLES[variable]) if variable in _EXAMPLES else {name: None}
     return tuple(found)
+
+
+def number_in(name: str, stem: str) -> int | None:
+    """Return the number that the user filled in after `stem`, as in mlp-1024; None where there is none from 1 to 65,536."""
+    found = re.fullmatch(r"[1-9][0-9]{0,4}", name.removeprefix(stem)) if name.startswith(stem) else None
+    number = None if found is None else int(found[0])
+    return number if number is not None and number <= MOST_IN_A_NAME else None
+
+
+def is_choice(name: str, choices: Iterable[str]) -> bool:
+    """Return whether `name` is one of the choices, where N and WIDTH stand for a number from 1 to 65,536."""
+    for choice in choices:
+        stem, dash, variable = choice.rpartition("-")
+        if number_in(name, stem + dash) is not None if variable in _EXAMPLES else name == choice:
+            return True
+    return False
 
 
 def in_order(choices: Iterable[str], table: Mapping[str, T]) -> dict[str, T]:

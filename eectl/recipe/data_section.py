@@ -1,5 +1,6 @@
 """The recipe's section `data`: which data set, how it is split, and how training images are varied. No torch; reads no file."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,11 +9,37 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from eectl.core.errors import EectlError, closest
 from eectl.recipe.choices import IMAGE_CHOICES, TEXT_CHOICES, described, listed
-from eectl.recipe.section import Count, Fraction, NonNegative, Positive, Probability, Section, Share
+from eectl.recipe.data_paths import expand
+from eectl.recipe.section import (
+    Count,
+    Factor,
+    Fraction,
+    PathText,
+    Pixels,
+    Probability,
+    Section,
+    Share,
+    ShortText,
+    Switch,
+    whole_or_none,
+)
 from eectl.recipe.text_sets import TEXT_SETS, is_text
 
 OWN_FILES = ("folder", "text")  # data sets of the user's own, which may lack a test split
+LEAST_ALPHA = 1e-3  # of Mixup and CutMix, where float32 still draws shares
 ROOTLESS = ("digits",)  # data sets that need no folder
+HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+def _off_or_enough(alpha: float) -> float:
+    if 0 < alpha < LEAST_ALPHA:
+        raise ValueError(f"input should be 0 (off), or from {LEAST_ALPHA:g}: below that one image of a pair takes all")
+    return alpha
+
+
+MixAlpha = Annotated[
+    float, Field(ge=0, le=1e3, allow_inf_nan=False, strict=True), AfterValidator(_off_or_enough)
+]  # of Mixup and CutMix
 
 
 class AugmentSection(Section):
@@ -26,21 +53,21 @@ class AugmentSection(Section):
         description="Cut a random box out of each image and bring it to size: [smallest, largest] share of its area, such as "
         "[0.35, 1.0]. Default: no such crop.",
     )
-    trivial: bool = Field(False, description="TrivialAugmentWide: one random operation for each image. Default: off.")
+    trivial: Switch = Field(False, description="TrivialAugmentWide: one random operation for each image. Default: off.")
     trivial_interpolation: Literal["nearest", "bilinear", "bicubic"] = Field(
         "nearest", description="How TrivialAugmentWide reads between pixels when it warps an image."
     )
-    crop: Annotated[int, Field(ge=0)] = Field(
+    crop: Annotated[int, Field(ge=0, le=8192, strict=True)] = Field(
         0, description="Pad each image by this many pixels and cut a random square of the old size out of it. 0: off."
     )
-    flip: bool = Field(False, description="Mirror each image from left to right with probability 1/2. Default: off.")
-    rotation: Annotated[float, Field(ge=0, le=180)] = Field(
+    flip: Switch = Field(False, description="Mirror each image from left to right with probability 1/2. Default: off.")
+    rotation: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False, strict=True)] = Field(
         0.0, description="Turn each image by a random angle of up to this many degrees either way. 0: off."
     )
     contrast: Fraction = Field(0.0, description="Multiply each image's contrast by a random factor within 1 ± this. 0: off.")
     erasing: Probability = Field(0.0, description="The probability that a random box of an image is erased. 0: off.")
-    mixup: NonNegative = Field(0.0, description="Mixup's alpha: images of a batch are blended in pairs. 0: off.")
-    cutmix: NonNegative = Field(
+    mixup: MixAlpha = Field(0.0, description="Mixup's alpha: images of a batch are blended in pairs. 0: off.")
+    cutmix: MixAlpha = Field(
         0.0,
         description="CutMix's alpha: boxes of images are swapped in pairs. 0: off. With Mixup on too, a fair coin decides for "
         "each batch.",
@@ -90,18 +117,32 @@ def _known_data(name: str) -> str:
     return name
 
 
+def _colour(value: Any) -> Any:
+    """Check a colour's name, as Pillow knows them, or #rrggbb."""
+    if value is None or not isinstance(value, str):
+        raise ValueError("give a colour's name, such as white, or '#rrggbb' in quotes, since # begins a comment in YAML")
+    if value == "white" or HEX_COLOUR.fullmatch(value):
+        return value
+    from PIL.ImageColor import colormap
+
+    if value.lower() not in colormap:
+        raise ValueError(f"unknown colour{closest(value.lower(), colormap)}; give a name, such as white, or '#rrggbb' in quotes")
+    return value
+
+
 def _one_or_two(value: Any) -> Any:
     """Read one column without a list around it."""
     return (value,) if isinstance(value, str) else value
 
 
+_COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": 10**9}
 _LIMIT_SCHEMA = {
     "anyOf": [
-        {"type": "integer", "minimum": 1},
+        _COUNT_SCHEMA,
         {
             "type": "object",
             "properties": {
-                name: {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}], "description": field.description}
+                name: {"anyOf": [_COUNT_SCHEMA, {"type": "null"}], "description": field.description}
                 for name, field in LimitSection.model_fields.items()
             },
             "additionalProperties": False,
@@ -109,6 +150,18 @@ _LIMIT_SCHEMA = {
     ]
 }
 _TEXT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2}]}
+
+
+_Mean = Annotated[float, Field(ge=-1e3, le=1e3, allow_inf_nan=False, strict=True)]
+
+
+def _one_for_each_channel(
+    normalize: str | tuple[tuple[float, ...], tuple[float, ...]],
+) -> str | tuple[tuple[float, ...], tuple[float, ...]]:
+    if not isinstance(normalize, str) and (len(normalize[0]) != len(normalize[1]) or len(normalize[0]) not in (1, 3)):
+        means, deviations = map(len, normalize)
+        raise ValueError(f"{means} means and {deviations} deviations; give one of each for grey images, three for colour")
+    return normalize
 
 
 class DataSection(Section):
@@ -119,28 +172,35 @@ class DataSection(Section):
         description=f"The data set. {described(IMAGE_CHOICES | TEXT_CHOICES)}.",
         json_schema_extra={"enum": [*IMAGE_CHOICES, *TEXT_CHOICES]},
     )
-    root: Path = Field(
+    root: PathText = Field(
         Path("data"),
         description="The folder with the data set, relative to where eectl runs. For `text` it may be one file, which is then "
         "the training file. digits needs none.",
     )
-    variant: str | None = Field(
+    variant: ShortText | None = Field(
         None,
         description="Which published form of the data set: full, 320px or 160px of imagenette. Default: the one that is there.",
     )
-    image_size: Count | None = Field(
+    image_size: Pixels | None = Field(
         None, description="The side in pixels of the squares that images become. Default: the size that the data set has."
     )
-    resize: Count | None = Field(
+    resize: Pixels | None = Field(
         None,
         description="The pixels that the short side of an image file is brought to before the centre square of `image_size` is "
         "cut out. Default: image_size.",
     )
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="How images are resized.")
-    channels: Literal[1, 3] | None = Field(
+    channels: Annotated[Literal[1, 3] | None, BeforeValidator(whole_or_none)] = Field(
         None, description="1 makes all images grey, 3 makes them colour. Default: as the data set has them; 3 for a folder."
     )
-    normalize: Literal["auto", "imagenet"] | tuple[tuple[float, ...], tuple[Positive, ...]] = Field(
+    background: Annotated[str, BeforeValidator(_colour)] = Field(
+        "white",
+        description="The colour behind the transparent pixels of images, in training and in predict: a name, such as black, or "
+        "'#rrggbb' in quotes.",
+    )
+    normalize: Annotated[
+        Literal["auto", "imagenet"] | tuple[tuple[_Mean, ...], tuple[Factor, ...]], AfterValidator(_one_for_each_channel)
+    ] = Field(
         "auto",
         description="What is subtracted from pixels (in 0..1) and what they are divided by. auto: the data set's own mean and "
         "standard deviation (those of ImageNet for a folder); imagenet; or [means, deviations], one of each per channel.",
@@ -158,7 +218,9 @@ class DataSection(Section):
         description="The share of the training rows that results are reported on, drawn by class, for data of your own without "
         "test rows. Default: none; evaluate, bench and report then have nothing to report on.",
     )
-    split_seed: int = Field(42, description="What the draws of validation, calibration and test rows and of limits depend on.")
+    split_seed: Annotated[int, Field(ge=0, le=10**18, strict=True)] = Field(
+        42, description="What the draws of validation, calibration and test rows and of limits depend on."
+    )
     limit: Annotated[
         LimitSection,
         BeforeValidator(_of_train),
@@ -168,34 +230,35 @@ class DataSection(Section):
         description="The most rows to use, drawn by class: a number of training rows, or numbers by split, such as "
         "{train: 5000, validation: 500, test: 1000}. Default: all rows.",
     )
-    in_memory: bool | Literal["auto"] = Field(
+    in_memory: Switch | Literal["auto"] = Field(
         "auto",
         description="true keeps all images on the device, false reads files as needed. auto: in memory up to 4 GB of pixels.",
     )
-    workers: Annotated[int, Field(ge=0)] = Field(
+    workers: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
         4, description="Processes that read image files when these are not kept in memory; 0 reads them in the main process."
     )
     augment: AugmentSection = AugmentSection()
     text: Annotated[
-        tuple[str, ...], BeforeValidator(_one_or_two), Field(min_length=1, max_length=2), WithJsonSchema(_TEXT_SCHEMA)
+        tuple[ShortText, ...], BeforeValidator(_one_or_two), Field(min_length=1, max_length=2), WithJsonSchema(_TEXT_SCHEMA)
     ] = Field(
         ("text",),
         description="The column with the text, or the two columns of a pair of texts. Published data sets bring their own.",
     )
-    target: str = Field("label", description="The column to predict, for texts. Published data sets bring their own.")
+    target: ShortText = Field("label", description="The column to predict, for texts. Published data sets bring their own.")
     task: Literal["classification", "regression"] = Field(
         "classification",
         description="What the target of texts is: a class, scored by accuracy, or a number, scored by mean squared error.",
     )
-    tokenizer: str | None = Field(
+    tokenizer: ShortText | None = Field(
         None,
         description="The tokenizer for texts: a folder, or an id on the Hugging Face hub. Default: that of backbone hf/NAME.",
     )
-    max_length: Annotated[int, Field(ge=3, strict=True)] = Field(
+    max_length: Annotated[int, Field(ge=3, le=65_536, strict=True)] = Field(
         128, description="The most tokens of a text (special ones included); longer texts are cut, and a note says how many."
     )
     strip: tuple[Literal["headers", "footers", "quotes"], ...] = Field(
         (),
+        max_length=3,
         description="What is taken out of the posts of 20newsgroups, by scikit-learn's rules. Default: nothing, since the paper "
         "names no stripping.",
     )
@@ -204,6 +267,11 @@ class DataSection(Section):
     def is_text(self) -> bool:
         """True where the data set holds texts, and not images."""
         return is_text(self.name)
+
+    @property
+    def folder(self) -> Path:
+        """The folder, or file, that `root` names, with the user's home in place of ~."""
+        return expand(self.root)
 
     def at(self, root: Path | None) -> "DataSection":
         """Return the section with its data in `root` (None: where it says); raises EectlError where the data set needs none."""
@@ -255,6 +323,12 @@ class DataSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _normalized_by_channel(self) -> "DataSection":
+        if self.channels is not None and not isinstance(self.normalize, str) and len(self.normalize[0]) != self.channels:
+            raise ValueError(f"normalize has {len(self.normalize[0])} means, and channels is {self.channels}; give one for each")
+        return self
+
+    @model_validator(mode="after")
     def _room_for_the_crop(self) -> "DataSection":
         if self.resize is not None and self.resize < (self.image_size or self.resize + 1):
             wanted = "it needs image_size" if self.image_size is None else f"it must be image_size, {self.image_size}, or more"
@@ -262,5 +336,16 @@ class DataSection(Section):
         return self
 
 
-_IMAGE_KEYS = ("image_size", "channels", "normalize", "in_memory", "workers", "augment", "variant", "resize", "interpolation")
+_IMAGE_KEYS = (
+    "image_size",
+    "channels",
+    "background",
+    "normalize",
+    "in_memory",
+    "workers",
+    "augment",
+    "variant",
+    "resize",
+    "interpolation",
+)
 _TEXT_KEYS = ("text", "target", "task", "tokenizer", "max_length", "strip")

@@ -4,7 +4,6 @@ The flags are shorthands: a folder of images becomes `data.name: folder`, a file
 recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, never into them; no torch.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from eectl.core.errors import EectlError
-from eectl.recipe.data_paths import kind_of
+from eectl.core.files import reading
+from eectl.recipe.data_paths import expand, kind_of
 from eectl.recipe.reading import read_recipe
+from eectl.recipe.yaml_text import inline_yaml
 
 USUAL_SIZE = 224  # what the networks of torchvision, timm and transformers are made for, unless their name says otherwise
 SMALL_SIZE = 32
@@ -81,7 +82,7 @@ def own_data(
     columns = [text] if isinstance(text, str) else list(text)
     keys |= {"data.text": columns} if columns else {}
     keys |= {f"data.{key}": value for key, value in (("target", target), ("task", task)) if value is not None}
-    written = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
+    written = [f"{key}={inline_yaml(value)}" for key, value in keys.items()]
     if data is not None and kind == "folder" and recipe is not None:
         planned = read_recipe(recipe, changes=[*written, *changes])
         if planned.data.image_size is None and planned.data.name == "folder":
@@ -104,5 +105,6 @@ def usual_size(backbone: str) -> int:
 
 def _holds_weights(backbone: str) -> bool:
     """Return whether `backbone` is hf/FOLDER, and weights lie in that folder."""
-    folder = Path(backbone.removeprefix("hf/")).expanduser()
-    return backbone.startswith("hf/") and folder.is_dir() and any(folder.glob("*.safetensors"))
+    folder = expand(backbone.removeprefix("hf/"))
+    with reading(folder):
+        return backbone.startswith("hf/") and folder.is_dir() and any(folder.glob("*.safetensors"))

@@ -4,16 +4,19 @@ A recipe builds nothing. `ModelSpec` is the part that a checkpoint needs to rebu
 the recipe's reference: `eectl schema` and the documentation are made from them.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from eectl.core.errors import closest
 from eectl.recipe.choices import (
     AUTO_HEAD,
     HEAD_CHOICES,
+    MOST_IN_A_NAME,
     PHASE_CHOICES,
     PLACEMENT_CHOICES,
     PRECISION_CHOICES,
@@ -21,13 +24,33 @@ from eectl.recipe.choices import (
     WEIGHTING_CHOICES,
     completions,
     described,
+    is_choice,
     listed,
 )
 from eectl.recipe.data_section import DataSection
 from eectl.recipe.regimes import Phase
-from eectl.recipe.section import Count, Fraction, NonNegative, Positive, Section
+from eectl.recipe.section import (
+    Block,
+    Count,
+    Epochs,
+    Factor,
+    Fraction,
+    FreeData,
+    PathText,
+    Rate,
+    RateOrZero,
+    Rows,
+    Section,
+    Seed,
+    ShortText,
+    Switch,
+    Weight,
+    Width,
+)
 from eectl.recipe.text_sets import is_text
 
+MOST_EXITS = 1000
+MOST_INPUTS = 3 * 8192 * 8192  # numbers of one row
 SCORE_NAMES = {"classification": "accuracy", "regression": "MSE"}  # what is reported of each task, an entry of losses.TASKS
 
 
@@ -44,22 +67,59 @@ def _known_weights(weights: str | tuple[float, ...]) -> str | tuple[float, ...]:
     return weights
 
 
+def _known_head(name: str) -> str:
+    if not is_choice(name, HEAD_CHOICES):
+        raise ValueError(
+            f"no such head{closest(name, ('auto', *HEAD_CHOICES))}; known: {listed(HEAD_CHOICES)}; WIDTH is a whole number "
+            f"from 1 to {MOST_IN_A_NAME:,}"
+        )
+    return name
+
+
+def _known_head_or_auto(name: str) -> str:
+    return name if name == "auto" else _known_head(name)
+
+
+def _known_placement(name: str) -> str:
+    if not is_choice(name, PLACEMENT_CHOICES):
+        raise ValueError(
+            f"no such placement{closest(name, completions(PLACEMENT_CHOICES))}; known: {listed(PLACEMENT_CHOICES)}; write "
+            "every-N as every-2"
+        )
+    return name
+
+
+def _by_number(value: Any) -> Any:
+    """Read the numbers of phases as JSON and `--set` write them too, as texts."""
+    if not isinstance(value, Mapping):
+        return value
+    read: dict[Any, Any] = {}
+    for key, each in value.items():
+        number = int(key) if isinstance(key, str) and re.fullmatch(r"[1-9][0-9]{0,4}", key) else key
+        if type(number) is not int:
+            raise ValueError(f"{key!r:.80} is not the number of a phase; write it as {{3: {{epochs: 10}}}}")
+        if number in read:
+            raise ValueError(f"phase {number} stands twice; keep one")
+        read[number] = each
+    return read
+
+
 class BackboneSection(Section):
     """Which network the exits are attached to, and what its weights start from."""
 
-    name: str = Field(
+    name: ShortText = Field(
         "resnet20",
         description="The network: a name that eectl or torchvision knows (resnet20, msdnet, resnet50, vit_b_16; vit of any size "
         "by `args`), timm/NAME for one of timm's, or hf/NAME for a text encoder of transformers: a model type, an id on "
         "the Hugging Face hub, or a folder as hf/./FOLDER.",
     )
-    args: dict[str, Any] = Field({}, description="The network's own options, such as {stem: small}. Default: the library's.")
-    pretrained: bool = Field(
+    args: FreeData = Field({}, description="The network's own options, such as {stem: small}. Default: the library's.")
+    pretrained: Switch = Field(
         False,
         description="Start from the weights that the library publishes, which it downloads, or from those in the folder of "
         "hf/./FOLDER. Default: random weights, drawn from `seed`.",
     )
-    weights: Path | None = Field(
+    weights: PathText | None = Field(
         None,
         description="Start from this .safetensors file, with the library's parameter names or those of an eectl checkpoint. A "
         "classifier for another number of classes is left random. Default: no file.",
@@ -75,15 +135,15 @@ class BackboneSection(Section):
 class ExitsSection(Section):
     """The places of the exits and the kind of their heads. Give either `after` or `placement`."""
 
-    after: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    after: Annotated[tuple[Block, ...], Field(max_length=MOST_EXITS)] | None = Field(
         None, description="The numbers of the blocks that an exit follows, from 0; `eectl flops` shows them."
     )
-    placement: str | None = Field(
+    placement: Annotated[ShortText, AfterValidator(_known_placement)] | None = Field(
         None,
         description=f"A rule instead of a list. {described(PLACEMENT_CHOICES)}.",
         json_schema_extra={"examples": list(completions(PLACEMENT_CHOICES))},
     )
-    head: str = Field(
+    head: Annotated[ShortText, AfterValidator(_known_head_or_auto)] = Field(
         "auto",
         description=f"The kind of the heads. {AUTO_HEAD}; {described(HEAD_CHOICES)}.",
         json_schema_extra={"examples": ["auto", *completions(HEAD_CHOICES)]},
@@ -102,11 +162,11 @@ class OptimizerSection(Section):
     """The optimizer and its settings."""
 
     name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum.")
-    lr: Positive = Field(1e-3, description="The highest learning rate; `schedule` says how it changes.")
-    weight_decay: NonNegative = Field(0.0, description="How strongly weights are pulled to 0; decoupled in AdamW.")
+    lr: Rate = Field(1e-3, description="The highest learning rate; `schedule` says how it changes.")
+    weight_decay: RateOrZero = Field(0.0, description="How strongly weights are pulled to 0; decoupled in AdamW.")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments.")
     momentum: Fraction = Field(0.9, description="SGD's momentum.")
-    clip_norm: Positive | None = Field(
+    clip_norm: Factor | None = Field(
         None, description="Gradients with a larger norm than this are scaled down to it. Default: they are not."
     )
 
@@ -119,12 +179,12 @@ class ScheduleSection(Section):
         description="cosine-restarts: from lr to min_lr along a cosine, again and again; cosine: once over the phase; constant: "
         "always lr.",
     )
-    cycle: Positive = Field(10.0, description="cosine-restarts: epochs of the first cycle.")
-    cycle_factor: Annotated[int, Field(ge=1)] = Field(
+    cycle: Annotated[Epochs, Field(ge=1e-3)] = Field(10.0, description="cosine-restarts: epochs of the first cycle.")
+    cycle_factor: Annotated[int, Field(ge=1, le=1000, strict=True)] = Field(
         2, description="cosine-restarts: each cycle is this many times as long as the one before."
     )
-    min_lr: NonNegative = Field(0.0, description="The learning rate at the end of a cosine.")
-    warmup: NonNegative = Field(0.0, description="Epochs in which the learning rate grows from 0 to lr, before the rest.")
+    min_lr: RateOrZero = Field(0.0, description="The learning rate at the end of a cosine.")
+    warmup: Epochs = Field(0.0, description="Epochs in which the learning rate grows from 0 to lr, before the rest.")
 
 
 class DistillationSection(Section):
@@ -135,8 +195,8 @@ class DistillationSection(Section):
         description="none: exits learn from labels alone; last: the last exit teaches all others; next: each exit teaches the "
         "one before it; later: the mean of all later exits teaches each.",
     )
-    weight: Positive = Field(0.5, description="What the teaching term is multiplied by before it is added to the loss.")
-    temperature: Positive = Field(3.0, description="T: what logits are divided by before the softmax.")
+    weight: Factor = Field(0.5, description="What the teaching term is multiplied by before it is added to the loss.")
+    temperature: Factor = Field(3.0, description="T: what logits are divided by before the softmax.")
 
 
 class L2wSection(Section):
@@ -145,8 +205,8 @@ class L2wSection(Section):
     The authors take these defaults on ImageNet, but interval 100; on CIFAR epsilon 0.8 and centre row.
     """
 
-    epsilon: Positive = Field(0.3, description="How far a weight may go from 1, before centring.")
-    hidden: Count = Field(500, description="The width of the network that predicts the weights.")
+    epsilon: Factor = Field(0.3, description="How far a weight may go from 1, before centring.")
+    hidden: Width = Field(500, description="The width of the network that predicts the weights.")
     centre: Literal["matrix", "row"] = Field(
         "matrix", description="What has the mean weight 1. matrix: all rows and exits of a batch; row: each row."
     )
@@ -154,8 +214,8 @@ class L2wSection(Section):
     p: Annotated[int, Field(ge=1, le=39, strict=True)] = Field(
         15, description="The share of the rows that exit k answers for is proportional to (p/20)^k; 20: all exits alike."
     )
-    lr: Positive = Field(1e-4, description="The learning rate of that network; it follows `schedule`.")
-    weight_decay: NonNegative = Field(1e-4, description="The weight decay of that network.")
+    lr: Rate = Field(1e-4, description="The learning rate of that network; it follows `schedule`.")
+    weight_decay: RateOrZero = Field(1e-4, description="The weight decay of that network.")
 
 
 class PhaseSection(Section):
@@ -163,9 +223,9 @@ class PhaseSection(Section):
 
     epochs: Count | None = Field(None, description="At most this many epochs. Default: the recipe's.")
     patience: Count | None = Field(None, description="Epochs without progress before the phase ends. Default: the recipe's.")
-    lr: Positive | None = Field(None, description="The highest learning rate. Default: that of `optimizer`.")
-    weight_decay: NonNegative | None = Field(None, description="The weight decay. Default: that of `optimizer`.")
-    batch_size: Count | None = Field(None, description="Rows of a step. Default: the recipe's.")
+    lr: Rate | None = Field(None, description="The highest learning rate. Default: that of `optimizer`.")
+    weight_decay: RateOrZero | None = Field(None, description="The weight decay. Default: that of `optimizer`.")
+    batch_size: Rows | None = Field(None, description="Rows of a step. Default: the recipe's.")
 
 
 class Recipe(Section):
@@ -173,7 +233,7 @@ class Recipe(Section):
 
     data: DataSection = DataSection()
     backbone: BackboneSection = BackboneSection()
-    init: Path | None = Field(
+    init: PathText | None = Field(
         None, description="A checkpoint to start from, as --from: its network takes the place of `backbone`. Default: none."
     )
     exits: ExitsSection = ExitsSection(placement="every-2")
@@ -187,12 +247,17 @@ class Recipe(Section):
         description=f"Run this phase alone, as --phase. {described(PHASE_CHOICES)}; "
         "branch-wise, separate and mixed-gradual count their stages. Default: the whole regime.",
     )
-    loss_weights: Annotated[str | tuple[NonNegative, ...], AfterValidator(_known_weights)] = Field(
+    loss_weights: Annotated[
+        ShortText | Annotated[tuple[Weight, ...], Field(max_length=MOST_EXITS + 1)], AfterValidator(_known_weights)
+    ] = Field(
         "auto",
         description=f"How much each exit's loss counts: one number per exit, the last one's included, or a scheme. "
         f"{described(WEIGHTING_CHOICES)}.",
         json_schema_extra={
-            "anyOf": [{"enum": list(WEIGHTING_CHOICES)}, {"type": "array", "items": {"type": "number", "minimum": 0}}]
+            "anyOf": [
+                {"enum": list(WEIGHTING_CHOICES)},
+                {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1e6}},
+            ]
         },
     )
     weight_slope: Fraction = Field(
@@ -211,39 +276,47 @@ class Recipe(Section):
     metric: Literal["score", "loss"] = Field(
         "score", description="What early stopping compares: the score (accuracy, or squared error), or the loss."
     )
-    batch_size: Count = Field(128, description="Rows of a training step, over all processes together.")
-    eval_batch_size: Count = Field(500, description="Rows that are evaluated at once, in each process.")
-    phases: dict[int, PhaseSection] = Field({}, description="What single phases do differently, by number, as {3: {epochs: 10}}.")
+    batch_size: Rows = Field(128, description="Rows of a training step, over all processes together.")
+    eval_batch_size: Rows = Field(500, description="Rows that are evaluated at once, in each process.")
+    phases: Annotated[dict[Count, PhaseSection], BeforeValidator(_by_number)] = Field(
+        {}, description="What single phases do differently, by number, as {3: {epochs: 10}}."
+    )
     precision: Literal["auto", "float32", "tf32", "bf16"] = Field(
         "auto",
         description=f"The numbers that networks are trained in, and measured in unless --precision says otherwise. "
         f"{described(PRECISION_CHOICES)}.",
     )
-    deterministic: bool = Field(
+    deterministic: Switch = Field(
         False,
         description="Whether a GPU gives the same weights from the same seed, bit for bit, after a resume too, as a CPU always "
         "does. Slower algorithms are then taken where the fastest differ from run to run, and an operation that has no other "
         "form is an error.",
     )
-    channels_last: bool | Literal["auto"] = Field(
+    channels_last: Switch | Literal["auto"] = Field(
         "auto", description="Whether images lie in memory channel by channel for each pixel. auto: for convolutional networks."
     )
-    compile: bool | Literal["auto"] = Field(
+    compile: Switch | Literal["auto"] = Field(
         "auto",
         description="Whether training steps are compiled and run as CUDA graphs. auto: on a GPU, in phases that are long enough "
         "to gain from it; true: compiled on any device; false: neither.",
     )
-    cache_features: NonNegative = Field(
+    cache_features: Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False, strict=True)] = Field(
         2e9,
         description="The bytes that each process may use to keep what heads read of a frozen backbone, so that the backbone runs "
         "once and not every epoch. Not used where augmentation is random. 0: off.",
     )
-    checkpoint_activations: bool = Field(
+    checkpoint_activations: Switch = Field(
         False, description="Compute blocks again in the backward pass instead of keeping activations: less memory, more time."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+    seed: Seed = Field(
         0, description="What random weights, the order of rows and augmentation depend on. Splits depend on data.split_seed."
     )
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain data without the keys that are not set, from which an equal recipe is made."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        data["backbone"]["args"] = self.backbone.model_dump(mode="json")["args"]  # where None is a value like any other
+        return data
 
     @model_validator(mode="before")
     @classmethod
@@ -309,10 +382,22 @@ class ModelSpec(Section):
     """Everything that rebuilds a network without a recipe; every checkpoint holds one."""
 
     backbone: BackboneSection
-    input_shape: tuple[Count, ...] = Field(
+    input_shape: tuple[Width, ...] = Field(
         min_length=2, max_length=3, description="Channels, height and width; for texts 3 and max_length."
     )
-    num_outputs: Count = Field(description="The number of classes, or 1 for regression.")
-    after: tuple[int, ...] = Field((), description="The blocks that the attached exits follow, from 0.")
-    heads: tuple[str, ...] = Field((), description="The kind of each attached exit's head.")
-    combine: str | None = Field(None, description="The ensembles at the attached exits, geometric or arithmetic. Default: none.")
+    num_outputs: Annotated[int, Field(ge=1, le=10**6, strict=True)] = Field(
+        description="The number of classes, or 1 for regression."
+    )
+    after: tuple[Block, ...] = Field((), max_length=MOST_EXITS, description="The blocks that the attached exits follow, from 0.")
+    heads: tuple[Annotated[ShortText, AfterValidator(_known_head)], ...] = Field(
+        (), max_length=MOST_EXITS, description="The kind of each attached exit's head."
+    )
+    combine: Literal["geometric", "arithmetic"] | None = Field(
+        None, description="The ensembles at the attached exits. Default: none."
+    )
+
+    @model_validator(mode="after")
+    def _of_a_size_that_can_be_built(self) -> "ModelSpec":
+        if math.prod(self.input_shape) > MOST_INPUTS:
+            raise ValueError(f"input_shape is {list(self.input_shape)}; at most {MOST_INPUTS:,} numbers are taken")
+        return self

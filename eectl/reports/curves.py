@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eectl.core.figures import COLOURS, DASHES, MARKERS, save_figures, title
+from eectl.core.figures import COLOURS, DASHES, MARKERS, render, title
 from eectl.evaluation.curve import check_plot_path
 from eectl.evaluation.results import Evaluation
 from eectl.exits.policy import COSTS
@@ -44,14 +44,14 @@ def band(evaluations: Sequence[Evaluation], *, num_points: int = 400) -> Band:
     return Band(shares, values.mean(axis=0), stds)
 
 
-def plot_comparison(path: Path, comparison: Comparison, *, paper: bool = False) -> None:
-    """Draw each row's curve with a band of ± one standard deviation over its seeds, as PNG, PDF or SVG by the suffix.
+def plot_comparison(path: Path, comparison: Comparison, *, paper: bool = False) -> dict[Path, bytes]:
+    """Draw each row's curve with a band of ± one standard deviation over its seeds; returns what `path` is to hold.
 
     The curves are the whole sweep on the test split (paper, Appendix D), the markers the table's numbers at the budgets, at the
-    mean cost they really had. `paper` leaves the title out. Raises EectlError for another suffix.
+    mean cost they really had. `paper` leaves the title out. PNG, PDF or SVG by the suffix; raises EectlError for another.
     """
     check_plot_path(path)
-    save_figures([path], lambda figure: _draw(figure, comparison, paper=paper))
+    return render([path], lambda figure: _draw(figure, comparison, paper=paper))
 
 
 def _draw(figure: "Figure", comparison: Comparison, *, paper: bool) -> None:

@@ -1,5 +1,6 @@
 """`eectl report`: find the evaluations of many runs, compare them, and write tables and plots into files."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from eectl.core.console import silent
 from eectl.core.errors import EectlError
-from eectl.core.files import check_outputs, replacing
+from eectl.core.files import check_outputs, write_all
 from eectl.evaluation.curve import PLOT_FORMATS
 from eectl.evaluation.results import read_evaluation
 from eectl.models.checkpoint import read_checkpoint_metadata
@@ -72,12 +73,14 @@ def report(
     read = [each.file for each in found] + [each.checkpoint for each in found if each.checkpoint is not None]
     check_outputs(outputs, inputs=read, overwrite=overwrite)
     comparison = compare(_labelled([_read(each) for each in found], patterns), how=lookup, published=table, variant=variant)
+    contents: dict[Path, bytes | str] = {}
     for path in outputs:
         if _is_plot(path):
-            plot_comparison(path, comparison, paper=paper)
+            contents |= plot_comparison(path, comparison, paper=paper)
         else:
-            with replacing(path) as temporary:
-                temporary.write_text(FORMATS[SUFFIXES[path.suffix.lower()]](comparison), encoding="utf-8")
+            contents[path] = FORMATS[SUFFIXES[path.suffix.lower()]](comparison)
+    write_all(contents, overwrite=overwrite)
+    for path in outputs:
         say(f"{path}: written")
     return comparison
 
@@ -113,11 +116,20 @@ def _in_folder(folder: Path) -> _Found:
 
 
 def _search(folder: Path, say: Callable[[str], None]) -> list[_Found]:
-    """Find the runs below a folder, at any depth; `say` takes how many there are and which have no evaluation."""
-    runs = sorted({file.parent for file in folder.rglob(EVALUATION)})
+    """Find the runs below a folder, at any depth; `say` takes how many there are, and what is left out."""
+    runs: list[Path] = []
+    bare: list[Path] = []
+    closed: list[OSError] = []
+    for place, _, files in os.walk(folder, onerror=closed.append):  # it follows no link to a folder, so none in a circle
+        if EVALUATION in files or CHECKPOINT in files:
+            (runs if EVALUATION in files else bare).append(Path(place))
+    for error in closed[:_MOST_NAMED]:
+        say(f"{error.filename}: left out, it cannot be read ({error.strerror})")
+    if len(closed) > _MOST_NAMED:
+        say(f"{len(closed) - _MOST_NAMED} more folders that cannot be read were left out")
     if not runs:
         return []
-    bare = sorted({file.parent for file in folder.rglob(CHECKPOINT)} - set(runs))
+    runs, bare = sorted(runs), sorted(bare)
     text = f"{folder}: {len(runs)} run{'s' * (len(runs) != 1)} found"
     if bare:
         names = ", ".join(str(each.relative_to(folder)) for each in islice(bare, _MOST_NAMED))

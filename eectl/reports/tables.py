@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich.text import Text
-
-from eectl.core.console import make_console, make_table, print_table
+from eectl.core.console import make_console, make_table, print_table, show_text
 from eectl.core.errors import lookup
 from eectl.reports.comparison import NO_NUMBER, Comparison, notes
 from eectl.reports.formats import FORMATS
@@ -20,7 +18,7 @@ def check_form(form: str) -> None:
 def show_comparison(comparison: Comparison, *, form: str = "table") -> None:
     """Print the comparison; `form` is table or an entry of FORMATS."""
     if form != "table":
-        print(FORMATS[form](comparison), end="")
+        show_text(FORMATS[form](comparison))
         return
     console = make_console()
     table = make_table(*columns_of(comparison))
@@ -29,8 +27,8 @@ def show_comparison(comparison: Comparison, *, form: str = "table") -> None:
         column.justify = "left"
     for line in lines_of(comparison):
         style = "italic" if line.is_papers else ""
-        words = [Text(_tight(mean, std), style="bold" if best else style) for mean, std, best in line.cells]
-        table.add_row(*(Text(word, style=style) for word in line.first), *words)
+        words = [console.render_str(_tight(mean, std), style="bold" if best else style) for mean, std, best in line.cells]
+        table.add_row(*(console.render_str(word, style=style) for word in line.first), *words)
     print_table(console, table_title(comparison), table)
     for note in notes(comparison):
         console.print(note, markup=False)

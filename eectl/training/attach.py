@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eectl.core.errors import EectlError
 from eectl.core.files import check_outputs
+from eectl.core.numbers import number_list, whole_number
+from eectl.core.seeds import check_seed
 from eectl.models.checkpoint import About, load_checkpoint, save_checkpoint
 from eectl.models.multi_exit import MultiExitModel
+from eectl.recipe.reading import make_section
 from eectl.recipe.recipe import ExitsSection
 from eectl.training.network import Network, resolve_exits, with_exits
 
@@ -52,6 +56,7 @@ def attach_heads(
     """
     path, target = Path(checkpoint), Path(out)
     exits = _read_exits(after, placement, head)
+    seed = None if seed is None else check_seed(seed)
     check_outputs([target], inputs=[path], overwrite=overwrite)
     loaded = load_checkpoint(path)
     about = loaded.about
@@ -65,7 +70,7 @@ def attach_heads(
     network = with_exits(bare, exits, seed=about.recipe["seed"] if seed is None else seed)
     recipe = dict(about.recipe) | {"exits": exits.model_dump(mode="json")} | ({} if seed is None else {"seed": seed})
     made = About(network.spec, recipe, about.data, about.splits, network.history, network.parent)
-    save_checkpoint(target, network.model, made)
+    save_checkpoint(target, network.model, made, overwrite=overwrite)
     return Attached(target, made, network.model.backbone.depth)
 
 
@@ -73,12 +78,7 @@ def _read_exits(after: str | Sequence[int] | None, placement: str | None, head: 
     if (after is None) == (placement is None):
         raise EectlError("give either --after (blocks, such as 2,4,6) or --placement (every-2, dense-sparse, sparse-dense)")
     if after is None:
-        return ExitsSection(placement=placement, head=head)
-    parts = [part.strip() for part in after.split(",")] if isinstance(after, str) else [str(block) for block in after]
-    given = ",".join(parts)
-    if not all(part.isdecimal() for part in parts):
-        raise EectlError(f"--after {given}: give block numbers from 0, such as 2,4,6")
-    blocks = tuple(map(int, parts))
-    if len(set(blocks)) != len(blocks):
-        raise EectlError(f"--after {given}: a block stands twice; each takes one exit")
-    return ExitsSection(after=blocks, head=head)
+        return make_section(ExitsSection, {"placement": placement, "head": head}, where="attach-heads")
+    read = partial(whole_number, least=0)
+    blocks = number_list(after, read, option="--after", what="block", allowed="block numbers from 0, such as 2,4,6")
+    return make_section(ExitsSection, {"after": blocks, "head": head}, where="attach-heads")

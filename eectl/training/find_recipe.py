@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from eectl.models.checkpoint import read_about
 from eectl.recipe.own_data import own_data
 from eectl.recipe.reading import make_recipe, read_recipe
 from eectl.recipe.recipe import Recipe
+from eectl.recipe.yaml_text import inline_yaml
 
 SHORTHANDS = {  # an option of `eectl train`, by its name in Python → the recipe key that it sets
     "regime": "regime",
@@ -49,7 +49,10 @@ def find_recipe(
         EectlError: a recipe that is not there, or its mistakes, one a line.
     """
     options = {name: value for name, value in (given or {}).items() if value is not None}
-    edits = [*changes, *(f"{SHORTHANDS[name]}={_yaml_text(value)}" for name, value in options.items() if name in SHORTHANDS)]
+    edits = [
+        *changes,
+        *(f"{SHORTHANDS[name]}={inline_yaml(_plain(value))}" for name, value in options.items() if name in SHORTHANDS),
+    ]
     start = options.get("start")
     own = own_data(
         None if isinstance(recipe, Recipe) or recipe is None else str(recipe),
@@ -60,7 +63,7 @@ def find_recipe(
     edits = [*own.changes, *edits]
     if isinstance(recipe, Recipe):
         name = recipe.data.name.replace("/", "-")
-        full = make_recipe(recipe.model_dump(mode="json", exclude_none=True), where="recipe", changes=edits) if edits else recipe
+        full = make_recipe(recipe.plain(), where="recipe", changes=edits) if edits else recipe
     elif own.recipe is None and start is not None:
         name = Path(start).stem
         trained = {key: value for key, value in read_about(Path(start)).recipe.items() if key not in ("phase", "init")}
@@ -72,5 +75,5 @@ def find_recipe(
     return Found(full, Path("runs") / f"{own.name or name}-{full.regime}{part}-seed-{full.seed}", own.notes)
 
 
-def _yaml_text(value: object) -> str:
-    return dumps(str(value) if isinstance(value, Path) else value)
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value

@@ -19,7 +19,8 @@ from eectl.models.multi_exit import MultiExitModel
 from eectl.training.feed import Feed, TrainingData
 from eectl.training.gradient_dominance import Tracker, why_untracked
 from eectl.training.phase import EpochSums, PhaseProgress, PhaseSettings, restore_state, resume_state, start_progress
-from eectl.training.run_folder import RunFolder, State
+from eectl.training.resume import SavedState
+from eectl.training.run_folder import RunFolder
 from eectl.training.running import Execution, RunningNetwork, start_network
 from eectl.training.step import Stepper
 from eectl.training.validation import Validator
@@ -68,7 +69,7 @@ def run_phase(
     world: World,
     journal: Journal,
     tracking: Tracking | None = None,
-    resumed: State | None = None,
+    resumed: SavedState | None = None,
 ) -> dict[str, Any]:
     """Train one phase; `model` ends with the weights of the last evaluation at which any exit improved (paper §4.1).
 
@@ -77,6 +78,7 @@ def run_phase(
 
     Raises:
         NotFiniteError: a loss that is not finite.
+        StateError: `resumed` is not a state of this phase.
         EectlError: no evaluation gave a finite value.
         Interrupted: a signal came; the state is saved.
     """
@@ -130,12 +132,12 @@ def begin_phase(
     return RunningPhase(settings, net, progress, sums, step, Validator(net, settings, world), world)
 
 
-def _run(phase: RunningPhase, data: TrainingData, journal: Journal, resumed: State | None) -> dict[str, Any]:
+def _run(phase: RunningPhase, data: TrainingData, journal: Journal, resumed: SavedState | None) -> dict[str, Any]:
     """Run a phase that has begun to its end; returns what it did."""
     settings, net, progress, sums, world = phase.settings, phase.net, phase.progress, phase.sums, phase.world
     model, number = net.model, settings.phase.number
     if resumed is not None:
-        restore_state(resumed, model, progress, sums, world)
+        restore_state(resumed, model, settings, progress, sums, world)
     started = time.monotonic()
     feed = make_feed(model, settings, data, execution=net.execution, world=world, display=journal.display)
     progress.seconds += time.monotonic() - started

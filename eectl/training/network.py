@@ -120,6 +120,16 @@ def without_combine(network: Network) -> Network:
     return replace(network, model=model, spec=spec, history=(*network.history, {"combined": None}))
 
 
+def later_specs(network: Network, exits: ExitsSection) -> list[ModelSpec]:
+    """Return the specs that a network can have after phases of its run: as it is or with exits, with ensembles or without."""
+    specs = [network.spec]
+    if not network.spec.after:
+        after = exits.after or ()
+        specs.append(network.spec.model_copy(update={"after": after, "heads": (exits.head,) * len(after)}))
+    kinds = {head_class(kind)[0].ensemble for spec in specs for kind in spec.heads}
+    return [spec.model_copy(update={"combine": kind}) for spec in specs for kind in (None, network.spec.combine, *kinds)]
+
+
 def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:
     """Return the phases that a resolved recipe runs, in the numbering of the whole network's exits.
 

@@ -27,6 +27,8 @@ def learning_rate(step: int, *, base: float, schedule: ScheduleSection, steps_pe
         length, position = max(epochs * steps_per_epoch - warmup, 1), step
     else:
         length, position = max(round(schedule.cycle * steps_per_epoch), 1), step
+        if schedule.cycle_factor == 1:
+            position %= length
         while position >= length:
             position -= length
             length *= schedule.cycle_factor

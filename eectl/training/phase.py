@@ -1,5 +1,6 @@
 """A phase's settings, fixed before its first step, and how far it has come, as a resume file keeps it. No loop is here."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,17 @@ from eectl.training.gradient_dominance import Tracker
 from eectl.training.l2w import LearnedWeights
 from eectl.training.objective import Objective, make_objective
 from eectl.training.optim import EarlyStopper, learning_rate, make_optimizer
-from eectl.training.run_folder import State, optimizer_tensors, restore_optimizer, under_prefix, with_prefix
+from eectl.training.resume import (
+    PhaseValues,
+    SavedState,
+    State,
+    StateError,
+    optimizer_tensors,
+    restore_optimizer,
+    tensors_like,
+    with_prefix,
+    worst_or,
+)
 
 NEVER = 2**62
 
@@ -196,9 +207,12 @@ class EpochSums:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `tensors()` gave. A run that is resumed with --track had not been tracked: then its part is missing."""
-        self.losses.copy_(tensors["sums"])
-        if self.tracker and "dominance" in tensors:
-            self.tracker.sums.copy_(tensors["dominance"])
+        for name, sums in self.tensors().items():
+            if name == "dominance" and name not in tensors:
+                continue
+            if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (sums.shape, sums.dtype):
+                raise StateError(f"{name} is missing, or of another shape than this run's")
+            sums.copy_(tensors[name])
 
 
 def wide(device: torch.device) -> torch.dtype:
@@ -214,7 +228,6 @@ def resume_state(model: nn.Module, progress: PhaseProgress, sums: EpochSums, run
         tensors |= with_prefix("l2w", progress.learned.network.state_dict())
         tensors |= with_prefix("l2w-optimizer", optimizer_tensors(progress.learned.optimizer))
     values = {
-        "fresh": False,
         "epoch": progress.epoch,
         "batch": progress.batch,
         "best_epoch": progress.best_epoch,
@@ -222,20 +235,52 @@ def resume_state(model: nn.Module, progress: PhaseProgress, sums: EpochSums, run
         "stopper": progress.stopper.state(),
         "seconds": progress.seconds,
     }
-    return State(tensors, dict(run_values) | values)
+    return State(tensors, run_values, values)
 
 
-def restore_state(state: State, model: nn.Module, progress: PhaseProgress, sums: EpochSums, world: World) -> None:
-    """Take up where the phase stood when `resume_state` gave `state`; the sums, which are everybody's, in process 0."""
-    values = state.values
-    model.load_state_dict(under_prefix("model", state.tensors))
-    progress.best = {name: tensor.to(world.device) for name, tensor in under_prefix("best", state.tensors).items()}
-    restore_optimizer(progress.optimizer, under_prefix("optimizer", state.tensors))
+def restore_state(
+    state: SavedState, model: MultiExitModel, settings: PhaseSettings, progress: PhaseProgress, sums: EpochSums, world: World
+) -> None:
+    """Take up where the phase stood when `resume_state` gave `state`; the sums, which are everybody's, in process 0.
+
+    Raises StateError for a state that is not one of this phase.
+    """
+    values, tensors, weights = state.phase, state.tensors, model.state_dict()
+    assert values is not None, "a state between two phases has nothing to take up"
+    _check_place(values, settings, num_exits=model.num_exits)
+    parts = {name.partition(".")[0] for name in tensors}
+    known = {"model", "best", "optimizer", "sums", "dominance"} | ({"l2w", "l2w-optimizer"} if progress.learned else set())
+    if parts - known:
+        raise StateError(f"{min(parts - known)} is not part of this run")
+    best = tensors_like("best", tensors, weights)
+    model.load_state_dict(tensors_like("model", tensors, weights))
+    progress.best = {name: tensor.to(world.device) for name, tensor in best.items()}
+    restore_optimizer(progress.optimizer, "optimizer", tensors)
     if progress.learned:
-        progress.learned.network.load_state_dict(under_prefix("l2w", state.tensors))
-        restore_optimizer(progress.learned.optimizer, under_prefix("l2w-optimizer", state.tensors))
-    progress.stopper.restore(values["stopper"])
+        network = progress.learned.network
+        network.load_state_dict(tensors_like("l2w", tensors, network.state_dict()))
+        restore_optimizer(progress.learned.optimizer, "l2w-optimizer", tensors)
+    higher = progress.stopper.higher_is_better
+    bests = {number: worst_or(value, higher_is_better=higher) for number, value in values.stopper.best.items()}
+    progress.stopper.restore({"best": bests, "since": values.stopper.since})
     if world.is_main:
-        sums.restore(state.tensors)
-    progress.epoch, progress.batch, progress.seconds = values["epoch"], values["batch"], values["seconds"]
-    progress.best_epoch, progress.best_validation = values["best_epoch"], values["best_validation"]
+        sums.restore(tensors)
+    progress.epoch, progress.batch, progress.seconds = values.epoch, values.batch, values.seconds
+    progress.best_epoch = values.best_epoch
+    progress.best_validation = {
+        name: [math.nan if value is None else value for value in found] for name, found in values.best_validation.items()
+    }
+
+
+def _check_place(values: PhaseValues, settings: PhaseSettings, *, num_exits: int) -> None:
+    """Raise StateError for an epoch, a step or an exit that the phase does not have."""
+    stopper, exits = values.stopper, {str(number) for number in settings.phase.scored}
+    most = settings.steps_per_epoch if values.epoch < settings.epochs else 0
+    place = f"phase {settings.phase.number} of {settings.epochs} epochs with {settings.steps_per_epoch} steps"
+    if values.epoch > settings.epochs or values.batch > most:
+        raise StateError(f"says epoch {values.epoch} and step {values.batch}, of {place}")
+    if max(values.best_epoch, stopper.since) > values.epoch or not set(stopper.best) <= exits:
+        raise StateError(f"says what no {values.epoch} epochs of {place} and its exits can give")
+    lengths = {name: len(found) for name, found in values.best_validation.items()}
+    if lengths != ({"loss": num_exits, "score": num_exits} if values.best_epoch else {}):
+        raise StateError(f"has a validation of {lengths or 'no'} exits, and the network has {num_exits}")

@@ -1,14 +1,15 @@
 """The files that a run leaves for people beside its checkpoint: `results.csv` and `curves.png`, both made of metrics.jsonl."""
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eectl.core.errors import EectlError
-from eectl.core.figures import line_style, save_figures
-from eectl.core.files import replacing
+from eectl.core.figures import line_style, render
+from eectl.core.files import write_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,39 +20,42 @@ PER_EXIT = ("train_loss", "validation_loss", "validation_score")
 
 
 def write_results(csv_path: Path, picture: Path, rows: Sequence[Row], *, score_name: str, title: str) -> str | None:
-    """Write the rows of metrics.jsonl as a table and as a picture; returns why there is none, where they could not be written.
+    """Write the rows of metrics.jsonl as a table and as a picture, both or none; returns why where they could not be written.
 
-    A run is not lost for want of either: its numbers are in metrics.jsonl.
+    A run is not lost for want of them: its numbers are in metrics.jsonl.
 
     Args:
         score_name: what the score is: accuracy or MSE.
         title: stands above the picture.
     """
     try:
-        write_csv(csv_path, rows)
-        draw_curves(picture, rows, score_name=score_name, title=title)
+        write_all({csv_path: results_table(rows), **draw_curves(picture, rows, score_name=score_name, title=title)})
     except (EectlError, ImportError, OSError, RuntimeError, ValueError) as error:
         return f"{csv_path.name} or {picture.name} could not be written ({error}); the numbers are in metrics.jsonl"
     return None
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write one line per epoch: phase, epoch, step, lr, seconds, improved, and each exit's losses and score.
+def results_table(rows: Sequence[Row]) -> str:
+    """Return one line per epoch: phase, epoch, step, lr, seconds, improved, and each exit's losses and score.
 
     Columns of exit k end in `_k`; those that a phase did not have are empty.
     """
     exits = range(1, 1 + max((len(row["validation_score"]) for row in rows), default=0))
     plain = ("phase", "epoch", "step", "lr", "seconds", "improved")
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow([*plain, *(f"{name}_{number}" for name in PER_EXIT for number in exits)])
-        for row in rows:
-            values = [row[name][number - 1] if number <= len(row[name]) else None for name in PER_EXIT for number in exits]
-            table.writerow([*(row[name] for name in plain), *("" if value is None else value for value in values)])
+    file = io.StringIO()
+    table = csv.writer(file)
+    table.writerow([*plain, *(f"{name}_{number}" for name in PER_EXIT for number in exits)])
+    for row in rows:
+        values = [row[name][number - 1] if number <= len(row[name]) else None for name in PER_EXIT for number in exits]
+        table.writerow([*(row[name] for name in plain), *("" if value is None else value for value in values)])
+    return file.getvalue()
 
 
-def draw_curves(path: Path, rows: Sequence[Row], *, score_name: str, title: str) -> None:
-    """Draw each exit's validation loss and score over the epochs of all phases, with a line where a phase begins."""
+def draw_curves(path: Path, rows: Sequence[Row], *, score_name: str, title: str) -> dict[Path, bytes]:
+    """Draw each exit's validation loss and score over the epochs of all phases, with a line where a phase begins.
+
+    Returns what `path` is to hold.
+    """
     percent = score_name == "accuracy"
     num_exits = max(len(row["validation_score"]) for row in rows)
 
@@ -71,7 +75,7 @@ def draw_curves(path: Path, rows: Sequence[Row], *, score_name: str, title: str)
         figure.legend(handles, labels, loc="outside right center", fontsize=9, frameon=False)
         figure.suptitle(title, fontsize=10)
 
-    save_figures([path], draw)
+    return render([path], draw)
 
 
 def _line(axes: "Axes", rows: Sequence[Row], name: str, number: int, num_exits: int, scale: float) -> None:

@@ -2,35 +2,25 @@
 
 import contextlib
 import fcntl
-import json
+import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from eectl.core import files
 from eectl.core.errors import EectlError
 from eectl.core.files import replacing
-from eectl.core.json_files import clean_json
-from eectl.core.tensor_files import read_metadata, read_tensors, write_tensors
+from eectl.core.tensor_files import read_tensors, write_tensors
 from eectl.recipe.reading import dump_recipe, flatten, read_recipe
 from eectl.recipe.recipe import Recipe
+from eectl.training.metrics import append_row, keep_rows, read_rows
+from eectl.training.resume import SavedState, State, StateError, checked_state
 
 KIND = "resume-state"
-SCHEMA = 1
+SCHEMA = 2  # 1 had no digest, so that a damaged state could not be told from a whole one
 SAVE_SHARE = 0.05  # saving the resume state may take this share of the time
-
-
-@dataclass(frozen=True)
-class State:
-    """A run's resume state: tensors by name, and the rest as JSON-able values."""
-
-    tensors: dict[str, Tensor]
-    values: dict[str, Any]
 
 
 class RunFolder:
@@ -56,21 +46,26 @@ class RunFolder:
         return self.path / f"phase-{number}.safetensors"
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one run; raises EectlError where another process has it. The lock dies with the process."""
+    def locked(self) -> Iterator[bool]:
+        """Hold the folder for one run, and yield whether it holds a run already. The lock dies with the process.
+
+        Raises EectlError where another process has it.
+        """
         try:
+            others = self._holds_a_recipe_only()
             self.state.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(self.state.parent / "lock", "w")  # noqa: SIM115
+            lock = os.open(self.state.parent / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise EectlError(f"{self.path}: cannot be written ({error.strerror}); name another folder with -o") from error
-        with lock:
+        try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise EectlError(
-                    f"{self.path}: another run is writing here; wait for it, or name another folder with -o"
-                ) from error
-            yield
+                fault = "another run is writing here; wait for it, or" if isinstance(error, BlockingIOError) else error.strerror
+                raise EectlError(f"{self.path}: {fault} name another folder with -o") from error
+            yield others or bool(self.results())
+        finally:
+            os.close(lock)
 
     def results(self) -> list[Path]:
         """Return the files that a run has left here so far."""
@@ -79,8 +74,15 @@ class RunFolder:
         return [path for path in [*own, *phases] if path.exists()]
 
     def holds_a_run(self) -> bool:
-        """Return whether a new run would replace something; a run that stopped before its first step left nothing."""
-        return bool(self.results()) or (self.recipe.exists() and not self.state.parent.exists())
+        """Return whether a new run would replace something; a run that stopped before its first step left nothing.
+
+        It holds for this moment only: `locked` answers for as long as a run has the folder.
+        """
+        return bool(self.results()) or self._holds_a_recipe_only()
+
+    def _holds_a_recipe_only(self) -> bool:
+        """Return whether there is a recipe.yaml that no run here wrote."""
+        return self.recipe.exists() and not self.state.parent.exists()
 
     def finished(self) -> bool:
         """Return whether the run that was started here came to its end."""
@@ -89,16 +91,27 @@ class RunFolder:
     def set_aside(self) -> None:
         """Move what an earlier run left to `replaced/`, where it stays until the new run has come to its end."""
         aside = self.path / "replaced"
-        keeps = not aside.exists()  # else: a replacement that did not come to its end gives way, what it was to replace stays
+        # the recipe moves last: where it is there, a replacement that did not come to its end gives way, and what it was to
+        # replace stays; where it is not, moving was stopped halfway and goes on
+        whole = (aside / self.recipe.name).exists()
         try:
             for path in [*self.results(), *([self.recipe] if self.recipe.exists() else [])]:
                 aside.mkdir(exist_ok=True)
-                if keeps:
-                    path.rename(aside / path.name)
-                else:
+                if whole or (aside / path.name).exists():
                     path.unlink()
+                else:
+                    path.rename(aside / path.name)
+            if aside.exists():
+                _bring_to_disk(aside)
         except OSError as error:
             raise EectlError(f"{self.path}: cannot be changed ({error.strerror}); name another folder with -o") from error
+
+    def remove_left_behind(self, phases: Sequence[int]) -> None:
+        """Remove the temporary files that killed runs left here, which has these phases."""
+        named = [self.recipe, self.metrics, self.model, self.table, self.picture, self.state, self.path / "last-good.safetensors"]
+        with files.writing(self.path):
+            for path in [*named, *map(self.phase, phases)]:
+                files.remove_left_behind(path)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Store the resolved recipe."""
@@ -107,11 +120,18 @@ class RunFolder:
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raise EectlError unless the run here has this recipe; names the keys that differ."""
-        if not self.recipe.exists():
+        try:
+            found = read_recipe(str(self.recipe)) if self.recipe.exists() else None
+        except EectlError as error:
+            raise EectlError(
+                f"{str(error).splitlines()[0]}; this is the recipe of the run to go on with: put it back, or --overwrite to "
+                "train again from the start"
+            ) from error
+        if found is None:
             raise EectlError(
                 f"{self.path}: holds {self.results()[0].name} but no recipe.yaml, so no run to resume; give another -o"
             )
-        there, here = (flatten(r.model_dump(mode="json")) for r in (read_recipe(str(self.recipe)), recipe))
+        there, here = (flatten(r.model_dump(mode="json")) for r in (found, recipe))
         differ = [
             f"{key} is {there.get(key)} there and {here.get(key)} here"
             for key in sorted(there | here)
@@ -122,42 +142,45 @@ class RunFolder:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
-        try:
-            with open(self.metrics, "a", encoding="utf-8") as file:
-                file.write(json.dumps(clean_json(row)) + "\n")
-        except OSError as error:
-            raise EectlError(f"{self.metrics}: cannot be written ({error.strerror}); free some space and --resume") from error
+        append_row(self.metrics, row)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of metrics.jsonl, one per epoch."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+        """Return the rows of metrics.jsonl, one per epoch; raises EectlError for the first that is damaged."""
+        return read_rows(self.metrics)
 
     def due(self) -> bool:
         """Return whether enough time has passed since the last save for the next to cost little."""
         return time.monotonic() - self.saved_at >= self._save_seconds / SAVE_SHARE
 
     def save_state(self, state: State) -> None:
-        """Replace the resume state in one step; the rows of metrics.jsonl up to now belong to it."""
+        """Replace the resume state in one step; the rows of metrics.jsonl that it counts on are on the disk before it is."""
         started = time.monotonic()
-        size = self.metrics.stat().st_size if self.metrics.exists() else 0
-        write_tensors(self.state, state.tensors, {"kind": KIND, "schema": SCHEMA, "metrics_bytes": size, "values": state.values})
+        with files.writing(self.metrics):
+            if self.metrics.exists():
+                _bring_to_disk(self.metrics)
+                _bring_to_disk(self.path)
+        values = {"run": state.run, "phase": state.phase}
+        write_tensors(self.state, state.tensors, {"kind": KIND, "schema": SCHEMA, **values})
         self.saved_at = time.monotonic()
         self._save_seconds = self.saved_at - started
 
-    def load_state(self) -> State | None:
-        """Return the resume state, if there is one."""
+    def load_state(self) -> SavedState | None:
+        """Return the resume state, None if there is none; raises StateError for one that is damaged or of another form."""
         if not self.state.exists():
             return None
-        tensors, metadata = read_tensors(self.state, kind=KIND, schema=SCHEMA)
-        return State(tensors, metadata["values"])
+        try:
+            tensors, found = read_tensors(
+                self.state, kind=KIND, schema=SCHEMA, again="it cannot be gone on with", needs_digests=True
+            )
+            if found["schema"] != SCHEMA:
+                raise StateError("is of another eectl, which can finish the run")
+            return checked_state(tensors, {key: found.get(key) for key in ("run", "phase")})
+        except (EectlError, StateError) as error:
+            raise StateError(f"{self.state}: {str(error).removeprefix(f'{self.state}: ')}") from error
 
-    def rewind(self) -> None:
-        """Drop the rows of metrics.jsonl that are younger than the resume state."""
-        if self.finished() or not self.metrics.exists():
-            return
-        size = read_metadata(self.state, kind=KIND, schema=SCHEMA)["metrics_bytes"] if self.state.exists() else 0
-        with open(self.metrics, "r+b") as file:
-            file.truncate(min(size, self.metrics.stat().st_size))
+    def keep_rows(self, epochs: Sequence[tuple[int, int]]) -> int:
+        """Cut metrics.jsonl to the rows of these epochs (phase and epoch); returns how many of them it does not have."""
+        return keep_rows(self.metrics, epochs)
 
     def finish(self, last: Path) -> None:
         """End the run: copy the last phase's checkpoint to model.safetensors, and remove what only a resume would need."""
@@ -167,42 +190,9 @@ class RunFolder:
         shutil.rmtree(self.path / "replaced", ignore_errors=True)
 
 
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with `prefix.` in front of every name."""
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names start with `prefix.`, without it."""
-    return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return an optimizer's state as named tensors: `index.key`; numbers become float64 scalars."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-        for index, entry in state.items()
-        for key, value in entry.items()
-        if value is not None
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Take up what `optimizer_tensors` gave, each state laid out in memory as its parameter is.
-
-    Fused optimizers on the CPU walk parameter and state side by side in memory: a channels-last parameter with a state that was
-    read back contiguous would be updated with other elements' moments, in silence.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    whole = optimizer.state_dict()
-    whole["state"] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        whole["state"].setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(whole)
-    for parameter in parameters:
-        state = optimizer.state[parameter]
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+def _bring_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        files.sync(handle)
+    finally:
+        os.close(handle)

@@ -4,24 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from eectl.core.console import make_console, make_table, print_table, score_text
+from eectl.core.console import make_console, make_table, print_table, score_text, show_text
 from eectl.models.checkpoint import About
 from eectl.recipe.reading import dump_recipe
 from eectl.recipe.recipe import SCORE_NAMES, Recipe, phase_change
 from eectl.recipe.regimes import Phase
 from eectl.recipe.weighting import exit_weights
+from eectl.recipe.yaml_text import dump_yaml
 
 
 def show_recipe(recipe: Recipe, *, full: bool) -> None:
     """Print as YAML what a recipe says that the defaults do not, or with `full` all of it."""
     if full:
-        print(dump_recipe(recipe), end="")
+        show_text(dump_recipe(recipe))
         return
-    own = _differences(recipe.model_dump(mode="json", exclude_none=True), Recipe().model_dump(mode="json", exclude_none=True))
+    own = _differences(recipe.plain(), Recipe().plain())
     print("# what differs from the defaults; --full shows the whole recipe")
-    print(yaml.safe_dump(own, sort_keys=False, allow_unicode=True), end="")
+    show_text(dump_yaml(own))
 
 
 def _differences(value: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,24 +11,33 @@ from typing import Any
 import torch
 
 from eectl.core.console import silent
-from eectl.core.distributed import World, join, leave, main_first
+from eectl.core.distributed import World, joined, main_first
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import not_deterministic, resolve_precision, settings
 from eectl.core.progress import Display
 from eectl.data import Dataset, load_data
-from eectl.models.build import build_model
 from eectl.models.checkpoint import About, read_about, save_checkpoint
-from eectl.recipe.recipe import SCORE_NAMES, ModelSpec, Recipe
+from eectl.recipe.recipe import SCORE_NAMES, Recipe
 from eectl.recipe.regimes import Phase, phase_numbered
 from eectl.training.feed import training_data
 from eectl.training.find_recipe import find_recipe
 from eectl.training.gradient_dominance import check_track
 from eectl.training.l2w import check_run
 from eectl.training.loop import Journal, NotFiniteError, Tracking, run_phase
-from eectl.training.network import Network, first_network, planned_phases, resolve, with_combine, with_exits, without_combine
+from eectl.training.network import (
+    Network,
+    first_network,
+    planned_phases,
+    resolve,
+    with_combine,
+    with_exits,
+    without_combine,
+)
 from eectl.training.phase import phase_settings
+from eectl.training.prepare import network_from, prepare_folder, split_facts, with_way_out
 from eectl.training.results import write_results
-from eectl.training.run_folder import RunFolder, State, under_prefix, with_prefix
+from eectl.training.resume import SavedState, State, with_prefix
+from eectl.training.run_folder import RunFolder
 from eectl.training.running import make_execution
 
 
@@ -124,25 +133,25 @@ def train(
         check_track(track, compiled=found.recipe.compile is True)
     elif track_every is not None:
         raise EectlError(f"--track-every {track_every}: nothing is tracked; add --track gradient-dominance")
-    world = join(device)
-    display = Display(quiet=quiet or not world.is_main, say=say if world.is_main else silent)
-    for note in found.notes:
-        display.say(note)
-    try:
-        with _explained(found.recipe, world), _set_up(found.recipe, world):
-            return _train(
-                found.recipe,
-                RunFolder(Path(out) if out else found.folder),
-                world=world,
-                display=display,
-                download=download,
-                resume=resume,
-                overwrite=overwrite,
-                tracking=None if track is None else Tracking(track_every),
-            )
-    finally:
-        display.close()
-        leave()
+    hint = "the state that was saved last is whole: the same command with --resume goes on from there"
+    with joined(device, hint=hint) as world:
+        display = Display(quiet=quiet or not world.is_main, say=say if world.is_main else silent)
+        for note in found.notes:
+            display.say(note)
+        try:
+            with _explained(found.recipe, world), _set_up(found.recipe, world):
+                return _train(
+                    found.recipe,
+                    RunFolder(Path(out) if out else found.folder),
+                    world=world,
+                    display=display,
+                    download=download,
+                    resume=resume,
+                    overwrite=overwrite,
+                    tracking=None if track is None else Tracking(track_every),
+                )
+        finally:
+            display.close()
 
 
 def _train(
@@ -158,9 +167,7 @@ def _train(
 ) -> Trained | None:
     """Read the data, make the network, check both against the recipe, and run the phases that are left."""
     if world.is_main and folder.holds_a_run() and not (resume or overwrite):
-        raise EectlError(
-            f"{folder.path} holds a run; --resume to go on with it, --overwrite to replace it, or another folder with -o"
-        )
+        raise _holds_a_run(folder)
     if download:
         main_first(world, lambda: load_data(recipe.data, device=torch.device("cpu"), download=True))
     data = load_data(recipe.data, device=world.device)
@@ -171,8 +178,11 @@ def _train(
     if recipe.loss_weights == "l2w":
         sizes = [recipe.batch_size, *(change.batch_size or recipe.batch_size for change in recipe.phases.values())]
         check_run(data.info.task, processes=world.size, batch_sizes=sizes)
-    with folder.locked() if world.is_main else nullcontext():
-        main_first(world, lambda: _prepare(folder, recipe, data, resume=resume))
+    with with_way_out(folder, recipe), folder.locked() if world.is_main else nullcontext(False) as holds_a_run:
+        if holds_a_run and not (resume or overwrite):  # it came while the data was read
+            raise _holds_a_run(folder)
+        for note in main_first(world, lambda: prepare_folder(folder, recipe, data, network, resume=resume)) or ():
+            display.say(note)
         if resume and folder.finished():
             display.say(f"{folder.model} is there: this run has come to its end")
         else:
@@ -180,6 +190,12 @@ def _train(
                 run = TrainingRun(recipe, folder, data, world, display, signals, tracking)
                 _run_phases(run, network, folder.load_state())
         return Trained(folder.model, read_about(folder.model)) if world.is_main else None
+
+
+def _holds_a_run(folder: RunFolder) -> EectlError:
+    return EectlError(
+        f"{folder.path} holds a run; --resume to go on with it, --overwrite to replace it, or another folder with -o"
+    )
 
 
 @contextmanager
@@ -239,30 +255,6 @@ def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
     return notes
 
 
-def _prepare(folder: RunFolder, recipe: Recipe, data: Dataset, *, resume: bool) -> None:
-    """Make the folder ready: the same run goes on; another is set aside until the new one has come to its end."""
-    if resume and (folder.recipe.exists() or folder.results()):
-        folder.check_recipe(recipe)
-        state = folder.load_state()
-        recorded = read_about(folder.model).splits if folder.finished() else state and state.values["splits"]
-        if recorded and recorded != _splits(data):
-            noun = data.splits["train"].noun
-            raise EectlError(
-                f"{folder.path}: --resume with other data: {noun} were added, taken away or changed; give another -o"
-            )
-        folder.rewind()
-    else:
-        if recipe.init is not None and recipe.init.resolve() in [path.resolve() for path in folder.results()]:
-            raise EectlError(f"--from {recipe.init} lies in the folder whose run would be replaced; give another -o")
-        folder.set_aside()
-        folder.write_recipe(recipe)
-
-
-def _splits(data: Dataset) -> dict[str, dict[str, Any]]:
-    """Return size and fingerprint of each split."""
-    return {name: {"size": len(split), "fingerprint": split.fingerprint} for name, split in data.splits.items()}
-
-
 @dataclass(frozen=True)
 class TrainingRun:
     """Facts that all phases of a run share, fixed before the first: the resolved recipe, the data, and where and how it runs."""
@@ -278,21 +270,20 @@ class TrainingRun:
     def about(self, network: Network) -> About:
         """Return what a checkpoint of this run says beside its weights."""
         recipe, info = self.recipe.model_dump(mode="json"), asdict(self.data.info)
-        return About(network.spec, recipe, info, _splits(self.data), network.history, network.parent)
+        return About(network.spec, recipe, info, split_facts(self.data), network.history, network.parent)
 
-    def values(self, network: Network, done: int, *, fresh: bool) -> dict[str, Any]:
-        """Return what a resume state says of the run: `done` phases, whether the next has not begun, the network and the data."""
+    def values(self, network: Network, done: int) -> dict[str, Any]:
+        """Return what a resume state says of the run: how many phases are done, the network and the data."""
         return {
             "done": done,
-            "fresh": fresh,
-            "splits": _splits(self.data),
+            "splits": split_facts(self.data),
             "spec": network.spec.model_dump(mode="json"),
             "history": list(network.history),
             "parent": network.parent,
         }
 
 
-def _run_phases(run: TrainingRun, network: Network, state: State | None) -> None:
+def _run_phases(run: TrainingRun, network: Network, state: SavedState | None) -> None:
     """Run the phases from where the state stands, or from the first, and save a checkpoint after each."""
     recipe, folder, display = run.recipe, run.folder, run.display
     phases = planned_phases(recipe)
@@ -300,15 +291,15 @@ def _run_phases(run: TrainingRun, network: Network, state: State | None) -> None
     start = str(recipe.init) if recipe.init else "none, since this phase starts from fresh weights"
     done, resumed = 0, None
     if state is not None:
-        done = state.values["done"]
-        network = _network_from(state)
-        resumed = None if state.values["fresh"] else state
+        done = state.run.done
+        network = network_from(state)
+        resumed = None if state.phase is None else state
         start = str(folder.phase(phases[done - 1].number)) if done else start
         display.say(f"{folder.path}: going on with phase {phases[min(done, len(phases) - 1)].number}")
     for position, phase in enumerate(phases[done:], done):
         network, phase = _network_for(phase, network, recipe, display)
         settings = phase_settings(recipe, phase, network.model, data, num_processes=run.world.size)
-        journal = Journal(folder, display, run.values(network, position, fresh=False), run.signals)
+        journal = Journal(folder, display, run.values(network, position), run.signals)
         try:
             entry = run_phase(
                 network.model,
@@ -349,13 +340,18 @@ def _write_results(run: TrainingRun, network: Network) -> None:
     """Write results.csv and curves.png of the run."""
     folder, info = run.folder, run.data.info
     title = f"{info.name}, {network.spec.backbone.name}, {run.recipe.regime}, seed {run.recipe.seed}"
-    fault = write_results(folder.table, folder.picture, folder.rows(), score_name=SCORE_NAMES[info.task], title=title)
+    try:
+        rows = folder.rows()
+    except EectlError as error:  # the weights are there, and worth more than a picture
+        run.display.say(f"{folder.table.name} and {folder.picture.name} are left out: {error}")
+        return
+    fault = write_results(folder.table, folder.picture, rows, score_name=SCORE_NAMES[info.task], title=title)
     if fault is not None:
         run.display.say(fault)
 
 
 def _between_phases(run: TrainingRun, network: Network, done: int) -> State:
-    return State(with_prefix("model", network.model.state_dict()), run.values(network, done, fresh=True))
+    return State(with_prefix("model", network.model.state_dict()), run.values(network, done))
 
 
 def _diverged(fault: NotFiniteError, run: TrainingRun, network: Network, start: str) -> EectlError:
@@ -367,13 +363,6 @@ def _diverged(fault: NotFiniteError, run: TrainingRun, network: Network, start: 
         f"{fault}; the last good checkpoint is {kept if fault.restored else start}; train again with a lower optimizer.lr or "
         "--set optimizer.clip_norm=1, and --overwrite or another -o"
     )
-
-
-def _network_from(state: State) -> Network:
-    spec = ModelSpec.model_validate(state.values["spec"])
-    model = build_model(spec)
-    model.load_state_dict(under_prefix("model", state.tensors))
-    return Network(model, spec, tuple(state.values["history"]), state.values["parent"])
 
 
 @contextmanager

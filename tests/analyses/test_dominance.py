@@ -151,14 +151,16 @@ def test_an_exit_without_a_gradient_is_named_and_nothing_written(runs, tmp_path)
 
 def write_metrics(folder, phases):
     """A run's metrics: {phase: [(cosines by exit number, batches)]} epoch by epoch, phase 1 without any."""
-    lines = [{"phase": 1, "epoch": 1}]
+    rest = {"step": 1, "lr": 0.1, "improved": True, "seconds": 1.0}
+    rest |= {name: [1.0, 1.0, 1.0] for name in ("train_loss", "validation_loss", "validation_score")}
+    lines = [{"phase": 1, "epoch": 1, **rest}]
     for phase, epochs in phases.items():
         for epoch, (cosines, batches) in enumerate(epochs, 1):
             found = {
                 "exits": list(cosines), "cosine": list(cosines.values()), "batches": batches, "every": 4,
                 "prefix_cosine": [value and value / 0.8 for value in cosines.values()], "norms": [[1.0, 0.5, 0]] * len(cosines),
             }  # fmt: skip
-            lines.append({"phase": phase, "epoch": epoch, "gradient_dominance": found})
+            lines.append({"phase": phase, "epoch": epoch, "gradient_dominance": found, **rest})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import eectl, eectl_process, environment, refused
+from running import eectl, eectl_process, environment, in_child, refused
 from safetensors.torch import load_file, save_file
 
 from eectl.cli import app as cli
@@ -175,11 +175,11 @@ def test_exits_that_do_not_fit(work, tmp_path, monkeypatch):
     backbone = work / "backbone" / "model.safetensors"
     cases = {
         ("--after", "1,16"): "exits.after[1] is 16; resnet20 takes exits after blocks 0–8",
-        ("--after", "2,2"): "--after 2,2: a block stands twice",
-        ("--after", "01,1"): "a block stands twice",
-        ("--after", "a"): "--after a: give block numbers from 0",
+        ("--after", "2,2"): "--after 2,2: 2 stands twice; give each block once",
+        ("--after", "01,1"): "'01' is not a block; give block numbers from 0",
+        ("--after", "a"): "--after a: 'a' is not a block; give block numbers from 0",
         ("--after", "-1"): "give block numbers",
-        ("--placement", "evry-2"): "unknown placement 'evry-2'",
+        ("--placement", "evry-2"): "attach-heads: placement: is 'evry-2'; no such placement (did you mean 'every-2'?)",
         ("--placement", "every-99"): "puts no exit on a network of 9 blocks",
         ("--after", "1", "--placement", "every-2"): "either --after",
         (): "either --after",
@@ -250,7 +250,7 @@ def test_recipes_that_are_wrong(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("optimzer: {}\nepochs: many\noptimizer: {lr: -1}\n")
     err = refused("train", "r.yaml", "-o", "run")
-    facts = ("optimizer.lr: is -1", "0"), ("epochs: is 'many'", "integer"), ("optimzer: ", "'optimizer'")
+    facts = ("optimizer.lr: is -1", "1e-12"), ("epochs: is 'many'", "integer"), ("optimzer: ", "'optimizer'")
     for line, (place, allowed) in zip(err.splitlines(), facts, strict=True):
         assert line.startswith(f"eectl: r.yaml: {place}") and allowed in line
     Path("twice.yaml").write_text("epochs: 1\nepochs: 2\n")
@@ -338,6 +338,21 @@ def test_an_output_that_cannot_be_written(work, tmp_path):
     (tmp_path / "file").write_text("")
     err = refused("calibrate-thresholds", work / "joint" / "model.safetensors", "-o", tmp_path / "file" / "p.json")
     assert "cannot be written" in err
+
+
+def test_an_evaluation_and_its_picture_are_written_both_or_none(work, tmp_path, monkeypatch):
+    """The picture fits on the disk and the numbers do not."""
+    monkeypatch.chdir(tmp_path)
+    joint = work / "joint" / "model.safetensors"
+    eectl("evaluate", joint, "--save-predictions", "test.safetensors", "-o", "e.json", "--plot", "c.pdf")
+    before = {name: Path(name).read_bytes() for name in ("test.safetensors", "e.json", "c.pdf")}
+    line = ["evaluate", joint, "--predictions", "test.safetensors", "--budgets", "30,60", "-o", "e.json", "--plot", "c.pdf"]
+    limit = (len(before["c.pdf"]) + len(before["e.json"])) // 2
+    _, err = in_child(lambda: eectl(*line, "--overwrite", code=1), most_bytes=limit)
+    assert "cannot be written (File too large)" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    eectl(*line, "--overwrite")
+    assert all(Path(name).read_bytes() != before[name] for name in ("e.json", "c.pdf"))
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

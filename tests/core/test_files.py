@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import in_child
 from safetensors.torch import save_file
 
 from eectl.core import files
@@ -213,3 +214,60 @@ def test_everything_reaches_the_disk_before_and_after_the_renaming(tmp_path, mon
 
 def test_steering_characters_are_written_out():
     assert visible("a\x1b[2J\x9b\x07\u202eb\n\tcé≥") == "a\\x1b[2J\\x9b\\x07\\u202eb\n\tcé≥"
+
+
+def test_outputs_that_will_not_do_are_named_before_any_work(tmp_path, monkeypatch):
+    """Asked of a user without root's rights, of whom a folder is closed, and of links that lead back to themselves."""
+    monkeypatch.chdir(tmp_path)
+    Path("closed").mkdir()
+    Path("folder").mkdir()
+    Path("file").touch()
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    Path("again").symlink_to("again")
+    Path("zero").symlink_to("/dev/zero")
+    Path("nowhere").symlink_to("nothing")
+    Path("closed").chmod(0o555)
+    cases = {
+        "closed/x": "Permission denied",
+        "closed/deep/x": "Permission denied",
+        "loop": "symbolic link",
+        "loop/x": "symbolic link",
+        "file/x": "Not a directory",
+        "file/deep/x": "Not a directory",
+        "n" * 300: "shorter name",
+        "folder": "not a file, but a folder",
+        "pipe": "not a file",
+        "zero": "not a file, but a device",
+    }
+
+    def refusal(name, *, overwrite=True):
+        try:
+            files.check_outputs([Path(name)], inputs=[Path("again")], overwrite=overwrite)
+        except EectlError as error:
+            return str(error)
+        return ""
+
+    for name, words in cases.items():
+        said = in_child(lambda name=name: refusal(name))
+        assert words in said and said.count("\n") == 0, (name, said)
+    assert "symbolic link" in refusal("loop") and refusal("new/deep/x") == refusal("nowhere") == refusal("file") == ""
+    assert "--overwrite" in refusal("nowhere", overwrite=False)  # a link of the user's would be replaced
+    Path("closed").chmod(0o755)
+
+
+def test_small_files_are_written_all_or_none(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "deep" / "b"
+    files.write_all({first: "\udcff é\r\n", second: b"\0"})
+    assert (first.read_bytes(), second.read_bytes()) == (b"\\udcff \xc3\xa9\r\n", b"\0")
+
+    def write():
+        try:
+            files.write_all({first: "new", second: bytes(5000)})
+        except EectlError as error:
+            return str(error)
+
+    said = in_child(write, most_bytes=4096)
+    assert "cannot be written (File too large)" in said and str(second) in said
+    assert first.read_bytes().startswith(b"\\udcff") and second.read_bytes() == b"\0"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "deep"]

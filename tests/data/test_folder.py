@@ -108,8 +108,8 @@ def test_other_pixel_formats_become_colour(root):
     palette.convert("RGBA").save(root / "train" / "red" / "003.png")
     palette.convert("L").save(root / "train" / "red" / "005.png")
     assert len(load(root).splits["train"]) == 48
-    Image.fromarray(np.zeros((16, 20), np.uint16)).save(root / "train" / "red" / "007.png")
-    with pytest.raises(EectlError, match=r"007\.png: pixels of mode I;16, eectl reads 8-bit images"):
+    Image.fromarray(np.zeros((16, 20), np.float32)).save(root / "train" / "red" / "008.tif")
+    with pytest.raises(EectlError, match=r"008\.tif: its pixels are fractions"):
         load(root)
 
 

@@ -11,15 +11,16 @@ import pytest
 from deploy.made_models import made
 from deploy.test_text import recipe_for
 from PIL import Image
-from rich.console import Console
 from toy_text import TOY, make_rows, write_csv, write_jsonl
 
 import eectl
 from eectl.cli import app as cli
+from eectl.core.console import PlainConsole
 from eectl.core.errors import EectlError
+from eectl.core.streams import HANDLER, standard_streams
 from eectl.deploy import predict as predict_module
 from eectl.deploy.answers import RowAnswer
-from eectl.deploy.rows_out import AnswerTable, RowOut
+from eectl.deploy.rows_out import AnswerTable, RowOut, json_writer, writing_rows
 from eectl.models import build as models
 
 TEXTS = [row["text"] for row in make_rows(23, seed=5)]
@@ -153,6 +154,18 @@ def test_texts_from_files_and_lines(moods, run, tmp_path, kind):
     assert [row["label"] for row in found] == expected.labels and [row["exit"] for row in found] == expected.exits
 
 
+def test_bytes_that_are_no_text_are_a_line_and_the_others_come(moods, run, tmp_path, monkeypatch):
+    """On stdin and as an escape of JSON's, which both give half a character."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "good film"}\n{"text": "\\ud800"}\n')
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good film\n\xff film\n"), encoding="utf-8"))
+        piped = run("predict", moods.checkpoint, "-", "--device", "cpu")
+    for out, err, code in (piped, run("predict", moods.checkpoint, path, "--device", "cpu")):
+        assert code == 1 and [row["text"] for row in rows_of(out)] == ["good film"]
+        assert sum("2: not UTF-8, or half a character" in line for line in err.splitlines()) == 1
+
+
 def test_pairs_and_numbers(pairs, run, tmp_path):
     rows = [{"text": text, "second": "good film"} for text in TEXTS]
     write_csv(tmp_path / "pairs.csv", rows)
@@ -264,11 +277,26 @@ def test_in_python_rows_are_returned_and_nothing_is_printed(digits, scans, capsy
     assert (done.num_rows, done.left, done.mean_cost, done.budget) == (1, (0, 0, 1), 1.0, None)
 
 
+def test_rows_are_whole_json_in_any_encoding(tmp_path):
+    row = RowOut({"file": "größer …\udcff.png"}, RowAnswer(1, 0.25, value=0.5))
+    for encoding in ("utf-8", "ascii", "latin-1"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=HANDLER)
+        with standard_streams():
+            json_writer(stream)(row)
+            stream.flush()
+        assert json.loads(stream.buffer.getvalue().decode(encoding))["file"] == row.shown["file"]
+    for name in ("a.jsonl", "a.csv"):
+        with writing_rows(tmp_path / name) as write:
+            write(row)
+    assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8"))["file"] == row.shown["file"]
+    assert "größer …\\udcff.png" in (tmp_path / "a.csv").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_table_fits_and_says_everything(width):
     names = ["cat", "a class [with] brackets"]
     stream = io.StringIO()
-    table = AnswerTable(Console(file=stream, width=width, highlight=False), classes=names, is_text=False)
+    table = AnswerTable(PlainConsole(file=stream, width=width), classes=names, is_text=False)
     for start in range(2):
         for row in range(3):
             top = ((names[row % 2], 0.75), (names[1 - row % 2], 0.25))

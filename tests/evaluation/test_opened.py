@@ -19,7 +19,7 @@ from eectl.core import distributed
 from eectl.core.distributed import World
 from eectl.core.errors import EectlError
 from eectl.data.splits import Split
-from eectl.evaluation.opened import Session, score_split
+from eectl.evaluation.opened import Session, pass_kept, score_split
 from eectl.exits.criteria import find_criterion
 from eectl.models.backbone import Backbone
 from eectl.models.checkpoint import Checkpoint
@@ -207,3 +207,13 @@ def test_two_processes_and_one_that_fails(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{task}-{by_length}" for task in ("classification", "regression") for by_length in (False, True)
     }, said
+
+
+def test_a_fault_after_the_pass_says_that_it_is_kept():
+    with (
+        pytest.raises(EectlError, match=r"^x: full; the pass is kept: give --predictions z\.safetensors"),
+        pass_kept(Path("z.safetensors")),
+    ):
+        raise EectlError("x: full")
+    with pytest.raises(EectlError, match=r"^x: full$"), pass_kept(None):
+        raise EectlError("x: full")

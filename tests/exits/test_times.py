@@ -10,6 +10,7 @@ from made_runs import made
 from toy_exits import TOY_ORIGIN, toy_scored
 
 from eectl.core.errors import EectlError
+from eectl.core.files import write_all
 from eectl.evaluation.curve import plot_curve
 from eectl.evaluation.results import read_evaluation, write_evaluation
 from eectl.evaluation.scoring import score_policies
@@ -179,9 +180,9 @@ def test_tables_and_pictures_say_time(tmp_path, monkeypatch, capsys):
     assert slow == ["14.35", "0.9990", "14,350", "1,000"]
     show_calibration(replace(policies, plain_cost=14_350_000))
     assert "mean ms/row" in capsys.readouterr().out
-    plot_curve(tmp_path / "a.svg", result)
+    write_all(plot_curve(tmp_path / "a.svg", result))
     assert "% of the plain backbone's time (budgets" in labels_of(tmp_path / "a.svg")
-    plot_comparison(tmp_path / "b.svg", compare([made((0.1, 0.2, 0.3), cost="latency", measured=WHERE)]))
+    write_all(plot_comparison(tmp_path / "b.svg", compare([made((0.1, 0.2, 0.3), cost="latency", measured=WHERE)])))
     assert "% of the plain backbone's time" in labels_of(tmp_path / "b.svg")
 
 

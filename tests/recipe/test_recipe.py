@@ -3,8 +3,9 @@
 import pytest
 
 from eectl.core.errors import EectlError
-from eectl.recipe.reading import dump_recipe, make_recipe, parse_yaml, read_recipe, shipped_recipes
+from eectl.recipe.reading import dump_recipe, make_recipe, read_recipe, shipped_recipes
 from eectl.recipe.recipe import Recipe
+from eectl.recipe.yaml_text import parse_yaml
 
 
 def test_yaml_numbers_and_words_are_read_as_written():
@@ -40,7 +41,7 @@ def test_all_mistakes_come_at_once():
     assert len(lines) == 7
     for part in [
         "r.yaml: optimzer: no such key (did you mean 'optimizer'?)",
-        "r.yaml: optimizer.lr: is -1; input should be greater than 0",
+        "r.yaml: optimizer.lr: is -1; input should be greater than or equal to 1e-12",
         "r.yaml: exits: after has a block twice: [1, 1]",
         "r.yaml: epochs: is 'x'; input should be a valid integer",
         "r.yaml: data.augment.mixpu: no such key (did you mean 'mixup'?)",

@@ -19,10 +19,11 @@ from eectl.core.distributed import World
 from eectl.core.progress import Display
 from eectl.data import DataInfo, Dataset, Split, data_info
 from eectl.data.images import MemoryImages
-from eectl.recipe.reading import make_recipe, parse_yaml, read_recipe, shipped_recipes
+from eectl.recipe.reading import make_recipe, read_recipe, shipped_recipes
 from eectl.recipe.recipe import Recipe
 from eectl.recipe.regimes import REGIMES
 from eectl.recipe.schema import EDITOR_COMMENT
+from eectl.recipe.yaml_text import parse_yaml
 from eectl.training.dry_run import plan
 from eectl.training.feed import training_data
 from eectl.training.loop import Journal, run_phase

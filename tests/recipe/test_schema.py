@@ -9,9 +9,10 @@ from running import eectl
 
 from eectl.core.errors import EectlError
 from eectl.recipe import choices
-from eectl.recipe.reading import make_recipe, parse_yaml, read_recipe, shipped_recipes
+from eectl.recipe.reading import make_recipe, read_recipe, shipped_recipes
 from eectl.recipe.recipe import Recipe
 from eectl.recipe.schema import EDITOR_COMMENT, first_comment, recipe_schema
+from eectl.recipe.yaml_text import parse_yaml
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "eectl.schema.json"
 

@@ -1,5 +1,7 @@
 """The learning rate against torch's own schedulers, early stopping against the paper's words."""
 
+import time
+
 import pytest
 import torch
 
@@ -27,6 +29,13 @@ def test_cosine_with_restarts_is_torchs(factor):
     schedule = ScheduleSection(name="cosine-restarts", cycle=2, cycle_factor=factor, min_lr=0.01)
     expected = torchs(lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 10, factor, 0.01), 75)
     assert ours(75, schedule, steps_per_epoch=5, epochs=15) == pytest.approx(expected)
+
+
+def test_a_cycle_of_one_step_takes_no_longer_late_in_a_run():
+    schedule = ScheduleSection(name="cosine-restarts", cycle=1e-3, cycle_factor=1)
+    begun = time.process_time()
+    assert learning_rate(10**11, base=0.3, schedule=schedule, steps_per_epoch=5, epochs=10**9) == 0.3
+    assert time.process_time() - begun < 1
 
 
 def test_cosine_is_torchs():

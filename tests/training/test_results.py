@@ -40,7 +40,7 @@ def test_the_table_has_the_numbers_of_the_metrics(finished):
 
 def test_the_picture_is_there_and_none_is_no_harm(finished, small, tmp_path, monkeypatch):
     assert (finished[0] / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    monkeypatch.setattr(results, "save_figures", lambda *_: (_ for _ in ()).throw(RuntimeError("no fonts")))
+    monkeypatch.setattr(results, "render", lambda *_: (_ for _ in ()).throw(RuntimeError("no fonts")))
     said = []
     done = train(small("epochs=1"), out=tmp_path / "run", device="cpu", say=said.append)
     assert done.path.exists() and any("no fonts" in line and "metrics.jsonl" in line for line in said)

@@ -162,29 +162,6 @@ def test_a_signal_saves_and_resume_ends_in_the_same_weights(small, tmp_path, joi
     assert clean == [{key: value for key, value in row.items() if key != "seconds"} for row in rows(joint_run)]
 
 
-@pytest.mark.thorough
-@pytest.mark.slow
-@pytest.mark.process
-def test_sigkill_at_random_moments_ends_in_the_same_weights(tmp_path):
-    """The real program, killed again and again; it is only ever given the same line."""
-    line = [sys.executable, "-m", "eectl", "train", "digits", "--regime", "mixed", "--epochs", "4", "--device", "cpu", "-q",
-            "--resume", "--set", "data.limit=300", "--set", "exits.after=[1]"]  # fmt: skip
-    subprocess.run([*line, "-o", tmp_path / "calm"], check=True, capture_output=True)
-    kills = 0
-    for delay in (3.0, 3.6, 3.3, 3.9, 4.2):
-        process = subprocess.Popen([*line, "-o", tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            kills += 1
-        process.wait()
-        process.stderr.close()
-    subprocess.run([*line, "-o", tmp_path / "killed"], check=True, capture_output=True)
-    assert kills
-    assert same(weights(tmp_path / "calm" / "model.safetensors"), weights(tmp_path / "killed" / "model.safetensors"))
-
-
 def test_resume_of_a_finished_run_changes_nothing(small, tmp_path, joint_run):
     path = joint_run / "model.safetensors"
     before = path.stat().st_mtime_ns
@@ -224,7 +201,7 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_has_ended(small, tmp_path
     old = (folder / "model.safetensors").read_bytes()
     for _ in range(2):
         with pytest.raises(EectlError, match="not finite"):
-            train(small("optimizer.lr=1e30"), out=folder, device="cpu", overwrite=True, quiet=True)
+            train(small("optimizer={lr: 1e3, weight_decay: 1e3}"), out=folder, device="cpu", overwrite=True, quiet=True)
         assert (folder / "replaced" / "model.safetensors").read_bytes() == old
     train(small("epochs=1", "seed=5"), out=folder, device="cpu", overwrite=True, quiet=True)
     assert not (folder / "replaced").exists()
@@ -290,10 +267,11 @@ def test_two_runs_in_one_folder(small, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_step_exit_and_checkpoint(small, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(
-        EectlError, match=r"phase 2, step \d+: the loss of exit 1 is not finite; the last good checkpoint is none"
+        EectlError, match=r"phase 2, step \d+: the loss of exit \d is not finite; the last good checkpoint is none"
     ):
-        train(small("optimizer.lr=1e30"), out=folder, device="cpu", quiet=True)
-    recipe = small("optimizer.lr=1e-3", "schedule={name: constant, warmup: 0}", "regime=mixed", "phases={2: {lr: 1e30}}")
+        train(small("optimizer={lr: 1e3, weight_decay: 1e3}"), out=folder, device="cpu", quiet=True)
+    diverging = "phases={2: {lr: 1e3, weight_decay: 1e3}}"
+    recipe = small("optimizer.lr=1e-3", "schedule={name: constant, warmup: 0}", "regime=mixed", diverging)
     with pytest.raises(EectlError, match=r"phase-1\.safetensors"):
         train(recipe, out=folder, device="cpu", overwrite=True, quiet=True)
     assert not (folder / "model.safetensors").exists()
@@ -302,9 +280,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_exit_and_checkpoint(small, tm
 
 def test_last_good_weights_are_kept_when_a_later_epoch_diverges(small, tmp_path):
     """Warm-up makes the first epoch harmless and a later one diverge."""
-    recipe = small(
-        "optimizer.lr=1e25", "schedule={name: constant, warmup: 1e25}", "epochs=50", "patience=50", "optimizer.name=sgd"
-    )
+    recipe = small("optimizer.lr=1e3", "schedule={name: constant, warmup: 1e3}", "epochs=50", "patience=50", "optimizer.name=sgd")
     folder = tmp_path / "run"
     with pytest.raises(EectlError, match=r"last-good\.safetensors"):
         train(recipe, out=folder, device="cpu", quiet=True)
