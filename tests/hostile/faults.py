@@ -26,7 +26,7 @@ from typing import Any
 
 from hostile.children import FILE_SIZE, Child, Verdict, run_all, start_child
 from hostile.law import copy_needed, snapshot, words_of_law
-from hostile.world import SMALL, import_all, make_world
+from hostile.world import SMALL, import_all, make_world, words
 from running import ended
 
 from eectl.core import files
@@ -71,7 +71,8 @@ def scenarios() -> list[Scenario]:
         scenario(f"calibrate-thresholds {MODEL} --device cpu", (MODEL,), "-o=p.json", "--save-predictions=s.safetensors"),
         scenario(f"evaluate {MODEL} --policy {POLICY} --device cpu", (MODEL, POLICY), "-o=e.json", "--plot=e.pdf",
                  "--save-predictions=s.safetensors"),
-        scenario(f"analyze numerical-rank {MODEL} -o . --device cpu -q", (MODEL,)),
+        Scenario("analyze", words(f"analyze numerical-rank {MODEL} -o . --device cpu -q --overwrite"), (MODEL,),
+                 tuple(f"numerical-rank.{form}" for form in ("json", "csv", "png", "pdf"))),
         scenario("report run", ("run/evaluation.json",), "-o=t.md", "-o=t.csv", "-o=c.pdf"),
         scenario(f"predict {MODEL} photos/red --device cpu", (MODEL, "photos/red"), "-o=a.csv"),
         scenario(f"bench {MODEL} --policy {POLICY} --batch-size 2 --rows 4 --seconds 0.01 --device cpu", (MODEL, POLICY),
@@ -183,7 +184,7 @@ def calm(scenario: Scenario, world: Path, folder: Path) -> Calm:
         note.write_text(json.dumps({"counts": count, "seconds": took}))
         return 0
 
-    assert in_child(work) == 0, scenario.name
+    assert run_apart(work) == 0, scenario.name
     said = json.loads(note.read_text())
     counts = Counter(said["counts"])
     left = {name: (folder / name).read_bytes() for name in read_outputs(scenario, folder)}
@@ -198,7 +199,7 @@ def read_outputs(scenario: Scenario, folder: Path) -> list[str]:
     return list(scenario.outputs)
 
 
-def in_child(work: Callable[[], int], *, kill_after: float | None = None) -> int:
+def run_apart(work: Callable[[], int], *, kill_after: float | None = None) -> int:
     """Run `work` in a child, killed after so many seconds; its return value, or the negative number of a signal that ended it."""
     child = os.fork()
     if child == 0:
@@ -227,7 +228,7 @@ def try_fault(scenario: Scenario, fault: Fault, undisturbed: Calm, world: Path, 
         note.write_text(json.dumps(said))
         return said[0]
 
-    code = in_child(_quiet(work, note), kill_after=fault.at if fault.when == "seconds" else None)
+    code = run_apart(_quiet(work, note), kill_after=fault.at if fault.when == "seconds" else None)
     faults = []
     if note.exists():
         said = json.loads(note.read_text())
@@ -320,7 +321,7 @@ def _next(scenario: Scenario, undisturbed: Calm, folder: Path) -> Iterator[str]:
         note.write_text(json.dumps(ended(*scenario.line, cwd=folder)))
         return 0
 
-    in_child(_quiet(work, note))
+    run_apart(_quiet(work, note))
     said = json.loads(note.read_text())
     if isinstance(said, str) or said[0] != 0:
         yield f"the next command did not end well: {said if isinstance(said, str) else said[2]}"
@@ -406,7 +407,7 @@ def try_race(race: Race, world: Path, folder: Path) -> Verdict:
         alone = folder.with_name(f"{folder.name}-{number}")
         alone.mkdir()
         copy_needed(world, alone, race.needs)
-        assert in_child(lambda line=line, alone=alone: ended(*line, cwd=alone)[0]) == 0, line
+        assert run_apart(lambda line=line, alone=alone: ended(*line, cwd=alone)[0]) == 0, line
         expected.append({name: (alone / name).read_bytes() for name in race.outputs})
         shutil.rmtree(alone)
     folder.mkdir()
