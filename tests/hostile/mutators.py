@@ -307,3 +307,13 @@ def damage_option(content: bytes, draw: Random) -> bytes:
         .replace("\x00", "0")
         .encode("utf-8", "surrogatepass")
     )
+
+
+def damage_setting(content: bytes, draw: Random) -> bytes:
+    """Replace the value of KEY=VALUE, or a part of it, by another value, or damage the text."""
+    import yaml
+
+    if draw.random() < 0.3:
+        return damage_option(content, draw)
+    key, value = content.split(b"=", 1)
+    return key + b"=" + as_text(damage_value(yaml.safe_load(value), draw))

@@ -19,6 +19,7 @@ from hostile.mutators import (
     damage_lines,
     damage_option,
     damage_recipe,
+    damage_setting,
     damage_table,
     damage_tensors,
 )
@@ -175,17 +176,18 @@ def _options() -> list[Target]:
         *(
             "optimizer.lr=0.001",
             "exits.after=[1]",
+            "exits.head=linear",
             "loss_weights=[1, 2]",
-            "data.limit=100",
             "epochs=2",
-            "backbone.args={width: 1}",
+            "patience=1",
+            "seed=1",
         ),
-        *("data.augment={crop: 1, mixup: 0.2}", "seed=1", "exits.head=linear", "data.image_size=8", "eval_batch_size=20"),
-        *("data.normalize={mean: [0.5], std: [0.2]}", "patience=1", "schedule={name: cosine}", "phases={3: {lr: 0.001}}"),
-        *("backbone.name=resnet20", "data.split_seed=1", "precision=float32"),
+        *("data.limit=100", "data.augment={crop: 1, mixup: 0.2}", "data.image_size=8", "data.split_seed=1", "eval_batch_size=20"),
+        *("data.normalize={mean: [0.5], std: [0.2]}", "schedule={name: cosine}", "phases={3: {lr: 0.001}}", "precision=float32"),
+        *("backbone.name=resnet20", "backbone.args={width: 1}"),
     ]
     sets = [
-        Target("--set", each, ("train", "digits", *SMALL, "--dry-run", "--set", OPTION), damage_option, many=True)
+        Target("--set", each, ("train", "digits", *SMALL, "--dry-run", "--set", OPTION), damage_setting, many=True)
         for each in keys
     ]
     others = [
