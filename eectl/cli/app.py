@@ -15,9 +15,11 @@ from eectl.cli.explain import analyze
 from eectl.cli.look import info, recipes, schema
 from eectl.cli.measure import bench, calibrate_thresholds, evaluate, flops, report
 from eectl.cli.train import attach_heads, train
-from eectl.core.errors import EectlError, Interrupted, refused_by_system, visible
+from eectl.core.errors import EectlError, Interrupted, one_line, refused_by_system
 from eectl.core.streams import standard_streams
 from eectl.core.threads import settle_threads
+
+LONGEST = 2000  # characters of a message: what a file or the user says may have any number
 
 app = typer.Typer(
     name="eectl",
@@ -69,7 +71,10 @@ def _run() -> None:
 def _say_error(error: EectlError) -> None:
     rank = os.environ.get("RANK", "0")
     process = "" if rank == "0" else f" [process {rank}]"
-    for line in visible(str(error)).splitlines():
+    for message in error.messages:
+        line = one_line(message)
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"  # what to do stands at its end
         print(f"eectl{process}: {line}", file=sys.stderr)
 
 

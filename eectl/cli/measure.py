@@ -38,6 +38,9 @@ def calibrate_thresholds(
     criterion: Criterion = None,
     thresholds: Annotated[str, typer.Option(help=described(SEARCH_CHOICES),
                                             autocompletion=among(*SEARCH_CHOICES))] = "shared",
+    metric: Annotated[str | None, typer.Option(help="what thresholds are chosen by: score, or balanced accuracy; default: what "
+                                               "the recipe says", autocompletion=among("score", "balanced"),
+                                               show_default=False)] = None,
     cost: Annotated[str, typer.Option(help=described(COST_CHOICES),
                                       autocompletion=among(*COST_CHOICES))] = "macs",
     bench: Annotated[Path | None, typer.Option(help="the times for --cost latency; default: bench.json beside the checkpoint",
@@ -65,7 +68,7 @@ def calibrate_thresholds(
 
     path = out or checkpoint.with_name("policy.json")
     policies = calibrate(
-        checkpoint, budgets=budgets, criterion=criterion, thresholds=thresholds, cost=cost, bench=bench, out=path,
+        checkpoint, budgets=budgets, criterion=criterion, thresholds=thresholds, metric=metric, cost=cost, bench=bench, out=path,
         predictions=predictions, save_predictions=save_predictions, device=device, precision=precision, data_root=data_root,
         batch_size=batch_size, overwrite=overwrite, say=say,
     )  # fmt: skip

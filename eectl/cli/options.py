@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eectl.core.errors import visible
+from eectl.core.errors import one_line, visible
 from eectl.core.numbers import decimal_number, whole_number
 from eectl.recipe.choices import (
     CRITERION_CHOICES,
@@ -145,4 +145,4 @@ def complete_recipes_and_files(incomplete: str) -> list[str]:
 
 def say(text: str) -> None:
     """Print a line on stderr."""
-    print(visible(text), file=sys.stderr)
+    print(one_line(text), file=sys.stderr)

@@ -135,7 +135,7 @@ def _show_plan(recipe: "Recipe", *, device: str, full: bool) -> None:
         say(f"note: {note}")
     costs = planned.priced.costs
     show_recipe(planned.recipe, full=full)
-    show_rows(planned.rows, planned.classes)
+    show_rows(planned.rows, planned.classes, planned.by_class)
     show_phases(planned.recipe, planned.phases, default_weights=planned.default_weights, shares=costs.backbone_shares)
     show_costs(costs, after=planned.priced.spec.after)
     times = estimate_time(planned, device=device)

@@ -16,13 +16,15 @@ _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unic
 
 
 class EectlError(Exception):
-    """A mistake that the user can mend. The message says place, fault, what is allowed and what to do next.
+    """Mistakes that the user can mend, mostly one. A message says place, fault, what is allowed and what to do next.
 
-    `exit_code` is 1 for a run that could not be done, and 3 for a target that was asked for and not met.
+    Each of `messages` is a line for the user. `exit_code` is 1 for a run that could not be done, and 3 for a target that was
+    asked for and not met.
     """
 
-    def __init__(self, message: str, *, exit_code: int = 1) -> None:
-        super().__init__(message)
+    def __init__(self, *messages: str, exit_code: int = 1) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = messages
         self.exit_code = exit_code
 
 
@@ -42,6 +44,11 @@ def visible(text: str) -> str:
     red \\x1b[31m
     """
     return "".join(each if each in "\n\t" or not _steers(each) else each.encode("unicode_escape").decode() for each in text)
+
+
+def one_line(text: str) -> str:
+    """Return text as `visible` does, with ends of lines written out too."""
+    return visible(text).replace("\n", "\\n")
 
 
 def _steers(character: str) -> bool:

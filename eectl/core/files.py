@@ -273,7 +273,9 @@ def read_text(path: Path) -> str:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):  # a pipe is what a shell's <(…) names
             raise EectlError(f"{path}: not a file, but a {'folder' if stat.S_ISDIR(mode) else 'device'}; name a file")
-        with open(path, "rb") as file:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to is empty, and not waited for
+        os.set_blocking(handle, True)
+        with open(handle, "rb") as file:
             content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise EectlError(f"{path}: larger than {MOST_BYTES >> 20} MiB, which no file of this kind is; name the right file")

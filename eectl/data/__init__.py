@@ -5,9 +5,9 @@ torch is imported here; torchvision, scikit-learn, PIL, transformers and dataset
 
 from eectl.data.augment import Augmenter, join_draws
 from eectl.data.batches import eval_batches, eval_order, num_batches, train_batches
-from eectl.data.load import data_info, load_data
+from eectl.data.load import data_info, load_data, outline
 from eectl.data.sources import DATASETS
-from eectl.data.splits import Batch, DataInfo, Dataset, Split, check_disjoint
+from eectl.data.splits import Batch, DataInfo, Dataset, Split, class_counts, note_on_classes
 
 __all__ = [
     "DATASETS",
@@ -16,12 +16,14 @@ __all__ = [
     "DataInfo",
     "Dataset",
     "Split",
-    "check_disjoint",
+    "class_counts",
     "data_info",
     "eval_batches",
     "eval_order",
     "join_draws",
     "load_data",
+    "note_on_classes",
     "num_batches",
+    "outline",
     "train_batches",
 ]

@@ -33,7 +33,7 @@ def load_tinyimagenet(spec: DataSection, download: bool) -> StoredImages:
 
     Classes are in the order of their sorted wnids and named by words.txt. Raises EectlError for another layout.
     """
-    root = spec.root.expanduser()
+    root = spec.folder
     root = root if (root / "wnids.txt").is_file() else root / "tiny-imagenet-200"
     for name in ("wnids.txt", "words.txt", "train", "val/val_annotations.txt", "val/images"):
         if not (root / name).exists():
@@ -84,7 +84,7 @@ def load_imagenette(spec: DataSection, download: bool) -> StoredImages:
 
 
 def _imagenette_folder(spec: DataSection, download: bool) -> Path:
-    root = spec.root.expanduser()
+    root = spec.folder
     if root.name in IMAGENETTE_FOLDERS.values() and spec.variant is None:
         return root
     names = [IMAGENETTE_FOLDERS[spec.variant]] if spec.variant else list(IMAGENETTE_FOLDERS.values())
@@ -145,7 +145,7 @@ def load_imagenet(spec: DataSection, download: bool) -> StoredImages:
 
     Its meta.bin is a pickle and is not read. Raises EectlError for another layout or number of classes.
     """
-    root = spec.root.expanduser()
+    root = spec.folder
     train = root / "train"
     if not train.is_dir():
         advice = "; --download cannot fetch it, image-net.org asks for an account" if download else ""

@@ -35,7 +35,7 @@ def load_folder(spec: DataSection, download: bool) -> StoredImages:
     Raises:
         EectlError: for a missing root, another layout, a class without images, a single class, or splits with other classes.
     """
-    root = spec.root.expanduser()
+    root = spec.folder
     with reading(root):
         is_folder = root.is_dir()
     if not is_folder:

@@ -1,22 +1,25 @@
 """From the recipe's data section to splits that are ready to train on: the one place where reading and splitting meet."""
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eectl.core.errors import EectlError
+from eectl.data.copies import Contents, Copies, file_ids
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, StoredImages, prepare, reduced
-from eectl.data.pictures import Oddities, look_for_frames
+from eectl.data.pictures import Oddities, look_for_frames, shown_path
 from eectl.data.sources import DATASETS, FACTS, VARIANTS
-from eectl.data.splits import DataInfo, Dataset, Inputs, Rows, Split, carve, check_test, content_ids, limited, without_test
-from eectl.data.text import load_text, text_info
-from eectl.recipe.choices import SPLIT_CHOICES
+from eectl.data.splits import DataInfo, Dataset, Ids, Rows, Split, choose_rows, pixel_ids, without_copies, without_test
+from eectl.data.text import load_text, outline_text, text_info
 from eectl.recipe.data_section import DataSection
 
 MEMORY_LIMIT = 4 * 10**9  # bytes of uint8 images that in_memory: auto keeps on the device
@@ -39,12 +42,7 @@ def load_data(spec: DataSection, *, device: torch.device, download: bool = False
     train = source.parts["train"]
     if spec.resize is not None and not isinstance(train.images, FileImages):
         raise EectlError(f"data.resize is for image files; {spec.name} has images of one size, so leave it out")
-    check_test(spec, source.parts)
-    carved = carve(train.labels, spec, source.classes, own=source.parts)
-    chosen = {name: (train, rows) for name, rows in carved.items()}
-    for name, part in source.parts.items():
-        if name != "train":
-            chosen[name] = part, limited(np.arange(len(part.labels)), part.labels, name, spec)
+    chosen = _choose(source, spec)
     info = _info(source, spec)
     size = math.prod(info.input_shape) * sum(len(rows) for _, rows in chosen.values())
     crop = spec.augment.resized_crop if isinstance(train.images, FileImages) and train.images.resize else None
@@ -52,14 +50,44 @@ def load_data(spec: DataSection, *, device: torch.device, download: bool = False
     crop = None if in_memory else crop
     prepared = partial(prepare, shape=_shape(train, spec), interpolation=spec.interpolation)
     odd = Oddities()
+    found = {name: _rows(source.parts[part], rows, in_memory=in_memory, odd=odd) for name, (part, rows) in chosen.items()}
+    kept, copies = without_copies(
+        _contents(source, chosen, {name: rows.contents for name, rows in found.items()}), spec, info.classes
+    )
     splits: dict[str, Split] = {
-        name: _split(name, *chosen[name], fit=prepared, in_memory=in_memory, device=device, crop=crop, odd=odd)
-        for name in SPLIT_CHOICES
-        if name in chosen
+        name: _split(name, found.pop(name).at(kept[name]), fit=prepared, in_memory=in_memory, device=device, crop=crop)
+        for name in chosen
     }
     augment = spec.augment if crop is None else spec.augment.model_copy(update={"resized_crop": None})
     notes = *source.notes, *odd.notes, *without_test(spec, splits)
-    return Dataset(info, splits, notes, augment=augment)
+    return Dataset(info, splits, notes, augment=augment, copies=copies)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of data of one's own before it is decoded or tokenised: the labels [row] of each split, and its copies.
+
+    `notes` say what is odd about its files.
+    """
+
+    labels: dict[str, NDArray[Any]]
+    copies: Copies
+    notes: tuple[str, ...] = ()
+
+
+def outline(spec: DataSection) -> Outline:
+    """Return an outline of a folder of images, which are compared by their bytes, or of files of texts.
+
+    Raises:
+        EectlError: for anything missing or too small.
+    """
+    if spec.is_text:
+        return Outline(*outline_text(spec))
+    source = _read(spec, download=False)
+    chosen = _choose(source, spec)
+    contents = _contents(source, chosen, {})
+    kept, copies = without_copies(contents, spec, source.classes)
+    return Outline({name: contents[name].labels[rows] for name, rows in kept.items()}, copies, tuple(source.notes))
 
 
 def data_info(spec: DataSection) -> DataInfo:
@@ -96,26 +124,87 @@ def _shape(part: Part, spec: DataSection) -> tuple[int, int, int]:
     return spec.channels or channels, spec.image_size or height, spec.image_size or width
 
 
-def _split(
-    name: str, part: Part, rows: Rows, *, fit: Callable[[Tensor], Tensor], in_memory: bool, device: torch.device,
-    crop: tuple[float, float] | None, odd: Oddities,
-) -> Split:  # fmt: skip
-    """Return some rows of a part as a split; `fit` brings stored pixels to the network's shape, `odd` takes what is odd."""
+def _choose(source: StoredImages, spec: DataSection) -> dict[str, tuple[str, Rows]]:
+    """Return of each split the part that it comes from and its rows in there."""
+    return choose_rows({name: part.labels for name, part in source.parts.items()}, spec, source.classes)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a split before they are one: images as they will be kept, on the CPU or in files, and their labels [row].
+
+    Of images in memory there are two numbers [row]: `ids`, and `contents` that leave the label out.
+    """
+
+    images: Tensor | FileImages
+    labels: NDArray[np.int64]
+    ids: Ids | None = None
+    contents: Ids | None = None
+
+    def at(self, rows: Rows) -> "_Rows":
+        """Return these rows alone."""
+        if len(rows) == len(self.labels):
+            return self
+        if isinstance(self.images, FileImages):
+            return _Rows(self.images.select(rows, self.images.device), self.labels[rows])
+        assert self.ids is not None
+        return _Rows(self.images[torch.from_numpy(rows)], self.labels[rows], self.ids[rows])
+
+
+def _rows(part: Part, rows: Rows, *, in_memory: bool, odd: Oddities) -> _Rows:
+    """Return some rows of a part; image files are decoded if they are kept in memory. `odd` takes what is odd about some."""
     labels = part.labels[rows]
-    targets = torch.from_numpy(labels)
-    images: Inputs
     if isinstance(part.images, FileImages):
-        files = replace(part.images.select(rows, device), crop=crop)
+        files = part.images.select(rows, part.images.device)
         if not in_memory:
             look_for_frames(files.paths, odd)
-            return Split(name, files, targets, files.ids(labels.tolist()), device=device)
+            return _Rows(files, labels)
         pixels = files.load(odd)
     else:
         pixels = part.images[torch.from_numpy(rows)]
-    ids = content_ids(pixels.numpy(), labels.tolist())
-    pixels = pixels.to(device)
+    contents, ids = pixel_ids(pixels.numpy(), labels.tolist())
+    return _Rows(pixels, labels, ids, contents)
+
+
+def _contents(
+    source: StoredImages, chosen: Mapping[str, tuple[str, Rows]], known: Mapping[str, Ids | None]
+) -> dict[str, Contents]:
+    """Return what stands in the rows of each split: numbers that are `known`, else those of the files' bytes."""
+    files = {
+        name: [images.paths[row] for row in rows.tolist()]
+        for name, (part, rows) in chosen.items()
+        if known.get(name) is None and isinstance(images := source.parts[part].images, FileImages)
+    }
+    of_files = iter(np.split(file_ids(list(chain(*files.values()))), np.cumsum([len(each) for each in files.values()])))
+    found = {}
+    for name, (part, rows) in chosen.items():
+        ids = next(of_files) if name in files else known[name]
+        assert ids is not None
+        found[name] = Contents(ids, source.parts[part].labels[rows], partial(_name, source.parts[part].images, part, rows))
+    return found
+
+
+def _name(images: Tensor | FileImages, part: str, rows: Rows, row: int) -> str:
+    """Return the name of a split's row in messages."""
+    stored = int(rows[row])
+    if isinstance(images, FileImages):
+        return shown_path(images.paths[stored].relative_to(images.root))
+    return f"{part} row {stored + 1}"
+
+
+def _split(
+    name: str, rows: _Rows, *, fit: Callable[[Tensor], Tensor], in_memory: bool, device: torch.device,
+    crop: tuple[float, float] | None,
+) -> Split:  # fmt: skip
+    """Return rows as a split; `fit` brings stored pixels to the network's shape."""
+    targets = torch.from_numpy(rows.labels)
+    if isinstance(rows.images, FileImages):
+        files = replace(rows.images, crop=crop, device=device)
+        return Split(name, files, targets, files.ids(rows.labels.tolist()), device=device)
+    assert rows.ids is not None
+    pixels = rows.images.to(device)
     images = MemoryImages(fit(pixels)) if in_memory else MemoryImages(pixels, fit)
-    return Split(name, images, targets, ids, device=device)
+    return Split(name, images, targets, rows.ids, device=device)
 
 
 def _constants(source: StoredImages, spec: DataSection, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,6 +4,7 @@ Says which types of file are read, and what becomes of transparency, orientation
 """
 
 import logging
+import stat
 import threading
 import warnings
 from collections import Counter
@@ -139,12 +140,12 @@ def open_image(path: Path, mode: str, *, background: str, odd: Oddities | None =
     said: list[str] = []
     token = _heard.set(said)
     try:
-        if path.exists() and not path.is_file():
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe could keep us waiting
             raise EectlError(f"{shown_path(path)}: a folder or a device in place of an image; name the images")
         with Image.open(path, formats=_formats(path)) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise _too_large(path, f"{opened.width}×{opened.height} pixels")
-            image = as_mode(opened, mode, background=background, where=shown_path(path))
+            image = as_mode(opened, mode, background=background, where=path)
             frames = _has_frames(opened)
     except EectlError:
         raise
@@ -227,7 +228,7 @@ def from_pillow(image: "Image.Image", mode: str, *, background: str, where: str)
         raise EectlError(f"{where}: {_reason(error, ())}; mend it or take it out") from error
 
 
-def as_mode(image: "Image.Image", mode: str, *, background: str, where: str) -> "Image.Image":
+def as_mode(image: "Image.Image", mode: str, *, background: str, where: str | Path) -> "Image.Image":
     """Return an image in PIL's mode L or RGB: upright, 8 bits deep, and laid on the colour `background` where it is transparent.
 
     Of 16 bits the upper 8 are kept, in grey as in colour. Colour profiles are not applied.
@@ -270,14 +271,14 @@ def _turn(image: "Image.Image") -> "Image.Transpose | None":
         return None
 
 
-def _eight_bits(image: "Image.Image", where: str) -> "Image.Image":
+def _eight_bits(image: "Image.Image", where: str | Path) -> "Image.Image":
     """Return an image of whole numbers of up to 16 bits as one of the upper 8: grey, with alpha where a value is transparent."""
     from PIL import Image
 
     if image.mode == "F" or (image.mode == "I" and image.format not in STORED_AS_16_BITS):
         kind = "fractions" if image.mode == "F" else "whole numbers of 32 bits"
         raise EectlError(
-            f"{where}: its pixels are {kind} (Pillow's mode {image.mode}), and nothing says which is white; "
+            f"{shown_path(where)}: its pixels are {kind} (Pillow's mode {image.mode}), and nothing says which is white; "
             "convert it to 8 or 16 bits"
         )
     deep = np.asarray(image)

@@ -49,7 +49,7 @@ def _load_idx(
     name: str, dataset: str, classes: tuple[str, ...], mean: float, std: float, spec: DataSection, download: bool
 ) -> StoredImages:
     """Return MNIST or Fashion-MNIST from its idx files, gzipped or not, in `data.root` or where torchvision puts them."""
-    root = spec.root.expanduser()
+    root = spec.folder
     folders = (root, root / dataset / "raw")
     if download and not any(_idx_file(folder, "train", "images") for folder in folders):
         _download_idx(name, dataset, folders[-1])
@@ -121,7 +121,7 @@ def _load_cifar(
     from torchvision.datasets.utils import check_integrity
 
     kind = getattr(datasets, dataset)
-    root = spec.root.expanduser()
+    root = spec.folder
     if root.name == kind.base_folder:
         root = root.parent
     folder = root / kind.base_folder

@@ -4,7 +4,7 @@ Carving depends on the labels and `split_seed` alone; a split's fingerprint says
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eectl.core.errors import EectlError
+from eectl.data.copies import Contents, Copies, from_digests, settle_copies
+from eectl.recipe.choices import SPLIT_CHOICES
 from eectl.recipe.data_section import AugmentSection, DataSection
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.int64]
-OVERLAP_ALLOWED = 0.01  # share of the smaller split; MNIST and its like hold a few duplicates
 CARVED = ("test", "validation", "calibration")  # what is drawn from the training rows, in this order
 ALIGNMENT = 16  # bytes that tensors sent together start at a multiple of
+UNEVEN = 10  # the largest class over the smallest: more is pointed out
 QUANTILES = 10  # groups of equal size by which a regression's rows are drawn
 
 
@@ -148,7 +150,7 @@ class Split:
 class Dataset:
     """A data set and its splits: train, validation, calibration, and test where there is one.
 
-    `notes` say what the user should know about what was read.
+    `notes` say what the user should know about what was read, `copies` what its splits have in common.
     `augment` is what is left to do to a training batch on the device: the recipe's, less what reading does per image.
     """
 
@@ -156,24 +158,7 @@ class Dataset:
     splits: dict[str, Split]
     notes: tuple[str, ...] = ()
     augment: AugmentSection = field(default_factory=AugmentSection)
-
-
-def check_disjoint(a: Split, b: Split) -> int:
-    """Return how many rows of the smaller split are also in the other, by content.
-
-    Raises EectlError above 1 %: the splits come from different split seeds, or a folder holds copies. Texts that stand more than
-    once within a split (`thanks`) are counted, but raise nothing: they say that people repeat themselves.
-    """
-    small, large = (a, b) if len(a) <= len(b) else (b, a)
-    shared = small.ids[np.isin(small.ids, large.ids)]
-    telling = shared if small.lengths is None else np.setdiff1d(shared, np.concatenate([_repeated(a.ids), _repeated(b.ids)]))
-    if len(telling) > OVERLAP_ALLOWED * len(small):
-        raise EectlError(
-            f"data: {len(telling)} of the {len(small)} {small.noun} in {small.name} are also in {large.name}; use the "
-            "data.split_seed, data.validation and data.calibration that the checkpoint was trained with, and take copies out of "
-            "data.root"
-        )
-    return len(shared)
+    copies: Copies = field(default_factory=Copies)
 
 
 def check_test(spec: DataSection, parts: Collection[str]) -> None:
@@ -193,19 +178,34 @@ def without_test(spec: DataSection, splits: Collection[str]) -> tuple[str, ...]:
     )
 
 
-def _repeated(ids: Ids) -> Ids:
-    """Return the ids that stand more than once."""
-    distinct, counts = np.unique(ids, return_counts=True)
-    return distinct[counts > 1]
+def pixel_ids(pixels: NDArray[np.uint8], labels: Sequence[int]) -> tuple[Ids, Ids]:
+    """Return two 64-bit numbers for each image in memory: BLAKE2b over its bytes, and over its bytes and its label."""
+    contents, ids = [], []
+    for image, label in zip(pixels, labels, strict=True):
+        seen = hashlib.blake2b(image.tobytes(), digest_size=8)
+        contents.append(seen.digest())
+        seen.update(int(label).to_bytes(4, "little"))
+        ids.append(seen.digest())
+    return from_digests(contents), from_digests(ids)
 
 
-def content_ids(pixels: NDArray[np.uint8], labels: Sequence[int]) -> Ids:
-    """Return the 64-bit ids of images in memory: BLAKE2b over an image's bytes and its label."""
-    hashes = (
-        hashlib.blake2b(image.tobytes() + int(label).to_bytes(4, "little"), digest_size=8).digest()
-        for image, label in zip(pixels, labels, strict=True)
+def class_counts(labels: Mapping[str, NDArray[Any]], classes: Sequence[str]) -> dict[str, list[int]]:
+    """Return how many rows of each class there are in each split, given the splits' labels [row]; nothing for a regression."""
+    if not classes:
+        return {}
+    return {name: np.bincount(each, minlength=len(classes)).tolist() for name, each in labels.items()}
+
+
+def note_on_classes(counts: Sequence[int], classes: Sequence[str], *, noun: str) -> tuple[str, ...]:
+    """Return a note where the largest class has over UNEVEN times the training rows of the smallest."""
+    if not counts or max(counts) <= UNEVEN * min(counts):
+        return ()
+    largest, smallest = (counts.index(extreme(counts)) for extreme in (max, min))
+    return (
+        f"class '{classes[largest]}' has {counts[largest]:,} training {noun}, '{classes[smallest]}' {counts[smallest]:,}; "
+        "--set class_weights=balanced makes classes count alike in the loss, --set metric=balanced in early stopping and "
+        "calibration",
     )
-    return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
 
 def quantiles(values: NDArray[np.float64], spec: DataSection) -> NDArray[np.int64]:
@@ -259,6 +259,41 @@ def carve(
         place = f"limit.{name}" if spec.limit.of(name) else name
         check_classes(labels[carved[name]], classes, place=f"data.{place}", noun=noun)
     return carved
+
+
+def choose_rows(
+    groups: Mapping[str, NDArray[np.int64]], spec: DataSection, classes: Sequence[str], *, noun: str = "images"
+) -> dict[str, tuple[str, Rows]]:
+    """Return of each split, in the order of SPLIT_CHOICES, the stored part that it comes from and its rows in there.
+
+    `groups` are the classes (or quantiles) of the rows [row] of each part. Raises EectlError as `carve` does, and where
+    `data.test` asks for a test split that is there.
+    """
+    check_test(spec, groups)
+    carved = carve(groups["train"], spec, classes, own=groups, noun=noun)
+    chosen = {name: ("train", rows) for name, rows in carved.items()}
+    for name, own in groups.items():
+        if name != "train":
+            chosen[name] = name, limited(np.arange(len(own)), own, name, spec, noun=noun)
+    return {name: chosen[name] for name in SPLIT_CHOICES if name in chosen}
+
+
+def without_copies(
+    contents: Mapping[str, Contents], spec: DataSection, classes: Sequence[str], *, noun: str = "images"
+) -> tuple[dict[str, Rows], Copies]:
+    """Return which of its rows each split keeps, all unless `data.copies` is drop, and the copies there are.
+
+    Raises EectlError where a split would lack a class, or has no rows left.
+    """
+    kept, copies = settle_copies(contents, spec.copies, noun=noun, labelled=bool(classes))
+    for name in copies.dropped or ():
+        if not len(kept[name]):
+            raise EectlError(
+                f"data.copies is drop, and all {len(contents[name].ids)} {noun} in {name} are also in another split; name other "
+                "files for one of them"
+            )
+        check_classes(contents[name].labels[kept[name]], classes, place=f"data.copies is drop, and in {name}", noun=noun)
+    return kept, copies
 
 
 def limited(rows: Rows, labels: NDArray[np.int64], split: str, spec: DataSection, *, noun: str = "images") -> Rows:

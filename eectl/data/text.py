@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,21 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError, visible
 from eectl.core.files import reading
+from eectl.data.copies import Contents, Copies, hashed
 from eectl.data.splits import (
     QUANTILES,
     DataInfo,
     Dataset,
     Ids,
     Split,
-    carve,
-    check_test,
-    limited,
+    choose_rows,
     quantiles,
     rank_groups,
     send_all,
+    without_copies,
     without_test,
 )
-from eectl.data.text_sources import TEXT_DATASETS, TextPart, text_classes
-from eectl.recipe.choices import SPLIT_CHOICES
+from eectl.data.text_sources import TEXT_DATASETS, StoredTexts, TextPart, text_classes
 from eectl.recipe.data_paths import expand
 from eectl.recipe.data_section import DataSection
 
@@ -97,23 +97,50 @@ def load_text(spec: DataSection, *, device: torch.device, download: bool = False
     """
     source = TEXT_DATASETS[spec.name](spec, download)
     tokenizer = load_tokenizer(spec.tokenizer or "", download=download)
-    train = source.parts["train"]
-    groups = quantiles(train.targets, spec) if spec.task == "regression" else train.targets
-    check_test(spec, source.parts)
-    carved = carve(groups, spec, source.classes, own=source.parts, noun="texts")
-    chosen = {name: _take(train, rows) for name, rows in carved.items()}
-    chosen |= {name: _limited(name, part, spec) for name, part in source.parts.items() if name != "train"}
+    chosen, copies = _choose(source, spec)
     splits: dict[str, Split] = {}
     cut: dict[str, int] = {}
     largest = 0
-    for name in SPLIT_CHOICES:
-        if name not in chosen:
-            continue
-        encoded = encode(tokenizer, chosen[name].texts, max_length=spec.max_length)
-        splits[name] = _split(name, chosen[name], encoded, tokenizer.pad_token_id or 0, spec.max_length, device)
+    for name, part in chosen.items():
+        encoded = encode(tokenizer, part.texts, max_length=spec.max_length)
+        splits[name] = _split(name, part, encoded, tokenizer.pad_token_id or 0, spec.max_length, device)
         cut[name], largest = encoded.num_cut, max(largest, int(encoded.ids.max()))
     info = DataInfo(spec.name, source.classes, (PLANES, spec.max_length), (), (), spec.task, "text", largest)
-    return Dataset(info, splits, (*without_test(spec, splits), *_notes(cut, splits, spec.max_length)))
+    notes = (*without_test(spec, splits), *_notes(cut, splits, spec.max_length))
+    return Dataset(info, splits, notes, copies=copies)
+
+
+def outline_text(spec: DataSection) -> tuple[dict[str, NDArray[Any]], Copies]:
+    """Return the targets [row] of each split, and the copies among them, without tokenising any text."""
+    chosen, copies = _choose(TEXT_DATASETS[spec.name](spec, False), spec)
+    return {name: part.targets for name, part in chosen.items()}, copies
+
+
+def _choose(source: StoredTexts, spec: DataSection) -> tuple[dict[str, TextPart], Copies]:
+    """Return the texts of each split, and the copies among them."""
+    groups = {name: _groups(name, part, spec) for name, part in source.parts.items()}
+    chosen = choose_rows(groups, spec, source.classes, noun="texts")
+    taken = {name: _take(source.parts[part], rows) for name, (part, rows) in chosen.items()}
+    contents = {
+        name: Contents(hashed(map(_text_key, taken[name].texts)), taken[name].targets, partial(_name, part, rows))
+        for name, (part, rows) in chosen.items()
+    }
+    kept, copies = without_copies(contents, spec, source.classes, noun="texts")
+    return {name: _take(part, kept[name]) for name, part in taken.items()}, copies
+
+
+def _groups(name: str, part: TextPart, spec: DataSection) -> NDArray[np.int64]:
+    """Return the class of each row of a part, or of a regression the group of equal size that its number lies in."""
+    if spec.task != "regression":
+        return part.targets
+    if name == "train":
+        return quantiles(part.targets, spec)
+    return rank_groups(part.targets, min(QUANTILES, spec.limit.of(name) or QUANTILES))
+
+
+def _name(part: str, rows: NDArray[np.int64], row: int) -> str:
+    """Return the name of a split's row in messages."""
+    return f"{part} row {int(rows[row]) + 1}"
 
 
 def text_info(spec: DataSection) -> DataInfo:
@@ -231,15 +258,6 @@ def _take(part: TextPart, rows: NDArray[np.int64]) -> TextPart:
     return TextPart([part.texts[row] for row in rows.tolist()], part.targets[rows])
 
 
-def _limited(name: str, part: TextPart, spec: DataSection) -> TextPart:
-    """Return a part that the data set brings, with at most as many rows as its limit allows."""
-    limit = spec.limit.of(name)
-    if limit is None or limit >= len(part.targets):
-        return part
-    groups = rank_groups(part.targets, min(QUANTILES, limit)) if spec.task == "regression" else part.targets
-    return _take(part, limited(np.arange(len(groups)), groups, name, spec, noun="texts"))
-
-
 def _split(name: str, part: TextPart, encoded: Encoded, padding: int, max_length: int, device: torch.device) -> Split:
     lengths = torch.from_numpy(encoded.lengths)
     flat = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.types)
@@ -252,12 +270,11 @@ def _split(name: str, part: TextPart, encoded: Encoded, padding: int, max_length
 
 def text_ids(part: TextPart) -> Ids:
     """Return the 64-bit ids of texts: BLAKE2b over a row's texts and its target."""
-    keys = (
-        "\0".join((*row, repr(target))).encode("utf-8", "surrogatepass")
-        for row, target in zip(part.texts, part.targets.tolist(), strict=True)
-    )
-    hashes = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
-    return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
+    return hashed(_text_key((*row, repr(target))) for row, target in zip(part.texts, part.targets.tolist(), strict=True))
+
+
+def _text_key(columns: Sequence[str]) -> bytes:
+    return "\0".join(columns).encode("utf-8", "surrogatepass")
 
 
 def _notes(cut: dict[str, int], splits: dict[str, Split], max_length: int) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from eectl.data.pictures import Oddities, from_pillow, open_image, warnings_hear
 from eectl.data.sources import FACTS
 from eectl.data.splits import DataInfo
 from eectl.data.text import Texts, encode, load_tokenizer
+from eectl.recipe.data_paths import expand
 from eectl.recipe.data_section import DataSection
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class ImageInputs:
         from PIL import Image
 
         if isinstance(value, (str, Path)):
-            return open_image(Path(value).expanduser(), mode, background=self.spec.background, odd=self.odd)
+            return open_image(expand(value), mode, background=self.spec.background, odd=self.odd)
         if isinstance(value, Tensor):
             value = _as_array(value, where)
         if isinstance(value, np.ndarray):

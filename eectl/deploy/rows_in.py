@@ -15,6 +15,7 @@ from typing import Any
 from eectl.core.errors import EectlError, closest
 from eectl.data.folder import LISTED, list_images
 from eectl.data.pictures import EXTENSIONS, shown_path
+from eectl.recipe.data_paths import expand
 
 STDIN = "-"
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -37,7 +38,7 @@ def image_rows(sources: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for source in sources:
-        path = Path(source).expanduser()
+        path = expand(source)
         is_folder = False
         with suppress(OSError):  # who reads it says that it cannot be read
             is_folder = source != STDIN and path.is_dir()
@@ -68,12 +69,7 @@ def read_images(files: Sequence[str]) -> Iterator[RowIn]:
 
 
 def _image(name: str) -> RowIn:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = shown_path(name)
-        return RowIn({}, shown, EectlError(f"{shown}: its name is not UTF-8, so the answer could not name it; rename the file"))
-    return RowIn({"file": name}, name, Path(name).expanduser())
+    return RowIn({"file": name}, name, expand(name))
 
 
 def check_texts(sources: Sequence[str], columns: Sequence[str]) -> None:
@@ -82,7 +78,7 @@ def check_texts(sources: Sequence[str], columns: Sequence[str]) -> None:
     for source in sources:
         if source == STDIN:
             continue
-        path = Path(source).expanduser()
+        path = expand(source)
         if path.is_dir():
             raise EectlError(f"{source}: a folder, and the network takes texts; {advice}")
         if not path.exists():
@@ -100,7 +96,7 @@ def read_texts(sources: Sequence[str], columns: Sequence[str]) -> Iterator[RowIn
             rows: Iterator[Any] = (tuple(line.split("\t")) if len(columns) == 2 else (line,) for line in _lines())
             place = "stdin: line"
         else:
-            path = Path(source).expanduser()
+            path = expand(source)
             rows, place = _TABLE_ROWS[path.suffix.lower()](path, columns), f"{source}: row"
         for number, texts in enumerate(rows, 1):
             where = f"{place} {number}"

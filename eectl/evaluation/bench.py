@@ -92,7 +92,7 @@ def bench(
         if given is None:
             found = score_split(session, "calibration", criterion=rule)
             notes += notes_on_rows(found)
-            given = choose_thresholds(found, session.macs, budgets=wanted)
+            given = choose_thresholds(found, session.macs, budgets=wanted, metric=header.metric)
         notes += note_on_precision(f"{policy_file} was made", given.precision, used)
         for note in notes:
             say(f"note: {note}")

@@ -10,7 +10,7 @@ from eectl.core.json_files import json_text
 from eectl.core.precision import note_on_precision
 from eectl.evaluation.opened import measuring, open_session, pass_kept, read_header, score_split
 from eectl.exits.policy import Policies
-from eectl.exits.thresholds import SEARCHES, check_has_exits, choose_thresholds, notes_on_rows
+from eectl.exits.thresholds import SEARCHES, check_has_exits, choose_thresholds, notes_on_rows, threshold_metric
 from eectl.exits.times import BENCH, parse_cost, read_times
 from eectl.recipe.budgets import DEFAULT_BUDGETS, parse_budgets
 
@@ -21,6 +21,7 @@ def calibrate(
     budgets: str | float | Iterable[float] = DEFAULT_BUDGETS,
     criterion: str | None = None,
     thresholds: str = "shared",
+    metric: str | None = None,
     cost: str = "macs",
     bench: str | Path | None = None,
     out: str | Path | None = None,
@@ -40,6 +41,7 @@ def calibrate(
         budgets: % of the plain backbone's cost, as `25,50` or numbers.
         criterion: When a row leaves; default: max-softmax, for regression difference.
         thresholds: `shared`, one for all exits, or `per-exit`.
+        metric: What is to be best: `score`, or `balanced` accuracy; default: what the recipe's `metric` says.
         cost: `macs`, or `latency` for the times that `bench` measured; `latency:32` picks those at batch size 32.
         bench: The file with those times; default: bench.json beside the checkpoint.
         out: The policy file; default: policy.json beside the checkpoint.
@@ -70,6 +72,7 @@ def calibrate(
     header = read_header(path)
     check_has_exits(header.num_exits)
     rule = header.criterion(criterion)
+    best_by = threshold_metric(metric or header.metric, header.task)
     with measuring(device, precision or header.precision) as (world, used):
         costs, notes = None, list[str]()
         if times is not None:
@@ -91,7 +94,7 @@ def calibrate(
             return None
         for note in (*session.notes, *notes, *notes_on_rows(found)):
             say(f"note: {note}")
-        policies = choose_thresholds(found, costs or session.macs, budgets=percentages, search=thresholds)
+        policies = choose_thresholds(found, costs or session.macs, budgets=percentages, search=thresholds, metric=best_by)
         with pass_kept(save_to):
             write_all({out: json_text(policies.to_json())}, overwrite=overwrite)
         return policies

@@ -12,7 +12,7 @@ from eectl.evaluation.curve import check_plot_path, plot_curve
 from eectl.evaluation.opened import Session, measuring, open_session, pass_kept, read_header, score_split
 from eectl.evaluation.results import Evaluation
 from eectl.evaluation.scoring import score_as_paper, score_policies
-from eectl.exits.policy import Policies, policies_for
+from eectl.exits.policy import Policies, ThresholdMetric, policies_for
 from eectl.exits.scores import ScoredRows
 from eectl.exits.sweep import check_paper
 from eectl.exits.thresholds import choose_thresholds, notes_on_rows
@@ -93,7 +93,7 @@ def evaluate(
         if protocol == "paper":
             result = score_as_paper(found, session.macs, budgets=wanted, origin=session.checkpoint.about.origin)
         else:
-            policies = given or _calibrated(session, found, wanted, batch_size, notes)
+            policies = given or _calibrated(session, found, wanted, batch_size, notes, metric=header.metric)
             costs = session.macs if policies.cost == "macs" else policies.costs  # measured: only the policies know them
             result = score_policies(found, policies, costs, origin=session.checkpoint.about.origin)
         if not world.is_main:
@@ -111,9 +111,15 @@ def evaluate(
 
 
 def _calibrated(
-    session: Session, found: ScoredRows, budgets: tuple[float, ...], batch_size: int | None, notes: list[str]
+    session: Session,
+    found: ScoredRows,
+    budgets: tuple[float, ...],
+    batch_size: int | None,
+    notes: list[str],
+    *,
+    metric: ThresholdMetric,
 ) -> Policies:
     """Return thresholds that are chosen on the calibration split with the criterion of what was `found` on another."""
     chosen_on = score_split(session, "calibration", criterion=found.criterion, batch_size=batch_size)
     notes += notes_on_rows(chosen_on) if found.num_exits > 1 else ()
-    return choose_thresholds(chosen_on, session.macs, budgets=budgets)
+    return choose_thresholds(chosen_on, session.macs, budgets=budgets, metric=metric)

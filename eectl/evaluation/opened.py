@@ -13,11 +13,11 @@ from eectl.core.capture import recorder_for
 from eectl.core.distributed import World, gather_rows, joined
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision, settings
-from eectl.data import Augmenter, Dataset, Split, check_disjoint, eval_batches, eval_order, load_data
+from eectl.data import Augmenter, Dataset, Split, eval_batches, eval_order, load_data
 from eectl.evaluation.predictions import Keeper, check_belongs, keeping, predict_rows, read_provenance, read_scored
 from eectl.exits.costs import Costs, measure_costs
 from eectl.exits.criteria import Criterion, find_criterion
-from eectl.exits.policy import CostTable, Policies
+from eectl.exits.policy import CostTable, Policies, ThresholdMetric
 from eectl.exits.scores import Provenance, ScoredRows, scored_from
 from eectl.models.checkpoint import Checkpoint, about_in, load_checkpoint, read_checkpoint_metadata
 from eectl.models.losses import TASKS, Task
@@ -27,7 +27,8 @@ from eectl.models.losses import TASKS, Task
 class Header:
     """Facts of a checkpoint's file, known before its weights are read.
 
-    They are the weights' digest, the task, how many exits there are, and the precision in which the last phase trained.
+    They are the weights' digest, the task, how many exits there are, the precision in which the last phase trained, the size and
+    fingerprint of each split, and what thresholds make the best of unless something else is asked for.
     """
 
     digest: str
@@ -35,6 +36,7 @@ class Header:
     num_exits: int
     precision: str
     splits: Mapping[str, Mapping[str, Any]]
+    metric: ThresholdMetric = "score"
 
     def criterion(self, name: str | None, policies: Policies | None = None, *, path: Path | None = None) -> Criterion:
         """Return the criterion to measure with: that of `policies` read from `path`, else the one called `name`.
@@ -53,7 +55,8 @@ def read_header(path: Path) -> Header:
     metadata = read_checkpoint_metadata(path)
     about = about_in(path, metadata)
     num_exits = len(about.spec.after) + 1
-    return Header(metadata["weights"], TASKS[about.task], num_exits, about.precision, about.splits)
+    metric: ThresholdMetric = "balanced" if about.recipe.get("metric") == "balanced" else "score"
+    return Header(metadata["weights"], TASKS[about.task], num_exits, about.precision, about.splits, metric)
 
 
 @contextmanager
@@ -121,8 +124,8 @@ def open_session(
         like: Sessions from which data read by the same recipe is taken.
 
     Raises:
-        EectlError: the classes or the calibration and training rows are not those the checkpoint was made with, calibration and
-            test rows overlap, or a split is missing.
+        EectlError: the classes or the calibration and training rows are not those the checkpoint was made with, test rows that
+            differ from the recorded ones are among them, or a split is missing.
     """
     checkpoint = load_checkpoint(path)
     spec = checkpoint.about.data_spec
@@ -163,15 +166,9 @@ def _check_splits(checkpoint: Checkpoint, data: Dataset) -> list[str]:
                 f"{str(recorded)[:12]}…), so rows may have moved between splits; point --data-root at the same {_as_read(split)}"
             )
         notes.append("the test split is not the one recorded when the checkpoint was trained")
-    if "test" in data.splits:
-        check_disjoint(data.splits["calibration"], data.splits["test"])
-        shared = check_disjoint(data.splits["train"], data.splits["test"])
-        if shared:
-            notes.append(
-                f"{shared} of {len(data.splits['test'])} test {data.splits['test'].noun} are also in the training "
-                "split (exact copies)"
-            )
-    return notes
+    if notes:  # training has let the recorded test rows pass, not these
+        data.copies.check()
+    return notes + data.copies.of_test()
 
 
 def _as_read(split: Split) -> str:

@@ -14,7 +14,7 @@ from eectl.core.errors import EectlError, lookup
 from eectl.core.json_files import read_as, sealed, write_json
 from eectl.core.kinds import Natural, NonNegative, Number, Positive, Text, Whole
 from eectl.exits.criteria import criterion_named
-from eectl.exits.policy import COSTS
+from eectl.exits.policy import COSTS, ThresholdMetric
 from eectl.exits.sweep import Curve
 from eectl.models.checkpoint import Origin
 from eectl.models.losses import TASKS
@@ -27,7 +27,8 @@ class ExitResult:
     """One exit's results on all rows; `number` counts from 1.
 
     `value` is the accuracy or MSE and `error` its standard error, `cost` that of a row. `pearson` and `spearman` are the
-    correlations with the labels: None for classification, NaN where an exit gives one value.
+    correlations with the labels: None for classification, NaN where an exit gives one value. `balanced` is the mean over classes
+    of their accuracies and `macro_f1` that of their F1 scores: None for regression.
     """
 
     number: Natural
@@ -36,6 +37,8 @@ class ExitResult:
     cost: Whole
     pearson: Number | None = None
     spearman: Number | None = None
+    balanced: Number | None = None
+    macro_f1: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class BudgetResult:
     is_over: bool = False
     pearson: Number | None = None
     spearman: Number | None = None
+    balanced: Number | None = None
+    macro_f1: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,8 @@ class Evaluation:
     `task` and `criterion` are names, `protocol` is an entry of evaluate.PROTOCOLS, `fingerprint` names the rows and `origin` the
     run. `dead` has the attached exits (numbers from 1) at which no row leaves under any budget. `curve` is the whole sweep on
     this split, thinned; `grid` has the authors' thresholds, the same for every network, and is None where they have none. Both
-    are diagnostics: nobody may choose on them and call it calibrated. `search`, `cost` and `measured` are the policies'.
-    `precision` is what the outputs were computed in.
+    are diagnostics: nobody may choose on them and call it calibrated. `search`, `cost`, `measured` and `metric` are the
+    policies'. `precision` is what the outputs were computed in.
     """
 
     checkpoint: Text
@@ -87,6 +92,7 @@ class Evaluation:
     cost: Text
     measured: Text | None
     precision: Text = "float32"
+    metric: ThresholdMetric = "score"
 
     @property
     def plain(self) -> ExitResult:

@@ -5,6 +5,7 @@ The exception is the authors' protocol, which picks and scores its thresholds on
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def score_policies(scored: ScoredRows, policies: Policies, costs: CostTable, *, 
             f"with {scored.num_exits}; run eectl calibrate-thresholds on it"
         )
     assert policies.criterion.name == scored.criterion.name
-    return _score(scored, policies.budgets, costs, protocol="calibrated", search=policies.search, origin=origin)
+    result = _score(scored, policies.budgets, costs, protocol="calibrated", search=policies.search, origin=origin)
+    return replace(result, metric=policies.metric)
 
 
 def score_as_paper(scored: ScoredRows, costs: CostTable, *, budgets: Sequence[float], origin: Origin) -> Evaluation:
@@ -72,9 +74,7 @@ def _score(
         num_rows=scored.num_rows,
         plain_cost=costs.plain,
         exits=tuple(
-            ExitResult(
-                k + 1, *_mean(scored.outcome[k]), costs.exits[k], *_correlations(scored, torch.full((scored.num_rows,), k))
-            )
+            ExitResult(k + 1, *_mean(scored.outcome[k]), costs.exits[k], **_measures(scored, torch.full((scored.num_rows,), k)))
             for k in range(num_exits)
         ),
         budgets=tuple(budgets),
@@ -98,7 +98,6 @@ def _score_budget(entry: BudgetPolicy, scored: ScoredRows, costs: CostTable) -> 
     value, error = _mean(scored.outcome.gather(0, exits[None])[0])
     left = torch.bincount(exits, minlength=scored.num_exits).tolist()
     mean_cost = sum(count * cost for count, cost in zip(left, costs.exits, strict=True)) / len(exits)
-    pearson, spearman = _correlations(scored, exits)
     return BudgetResult(
         budget,
         entry.thresholds,
@@ -107,25 +106,42 @@ def _score_budget(entry: BudgetPolicy, scored: ScoredRows, costs: CostTable) -> 
         mean_cost,
         tuple(left),
         is_over=mean_cost > costs.limit(entry.budget),
-        pearson=pearson,
-        spearman=spearman,
+        **_measures(scored, exits),
     )
 
 
-def _correlations(scored: ScoredRows, exits: Tensor) -> tuple[float | None, float | None]:
-    """Return Pearson's and Spearman's correlation with the labels where each row takes the exit in `exits`, from 0.
+def _measures(scored: ScoredRows, exits: Tensor) -> dict[str, float]:
+    """Return what is measured beside the score where each row takes the exit in `exits`, from 0."""
+    values = scored.values.gather(0, exits[None])[0]
+    if scored.made.task.predicts_number:
+        return _correlations(values, scored.labels)
+    return _by_class(values.long(), scored.labels)
 
-    None for classification, NaN where the values or the labels do not differ.
-    """
-    if scored.values is None:
-        return None, None
+
+def _correlations(values: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return Pearson's and Spearman's correlation of values [row] with labels [row], NaN where either do not differ."""
     from scipy import stats
 
-    values = scored.values.gather(0, exits[None])[0].double().numpy()
-    labels = scored.labels.double().numpy()
-    if min(np.ptp(values), np.ptp(labels)) == 0:
-        return math.nan, math.nan
-    return float(stats.pearsonr(values, labels)[0]), float(stats.spearmanr(values, labels)[0])
+    pair = values.double().numpy(), labels.double().numpy()
+    if min(map(np.ptp, pair)) == 0:
+        return {"pearson": math.nan, "spearman": math.nan}
+    return {"pearson": float(stats.pearsonr(*pair)[0]), "spearman": float(stats.spearmanr(*pair)[0])}
+
+
+def _by_class(predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the mean over classes of their accuracy, and of their F1 score, for predicted classes [row] and labels [row].
+
+    As in scikit-learn, classes without rows have no accuracy, and those that are neither there nor predicted no F1.
+    """
+    size = int(max(predicted.max(), labels.max())) + 1
+    hits, rows, guesses = (
+        torch.bincount(each, minlength=size).double() for each in (labels[predicted == labels], labels, predicted)
+    )
+    there, named = rows > 0, rows + guesses > 0
+    return {
+        "balanced": float((hits[there] / rows[there]).mean()),
+        "macro_f1": float((2 * hits[named] / (rows + guesses)[named]).mean()),
+    }
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

@@ -19,6 +19,7 @@ _SAVES_NOTHING = 0.99  # an exit at this share of the plain backbone's cost is p
 _OUT_OF_REACH = "- out of reach: even if every row leaves as early as it can, the mean cost is over the budget."
 _BUDGETS_ACROSS = 7  # columns of budgets that fit 80 characters
 _MILLISECOND = 1_000_000  # in nanoseconds
+METRIC_NAMES = {"balanced": "balanced accuracy"}  # of what thresholds are chosen by; else it is the task's score
 
 
 def show_evaluation(result: Evaluation) -> None:
@@ -27,6 +28,7 @@ def show_evaluation(result: Evaluation) -> None:
     title = f"{result.split} split, {result.num_rows:,} rows, {result.criterion}, {result.protocol} thresholds"
     title += "" if result.search == "shared" else f", {result.search}"
     title += "" if result.precision == "float32" else f", {result.precision}"
+    title += "" if result.metric == "score" else f", chosen by {METRIC_NAMES[result.metric]}"
     print_table(console, title, _budget_table(result, criterion))
     _show_thresholds(console, result.budgets, criterion)
     print_table(console, "every row at one exit", _exit_table(result))
@@ -43,6 +45,8 @@ def evaluation_notes(result: Evaluation) -> list[str]:
     notes = [f"plain: the network's own head without the attached ones; drop: what is lost against it{unit} (- is gained)."]
     if result.measured is not None:
         notes.append(_time_note(result.measured))
+    if not TASKS[result.task].predicts_number and _measure_names(result):
+        notes.append("balanced: the mean of the classes' accuracies; macro-F1: that of their F1 scores.")
     if result.protocol == "paper":
         notes.append(f"The authors' protocol: thresholds were chosen on the {result.split} split that they are scored on.")
     over = [(entry.budget, entry.mean_cost / result.plain_cost) for entry in result.budgets if entry.is_over and entry.mean_cost]
@@ -80,13 +84,13 @@ def _exits(numbers: Sequence[int]) -> str:
 
 def _budget_table(result: Evaluation, criterion: Criterion) -> Table:
     task = TASKS[result.task]
-    correlates = task.predicts_number  # two columns, which take the place of the cost: its share is there
-    more = ("Pearson", "Spearman") if correlates else (f"mean {_unit(result.cost, result.plain_cost)}",)
+    measures = _measure_names(result)  # they take the place of the cost: its share is there
+    more = measures or (f"mean {_unit(result.cost, result.plain_cost)}",)
     threshold = () if _differ(result.budgets) else (criterion.symbol,)
-    share_of = "% plain" if correlates else "% of plain"  # so that 80 columns do
+    share_of = "% plain" if measures else "% of plain"  # so that 80 columns do
     table = make_table("budget", f"{task.score_name} ± s.e.", "drop", *more, share_of, *threshold)
     plain = result.plain
-    middle = _correlations(plain) if correlates else [cost_text(result.plain_cost, result.cost, result.plain_cost)]
+    middle = _measures(plain) if measures else [cost_text(result.plain_cost, result.cost, result.plain_cost)]
     value = score_text(plain.value, plain.error, result.task)
     table.add_row("plain", value, "", *middle, f"{100:.1f}  ", *("" for _ in threshold))
     for entry in result.budgets:
@@ -96,25 +100,38 @@ def _budget_table(result: Evaluation, criterion: Criterion) -> Table:
         value, drop = score_text(entry.value, entry.error, result.task), drop_text(entry.value, plain.value, task)
         share = f"{100 * entry.mean_cost / result.plain_cost:.1f} {'!' if entry.is_over else ' '}"
         words = [shared_threshold(entry.thresholds or (), criterion.sign) for _ in threshold]
-        middle = _correlations(entry) if correlates else [cost_text(entry.mean_cost, result.cost, result.plain_cost)]
+        middle = _measures(entry) if measures else [cost_text(entry.mean_cost, result.cost, result.plain_cost)]
         table.add_row(budget_name(entry.budget), value, drop, *middle, share, *words)
     return table
 
 
 def _exit_table(result: Evaluation) -> Table:
     task = TASKS[result.task]
-    more = ("Pearson", "Spearman") if task.predicts_number else ()
+    more = _measure_names(result)
     table = make_table("exit", f"{task.score_name} ± s.e.", *more, _unit(result.cost, result.plain_cost), "% of plain")
     for entry in result.exits:
         share = f"{100 * entry.cost / result.plain_cost:.1f}"
         value = score_text(entry.value, entry.error, result.task)
         cost = cost_text(entry.cost, result.cost, result.plain_cost)
-        table.add_row(str(entry.number), value, *_correlations(entry), cost, share)
+        table.add_row(str(entry.number), value, *(_measures(entry) if more else ()), cost, share)
     return table
 
 
-def _correlations(entry: BudgetResult | ExitResult) -> list[str]:
-    """Return Pearson's and Spearman's coefficients where there are any, `-` where an exit gives one value for all rows."""
+def _measure_names(result: Evaluation) -> tuple[str, ...]:
+    """Return what is shown beside the score: correlations of numbers, and of classes what counts them alike.
+
+    The latter only where thresholds were chosen by it, or it is further from an exit's accuracy than chance explains.
+    """
+    if TASKS[result.task].predicts_number:
+        return "Pearson", "Spearman"
+    apart = any(entry.balanced is not None and abs(entry.balanced - entry.value) > entry.error for entry in result.exits)
+    return ("balanced", "macro-F1") if apart or result.metric == "balanced" else ()
+
+
+def _measures(entry: BudgetResult | ExitResult) -> list[str]:
+    """Return what `_measure_names` names: coefficients, `-` where an exit gives one value for all rows, or percentages."""
+    if entry.balanced is not None and entry.macro_f1 is not None:
+        return [f"{100 * each:.2f}" for each in (entry.balanced, entry.macro_f1)]
     return [f"{each:.4f}" if each == each else "-" for each in (entry.pearson, entry.spearman) if each is not None]
 
 
@@ -131,7 +148,8 @@ def show_calibration(policies: Policies) -> None:
     console, criterion = make_console(), policies.criterion
     threshold = () if _differ(policies.budgets) else (criterion.symbol,)
     unit = _unit(policies.cost, policies.plain_cost)
-    columns = "budget", *threshold, policies.task.score_name, f"mean {unit}", "% of plain"
+    name = METRIC_NAMES.get(policies.metric, policies.task.score_name)
+    columns = "budget", *threshold, name, f"mean {unit}", "% of plain"
     table = make_table(*columns)
     for entry in policies.budgets:
         if entry.thresholds is None or entry.value is None or entry.mean_cost is None:

@@ -8,7 +8,7 @@ backbone's.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, PlainValidator
@@ -23,6 +23,7 @@ from eectl.models.losses import TASKS, Task
 
 _T = TypeVar("_T")
 POLICY_KIND, POLICY_SCHEMA = "policy", 1
+ThresholdMetric = Literal["score", "balanced"]  # what thresholds make the best of: the task's score, or balanced accuracy
 COSTS = {"macs": "MACs", "latency": "time"}  # what a cost may be, and what budgets are then percentages of
 
 ALWAYS = -torch.finfo(torch.float32).max  # a threshold below every finite score, and a number that JSON can hold
@@ -132,7 +133,7 @@ class Policies:
 
     `checkpoint` is the digest of the weights; `split`, `fingerprint` and `num_rows` name the rows that the thresholds were chosen
     on; `search` is an entry of thresholds.SEARCHES. `exit_costs`, `plain_cost`, `cost` and `measured` are CostTable's fields.
-    `precision` is what the scores were computed in.
+    `precision` is what the scores were computed in, `metric` says what the thresholds make the best of.
     """
 
     checkpoint: Text
@@ -148,6 +149,7 @@ class Policies:
     cost: Text
     measured: Text | None
     precision: Text = "float32"
+    metric: ThresholdMetric = "score"
 
     @property
     def costs(self) -> CostTable:

@@ -44,8 +44,8 @@ class ScoredRows:
     """A network's outputs on one split as a criterion sees them, on the CPU, in the split's order.
 
     `made` says whose outputs they are. `scores` [exit, row] are float32. `outcome` [exit, row] says how each exit did on each
-    row: 1 a hit and 0 a miss, or the squared error; float64, which counts exactly. `values` [exit, row] are the numbers that were
-    predicted, in float32; None for a classification.
+    row: 1 a hit and 0 a miss, or the squared error; float64, which counts exactly. `values` [exit, row] are the numbers or the
+    numbers of the classes that were predicted, in float32.
     """
 
     made: Provenance
@@ -53,7 +53,7 @@ class ScoredRows:
     labels: Tensor
     scores: Tensor
     outcome: Tensor
-    values: Tensor | None = None
+    values: Tensor
 
     @property
     def num_exits(self) -> int:
@@ -69,14 +69,15 @@ class ScoredRows:
 def reduce_rows(logits: Tensor, targets: Tensor, *, criterion: Criterion) -> Tensor:
     """Return a float32 table [plane, exit, row] of logits [exit, row, class] and targets [row], on their device.
 
-    The planes are SCORE, OUTCOME, BROKEN (1 where an output is not finite) and, where numbers are predicted, VALUE. Every row
-    stands for itself, so tables of some of a split's rows, side by side, are the whole split's. Nothing waits for the device.
+    The planes are SCORE, OUTCOME, BROKEN (1 where an output is not finite) and VALUE, what is predicted. Every row stands for
+    itself, so tables of some of a split's rows, side by side, are the whole split's. Nothing waits for the device.
     """
     rows = logits.flatten(0, 1)
     points = criterion.task.points(rows, targets.repeat(len(logits)))
     finite = rows.amax(dim=1).isfinite() & rows.amin(dim=1).isfinite()  # NaN goes into both; ten times as fast as all elements
-    planes = [criterion.scores(logits), *(plane.float().view(logits.shape[:2]) for plane in (points, ~finite))]
-    return torch.stack([*planes, logits[:, :, 0]] if criterion.task.predicts_number else planes)
+    values = rows[:, 0] if criterion.task.predicts_number else rows.max(dim=1).indices
+    planes = (plane.float().view(logits.shape[:2]) for plane in (points, ~finite, values))
+    return torch.stack([criterion.scores(logits), *planes])
 
 
 def scored_from(table: Tensor, labels: Tensor, made: Provenance, *, criterion: Criterion) -> ScoredRows:
@@ -92,5 +93,4 @@ def scored_from(table: Tensor, labels: Tensor, made: Provenance, *, criterion: C
             f"{made.split} split: outputs are not finite at exit {', '.join(broken)}; training diverged: train again with a "
             "smaller optimizer.lr, or with --set optimizer.clip_norm=1"
         )
-    values = table[VALUE] if made.task.predicts_number else None
-    return ScoredRows(made, criterion, labels, table[SCORE], table[OUTCOME].double(), values)
+    return ScoredRows(made, criterion, labels, table[SCORE], table[OUTCOME].double(), table[VALUE])

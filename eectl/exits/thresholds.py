@@ -7,11 +7,12 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
 from eectl.exits.per_exit import pick_per_exit
-from eectl.exits.policy import BudgetPolicy, CostTable, Policies
+from eectl.exits.policy import BudgetPolicy, CostTable, Policies, ThresholdMetric
 from eectl.exits.scores import ScoredRows
 from eectl.exits.sweep import pick, sweep
-from eectl.models.losses import Task
+from eectl.models.losses import Task, balanced_weights
 
+_EXACT = 2.0**24
 FEW_ROWS = 200  # fewer say little about an accuracy
 
 
@@ -21,7 +22,9 @@ def check_has_exits(num_exits: int) -> None:
         raise EectlError("this network has no attached exits, so there is no threshold to choose; run eectl attach-heads first")
 
 
-def choose_thresholds(scored: ScoredRows, costs: CostTable, *, budgets: Sequence[float], search: str = "shared") -> Policies:
+def choose_thresholds(
+    scored: ScoredRows, costs: CostTable, *, budgets: Sequence[float], search: str = "shared", metric: ThresholdMetric = "score"
+) -> Policies:
     """Return the best thresholds for each budget on these rows.
 
     Every distinct threshold is weighed, not a grid of them. A network without attached exits gets policies without thresholds.
@@ -31,9 +34,11 @@ def choose_thresholds(scored: ScoredRows, costs: CostTable, *, budgets: Sequence
         costs: What a row costs that leaves at each exit, rising.
         budgets: % of the plain backbone's cost.
         search: An entry of SEARCHES.
+        metric: What is to be best: the task's score, or for classes their balanced accuracy.
     """
     find = lookup(SEARCHES, search, what="search")
-    chosen = find(scored.scores, scored.outcome, costs, budgets, task=scored.made.task)
+    outcome = _by_class(scored) if metric == "balanced" else scored.outcome
+    chosen = find(scored.scores, outcome, costs, budgets, task=scored.made.task)
     return Policies(
         checkpoint=scored.made.checkpoint,
         task=scored.made.task,
@@ -48,6 +53,7 @@ def choose_thresholds(scored: ScoredRows, costs: CostTable, *, budgets: Sequence
         cost=costs.kind,
         measured=costs.measured,
         precision=scored.made.precision,
+        metric=metric,
     )
 
 
@@ -64,11 +70,28 @@ def notes_on_rows(scored: ScoredRows) -> list[str]:
     ]
 
 
+def threshold_metric(name: str, task: Task) -> ThresholdMetric:
+    """Return what thresholds are to make the best of; raises EectlError for another word, or one that is not for this task."""
+    metric: ThresholdMetric = lookup({"score": "score", "balanced": "balanced"}, name, what="metric")
+    if metric == "balanced" and task.predicts_number:
+        raise EectlError("--metric balanced is for classes, and this network predicts a number; use --metric score")
+    return metric
+
+
 def _pick_shared(
     scores: Tensor, outcome: Tensor, costs: CostTable, budgets: Sequence[float], *, task: Task
 ) -> list[BudgetPolicy]:
     """Return for each budget the best threshold shared by all exits, of all there are."""
     return pick(sweep(scores, outcome, costs.exits), budgets, costs, task=task)
+
+
+def _by_class(scored: ScoredRows) -> Tensor:
+    """Return outcomes [exit, row] whose mean is the balanced accuracy: hits that count by how rare their class is.
+
+    What they count is rounded to 2^-24, so that sums in float64 are exact, and settings that are equally good compare equal.
+    """
+    weights = (balanced_weights(scored.labels) * _EXACT).round() / _EXACT
+    return scored.outcome * weights[scored.labels]
 
 
 SEARCHES: dict[str, Callable[..., list[BudgetPolicy]]] = {"shared": _pick_shared, "per-exit": pick_per_exit}

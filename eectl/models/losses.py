@@ -80,9 +80,46 @@ def exit_losses(task: Task, outputs: Sequence[Tensor], targets: Tensor, label_sm
     return task.losses(rows, targets.repeat(repeats), label_smoothing).view(len(outputs), -1).mean(dim=1)
 
 
-def exit_points(task: Task, outputs: Sequence[Tensor], targets: Tensor) -> Tensor:
-    """Return each exit's points summed over rows [exit], in one call; arguments as for `exit_losses`."""
-    return task.points(torch.cat(list(outputs)), targets.repeat(len(outputs))).view(len(outputs), -1).sum(dim=1)
+def weighted_exit_losses(
+    outputs: Sequence[Tensor], targets: Tensor, label_smoothing: float, *, class_weights: Tensor, total: Tensor
+) -> Tensor:
+    """Return `exit_losses` of a classification in which rows count by their class, as torch's CrossEntropyLoss(weight=) has it.
+
+    Args:
+        outputs: each exit's logits.
+        targets: as for `exit_losses`.
+        label_smoothing: as for `exit_losses`.
+        class_weights: how much a row of each class counts [class].
+        total: what the sum over rows is divided by, as `total_weight` says.
+    """
+    rows, repeats = torch.cat([each.float() for each in outputs]), (len(outputs), *(1 for _ in targets.shape[1:]))
+    losses = F.cross_entropy(
+        rows, targets.repeat(repeats), weight=class_weights, label_smoothing=label_smoothing, reduction="none"
+    )
+    return losses.view(len(outputs), -1).sum(dim=1) / total
+
+
+def total_weight(targets: Tensor, class_weights: Tensor) -> Tensor:
+    """Return what torch divides the weighted losses of rows by: the sum of their weights, or of mixed images their number."""
+    return class_weights.new_full((), len(targets)) if targets.dim() > 1 else class_weights[targets].sum()
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """Return how much a row of each class [class] counts where classes count alike: N / (C · n_c), in float64.
+
+    `labels` are those of N rows. C is the number of classes that have rows; one that has none counts 0.
+    """
+    counts = torch.bincount(labels).double()
+    return torch.where(counts > 0, len(labels) / (counts.count_nonzero() * counts), 0.0)
+
+
+def exit_points(task: Task, outputs: Sequence[Tensor], targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return each exit's points summed over rows [exit], in one call; with `weights` [row], how much each row counts.
+
+    Other arguments as for `exit_losses`.
+    """
+    points = task.points(torch.cat(list(outputs)), targets.repeat(len(outputs))).view(len(outputs), -1)
+    return (points if weights is None else points * weights).sum(dim=1)
 
 
 def _divergence(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:

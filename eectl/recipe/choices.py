@@ -101,6 +101,16 @@ SPLIT_CHOICES = {
     "calibration": "the rows that thresholds are chosen on",
     "test": "the rows that results are reported on",
 }
+COPY_CHOICES = {
+    "error": "nothing is trained where the test split shares over 1 % of its rows, or of the other split's if that is smaller",
+    "drop": "they are left out everywhere but in test, and else stay in calibration, then validation",
+    "keep": "they are used as they are, and a note counts them",
+}
+METRIC_CHOICES = {
+    "score": "accuracy, or mean squared error",
+    "balanced": "accuracy with all classes counted alike: the mean of each class's accuracy",
+    "loss": "the loss; thresholds are then chosen by the score",
+}
 SEARCH_CHOICES = {
     "shared": "one threshold for all exits",
     "per-exit": "one threshold for each exit; better on the calibration split, and more likely to overfit a small one",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from eectl.core.errors import EectlError, closest
-from eectl.recipe.choices import IMAGE_CHOICES, TEXT_CHOICES, described, listed
+from eectl.recipe.choices import COPY_CHOICES, IMAGE_CHOICES, TEXT_CHOICES, described, listed
 from eectl.recipe.data_paths import expand
 from eectl.recipe.section import (
     Count,
@@ -220,6 +220,10 @@ class DataSection(Section):
     )
     split_seed: Annotated[int, Field(ge=0, le=10**18, strict=True)] = Field(
         42, description="What the draws of validation, calibration and test rows and of limits depend on."
+    )
+    copies: Literal["error", "drop", "keep"] = Field(
+        "error",
+        description=f"What becomes of rows that stand in two splits, by content. {described(COPY_CHOICES)}.",
     )
     limit: Annotated[
         LimitSection,

@@ -90,7 +90,7 @@ def make_section(form: type[_S], value: Any, *, where: str) -> _S:
     try:
         return form.model_validate(value)
     except ValidationError as error:
-        raise EectlError("\n".join(_mistakes(error, form, value, where))) from error
+        raise EectlError(*_mistakes(error, form, value, where)) from error
 
 
 def _apply(data: dict[Any, Any], change: str) -> None:

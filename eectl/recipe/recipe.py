@@ -16,6 +16,7 @@ from eectl.core.errors import closest
 from eectl.recipe.choices import (
     AUTO_HEAD,
     HEAD_CHOICES,
+    METRIC_CHOICES,
     MOST_IN_A_NAME,
     PHASE_CHOICES,
     PLACEMENT_CHOICES,
@@ -269,12 +270,17 @@ class Recipe(Section):
     distillation: DistillationSection = DistillationSection()
     l2w: L2wSection = L2wSection()
     label_smoothing: Fraction = Field(0.0, description="The share of each target that goes to all classes alike. 0: off.")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="How much a row counts in the training loss by its class. none: all rows count alike; balanced: all classes "
+        "do, a row N / (C · n) in training rows N, classes C and rows n of its class.",
+    )
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     epochs: Count = Field(100, description="At most this many epochs in each phase.")
     patience: Count = Field(10, description="A phase ends when no exit has improved on the validation rows for this many epochs.")
-    metric: Literal["score", "loss"] = Field(
-        "score", description="What early stopping compares: the score (accuracy, or squared error), or the loss."
+    metric: Literal["score", "balanced", "loss"] = Field(
+        "score", description=f"What early stopping compares and thresholds are chosen by. {described(METRIC_CHOICES)}."
     )
     batch_size: Rows = Field(128, description="Rows of a training step, over all processes together.")
     eval_batch_size: Rows = Field(500, description="Rows that are evaluated at once, in each process.")
@@ -331,6 +337,15 @@ class Recipe(Section):
         if data.get("tokenizer") is not None or not name.startswith("hf/"):
             return value
         return {**value, "data": {**data, "tokenizer": name.removeprefix("hf/")}}
+
+    @model_validator(mode="after")
+    def _classes_to_balance(self) -> "Recipe":
+        balanced = [key for key in ("metric", "class_weights") if getattr(self, key) == "balanced"]
+        if balanced and self.data.task == "regression":
+            raise ValueError(f"{' and '.join(balanced)}: balanced is for classes, and the target is a number; leave it out")
+        if "class_weights" in balanced and self.loss_weights == "l2w":
+            raise ValueError("class_weights is balanced, and loss_weights l2w learns a weight for each row; leave one out")
+        return self
 
     @model_validator(mode="after")
     def _one_objective(self) -> "Recipe":

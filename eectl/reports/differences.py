@@ -33,7 +33,8 @@ def run_settings(origin: Origin, evaluation: Evaluation) -> dict[str, Any]:
     found = {key: value for key, value in found.items() if key not in _UNNAMED and value not in (None, {})}
     found.setdefault("backbone.start", start_of(origin.recipe.get("backbone", {})))
     found |= {"exits.after": list(origin.after), "exits.head": "+".join(dict.fromkeys(origin.heads)) or None}
-    return found | {"criterion": evaluation.criterion, "thresholds": evaluation.search}
+    thresholds = evaluation.search + ("" if evaluation.metric == "score" else f", {evaluation.metric}")
+    return found | {"criterion": evaluation.criterion, "thresholds": thresholds}
 
 
 def check_comparable(runs: Sequence[tuple[str, Mapping[str, Any], Evaluation]]) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ from eectl.core.distributed import pick_device
 from eectl.core.errors import EectlError
 from eectl.core.precision import settings
 from eectl.core.stopwatch import device_name, settle
-from eectl.data import DATASETS, DataInfo, data_info
-from eectl.data.text_sources import TEXT_DATASETS
+from eectl.data import DataInfo, class_counts, data_info, note_on_classes, outline
 from eectl.exits.costs import Costs, measure_costs
 from eectl.models.build import TRANSFORMERS
 from eectl.models.checkpoint import load_checkpoint
@@ -64,7 +63,8 @@ class Plan:
     """A resolved recipe and what it amounts to.
 
     `default_weights` is what its heads take for `loss_weights: auto`; `rows` are those of each split, `classes` their names, or
-    numbers where only the files know the names. `notes` say what the plan assumes.
+    numbers where only the files know the names, `by_class` the rows of each class in each split where the files were read.
+    `notes` say what the plan assumes and what stands out in the rows.
     """
 
     recipe: Recipe
@@ -75,6 +75,7 @@ class Plan:
     classes: tuple[str, ...]
     model: MultiExitModel
     notes: tuple[str, ...] = ()
+    by_class: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,17 @@ def plan(recipe: Recipe) -> Plan:
     recipe = resolve(recipe, network)
     if not network.model.after:
         network = with_exits(network, recipe.exits, seed=recipe.seed)
-    parts = published_parts(recipe.data.name) or _count_parts(recipe.data)
+    rows = _rows(recipe.data, info.classes)
     return Plan(
         recipe,
         planned_phases(recipe),
         _price(network.model, network.spec),
         network.model.default_weights,
-        split_sizes(recipe.data, parts),
+        rows.splits,
         info.classes,
         network.model,
-        notes,
+        (*notes, *rows.notes),
+        rows.by_class,
     )
 
 
@@ -140,11 +142,28 @@ def _model_type(name: str) -> str | None:
     return max((kind for kind in ADAPTERS if title.startswith(kind)), key=len, default=None)
 
 
-def _count_parts(data: DataSection) -> dict[str, int]:
-    """Return the rows of the parts of a folder or of text files, without reading images."""
-    if data.is_text:
-        return {name: len(part.targets) for name, part in TEXT_DATASETS[data.name](data, False).parts.items()}
-    return {name: len(part.labels) for name, part in DATASETS[data.name](data, False).parts.items()}
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of each split, how many there are of each class where files were read, and what should be known of them."""
+
+    splits: dict[str, int]
+    by_class: dict[str, list[int]]
+    notes: tuple[str, ...] = ()
+
+
+def _rows(data: DataSection, classes: Sequence[str]) -> _Rows:
+    """Return the rows of a published data set from a table, and of one's own from its files, whose images are not decoded.
+
+    Raises EectlError where training would refuse them, as for copies.
+    """
+    parts = published_parts(data.name)
+    if parts is not None:
+        return _Rows(split_sizes(data, parts), {})
+    found, noun = outline(data), "texts" if data.is_text else "images"
+    found.copies.check()
+    counts = class_counts(found.labels, classes)
+    notes = (*found.notes, *found.copies.notes(), *note_on_classes(counts.get("train", ()), classes, noun=noun))
+    return _Rows({name: len(labels) for name, labels in found.labels.items()}, counts, notes)
 
 
 def estimate_time(planned: Plan, *, device: str = "auto") -> TimeEstimate:

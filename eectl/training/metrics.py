@@ -44,6 +44,7 @@ class MetricsRow(BaseModel):
     train_loss: list[Number]
     validation_loss: list[Number]
     validation_score: list[Number]
+    validation_balanced: list[Number] | None = None
     improved: Annotated[bool, Field(strict=True)]
     seconds: Number
     gradient_dominance: TrackedEpoch | None = None

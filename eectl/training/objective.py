@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eectl.exits.costs import measure_costs
-from eectl.models.losses import Task
+from eectl.models.losses import Task, balanced_weights
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import DistillationSection, L2wSection, Recipe
 from eectl.recipe.regimes import Phase
@@ -33,7 +33,7 @@ class Objective:
     `weighting` is the recipe's scheme with `auto` resolved, or one number per exit. `slope`, `shares` (each attached exit's
     share of the backbone's cost) and `ramp_epochs` are what some schemes read. `equilibrium` says that gradients are rescaled in
     the backward pass. `learned` are the settings of weights learned for each row, `lesson` what exits learn from later ones;
-    both are None where there is no such thing.
+    both are None where there is no such thing. `class_weights` say how much a row of each class counts, None: all rows alike.
     """
 
     task: Task
@@ -46,6 +46,7 @@ class Objective:
     equilibrium: bool
     learned: L2wSection | None
     lesson: DistillationSection | None
+    class_weights: tuple[float, ...] | None = None
 
     def loss_sets(self, phase: Phase, epoch: int, *, device: torch.device) -> list[LossSet]:
         """Return the exits of each of the phase's losses and their weights in epoch `epoch`, counted from 0."""
@@ -64,9 +65,19 @@ class Objective:
 
 
 def make_objective(
-    recipe: Recipe, model: MultiExitModel, phase: Phase, *, task: Task, epochs: int, input_shape: Sequence[int]
+    recipe: Recipe,
+    model: MultiExitModel,
+    phase: Phase,
+    *,
+    task: Task,
+    epochs: int,
+    input_shape: Sequence[int],
+    labels: Tensor,
 ) -> Objective:
-    """Resolve what a recipe says of the loss for one phase, which lasts at most `epochs` epochs, and the network it trains."""
+    """Resolve what a recipe says of the loss for one phase, which lasts at most `epochs` epochs, and the network it trains.
+
+    `labels` are those of the training rows.
+    """
     weighting = recipe.loss_weights if model.num_exits > 1 else "uniform"  # no exits are attached yet
     weighting = model.default_weights if weighting == "auto" else weighting
     weighs_exits = phase.scored != {model.num_exits}
@@ -81,4 +92,5 @@ def make_objective(
         equilibrium=weighting == "equilibrium",
         learned=recipe.l2w if weighting == "l2w" and weighs_exits else None,
         lesson=None if recipe.distillation.teacher == "none" else recipe.distillation,
+        class_weights=tuple(balanced_weights(labels).tolist()) if recipe.class_weights == "balanced" else None,
     )

@@ -12,6 +12,7 @@ from eectl.core.distributed import World, total
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
 from eectl.data import num_batches
+from eectl.models.losses import balanced_weights
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import OptimizerSection, Recipe, ScheduleSection, phase_change
 from eectl.recipe.regimes import Phase
@@ -40,7 +41,8 @@ class PhaseSettings:
     """A phase's settings: the parts that train, and all that they train with.
 
     `batch_size` and `rows_per_step` are over all processes; the second is smaller where the split is. `metric` is what early
-    stopping compares, `score` or `loss`. `most_tokens` are those of a text, None for images. `cache_bytes` is the most that may
+    stopping compares, an entry of METRIC_CHOICES; `validation_weights` are what a validation row of each class counts in it, None
+    where all count alike. `most_tokens` are those of a text, None for images. `cache_bytes` is the most that may
     be kept of what exits read of a frozen backbone, 0 where that may change from step to step.
     """
 
@@ -51,6 +53,7 @@ class PhaseSettings:
     epochs: int
     patience: int
     metric: str
+    validation_weights: tuple[float, ...] | None
     batch_size: int
     eval_batch_size: int
     steps_per_epoch: int
@@ -81,12 +84,15 @@ def phase_settings(
     keeps_reads = not phase.segments and not recipe.data.augment.is_random
     return PhaseSettings(
         phase=phase,
-        objective=make_objective(recipe, model, phase, task=data.task, epochs=epochs, input_shape=data.input_shape),
+        objective=make_objective(
+            recipe, model, phase, task=data.task, epochs=epochs, input_shape=data.input_shape, labels=data.train.labels
+        ),
         optimizer=recipe.optimizer.model_copy(update={key: own[key] for key in ("lr", "weight_decay") if key in own}),
         schedule=recipe.schedule,
         epochs=epochs,
         patience=own.get("patience", recipe.patience),
         metric=recipe.metric,
+        validation_weights=tuple(balanced_weights(data.validation.labels).tolist()) if recipe.metric == "balanced" else None,
         batch_size=batch_size,
         eval_batch_size=recipe.eval_batch_size,
         steps_per_epoch=num_batches(data.train, batch_size),
@@ -140,7 +146,7 @@ def start_progress(model: MultiExitModel, settings: PhaseSettings, device: torch
     return PhaseProgress(
         make_optimizer((p for p in model.parameters() if p.requires_grad), settings.optimizer),
         learned,
-        EarlyStopper(settings.patience, settings.metric == "score" and settings.objective.task.higher_is_better),
+        EarlyStopper(settings.patience, settings.metric != "loss" and settings.objective.task.higher_is_better),
         _snapshot(model),
         settings.steps_per_epoch,
     )
@@ -282,5 +288,6 @@ def _check_place(values: PhaseValues, settings: PhaseSettings, *, num_exits: int
     if max(values.best_epoch, stopper.since) > values.epoch or not set(stopper.best) <= exits:
         raise StateError(f"says what no {values.epoch} epochs of {place} and its exits can give")
     lengths = {name: len(found) for name, found in values.best_validation.items()}
-    if lengths != ({"loss": num_exits, "score": num_exits} if values.best_epoch else {}):
+    measured = ("loss", "score") if settings.validation_weights is None else ("loss", "score", "balanced")
+    if lengths != (dict.fromkeys(measured, num_exits) if values.best_epoch else {}):
         raise StateError(f"has a validation of {lengths or 'no'} exits, and the network has {num_exits}")

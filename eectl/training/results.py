@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 PER_EXIT = ("train_loss", "validation_loss", "validation_score")
+SOMETIMES = ("validation_balanced",)  # in the rows of a run that stops by it
 
 
 def write_results(csv_path: Path, picture: Path, rows: Sequence[Row], *, score_name: str, title: str) -> str | None:
@@ -40,13 +41,14 @@ def results_table(rows: Sequence[Row]) -> str:
 
     Columns of exit k end in `_k`; those that a phase did not have are empty.
     """
+    names = (*PER_EXIT, *(name for name in SOMETIMES if any(name in row for row in rows)))
     exits = range(1, 1 + max((len(row["validation_score"]) for row in rows), default=0))
     plain = ("phase", "epoch", "step", "lr", "seconds", "improved")
     file = io.StringIO()
     table = csv.writer(file)
-    table.writerow([*plain, *(f"{name}_{number}" for name in PER_EXIT for number in exits)])
+    table.writerow([*plain, *(f"{name}_{number}" for name in names for number in exits)])
     for row in rows:
-        values = [row[name][number - 1] if number <= len(row[name]) else None for name in PER_EXIT for number in exits]
+        values = [row[name][number - 1] if number <= len(row[name]) else None for name in names for number in exits]
         table.writerow([*(row[name] for name in plain), *("" if value is None else value for value in values)])
     return file.getvalue()
 

@@ -66,7 +66,7 @@ class PhaseValues(_Form):
     epoch: Whole
     batch: Whole
     best_epoch: Whole
-    best_validation: dict[Literal["loss", "score"], list[float | None]]
+    best_validation: dict[Literal["loss", "score", "balanced"], list[float | None]]
     stopper: StopperValues
     seconds: Seconds
 

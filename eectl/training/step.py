@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eectl.core.distributed import World, average
+from eectl.core.distributed import World, average, total
 from eectl.core.seeds import derive_seed
-from eectl.models.losses import distil, exit_losses, with_auxiliary
+from eectl.models.losses import distil, exit_losses, total_weight, weighted_exit_losses, with_auxiliary
 from eectl.models.multi_exit import Reads
 from eectl.training.gradient_dominance import Tracker
 from eectl.training.l2w import LearnedWeights
@@ -86,6 +86,9 @@ class PlainStep:
         self._net, self._settings, self._optimizer, self._sums = net, settings, optimizer, sums
         self._exits, self._index, self._weights = wanted.exits, wanted.index, wanted.weights.clone()
         self._taken, self._num_processes, self._takes_reads = wanted, num_processes, False
+        by_class, device = settings.objective.class_weights, self._weights.device
+        self._class_weights = None if by_class is None else torch.tensor(by_class, dtype=torch.float32, device=device)
+        self._total = torch.ones((), device=device)  # what the weighted losses of this process's rows are divided by
         self._compiled = net.compiled(self._losses)
         self._whole = net.capture.function(self._descend_whole, undo=optimizer.zero_grad)
         self._gradients_alone = net.capture.function(self._gradients, undo=optimizer.zero_grad)
@@ -95,6 +98,8 @@ class PlainStep:
         if wanted is not self._taken:  # an epoch's weights
             self._weights.copy_(wanted.weights)
             self._taken = wanted
+        if self._class_weights is not None:
+            self._total.copy_(self._divisor(targets, self._class_weights))
         inputs = self._net.filled(inputs, most_tokens=self._settings.most_tokens)
         self._takes_reads = isinstance(inputs, tuple)  # so it is in all steps of a phase
         parts = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -104,6 +109,14 @@ class PlainStep:
             self._whole(targets, *parts)
         else:
             self._descend(self._gradients_alone(targets, *parts))
+
+    def _divisor(self, targets: Tensor, class_weights: Tensor) -> Tensor:
+        """Return what makes weighted losses a mean over all processes' rows once `_gradients` has scaled them by the rows here.
+
+        It takes a message of its own, since each process must know what the rows of all count.
+        """
+        here = total_weight(targets, class_weights)
+        return here if self._num_processes == 1 else total(here) * (len(targets) / self._settings.rows_per_step)
 
     def _descend_whole(self, targets: Tensor, *parts: Tensor) -> None:
         self._descend(self._gradients(targets, *parts))
@@ -129,9 +142,9 @@ class PlainStep:
             outputs = net.model(inputs, exits, equilibrium=objective.equilibrium)
         logits = [outputs[k - 1].logits for k in exits]
         if tracker is None:
-            losses = exit_losses(objective.task, logits, targets, objective.label_smoothing)
+            losses = self._exit_losses(logits, targets)
         else:  # each with a graph of its own, for a backward pass of its own
-            apart = [exit_losses(objective.task, [each], targets, objective.label_smoothing)[0] for each in logits]
+            apart = [self._exit_losses([each], targets)[0] for each in logits]
             tracker.measure(apart, self._weights, exits, self._index)
             losses = torch.stack(apart)
         value = with_auxiliary(net.model.auxiliary, (losses * self._weights).sum(), outputs)
@@ -140,6 +153,15 @@ class PlainStep:
             distance = distil(logits, teacher=lesson.teacher, temperature=lesson.temperature, task=objective.task)
             value = value + lesson.weight * distance
         return value, losses.detach()
+
+    def _exit_losses(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """Return the mean loss of each exit [exit], in which rows count alike or by their class."""
+        objective = self._settings.objective
+        if self._class_weights is None:
+            return exit_losses(objective.task, logits, targets, objective.label_smoothing)
+        return weighted_exit_losses(
+            logits, targets, objective.label_smoothing, class_weights=self._class_weights, total=self._total
+        )
 
     def _descend(self, gradients: Gradients) -> None:
         """Make one step of the optimizer down these gradients, averaged over all processes."""

@@ -35,8 +35,8 @@ def _differences(value: Mapping[str, Any], default: Mapping[str, Any]) -> dict[s
     return found
 
 
-def show_rows(rows: Mapping[str, int], classes: Sequence[str]) -> None:
-    """Print the rows of each split and the classes."""
+def show_rows(rows: Mapping[str, int], classes: Sequence[str], by_class: Mapping[str, Sequence[int]]) -> None:
+    """Print the rows of each split, the classes, and the rows of each class in each split where `by_class` knows them."""
     console = make_console()
     console.print("rows: " + ", ".join(f"{name} {count:,}" for name, count in rows.items()), markup=False)
     if "test" not in rows:
@@ -44,6 +44,17 @@ def show_rows(rows: Mapping[str, int], classes: Sequence[str]) -> None:
     numbered = list(classes) == [str(number) for number in range(len(classes))]
     names = "" if numbered or not classes else f": {_classes_text(classes)}"
     console.print(f"classes: {len(classes) or 'none, the target is a number'}{names}", markup=False, soft_wrap=True)
+    for name, counts in by_class.items():
+        console.print(f"  {name + ':':13}{_counts_text(counts, classes)}", markup=False, soft_wrap=True)
+
+
+def _counts_text(counts: Sequence[int], classes: Sequence[str]) -> str:
+    """Return how many rows each class has; of many classes the smallest, the median and the largest."""
+    if len(counts) <= SHOWN_COUNTS:
+        return ", ".join(f"{name} {count:,}" for name, count in zip(classes, counts, strict=True))
+    order = sorted(range(len(counts)), key=counts.__getitem__)
+    places = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
+    return ", ".join(f"{word} {classes[place]} {counts[place]:,}" for word, place in places.items())
 
 
 def show_times(recipe: Recipe, phases: Sequence[Phase], seconds: Sequence[float], how: str) -> None:
@@ -185,6 +196,7 @@ def _ensembles(kind: str | None) -> str:
 
 SHOWN_ARGS = 4  # a text network's configuration has 14; they are in `eectl info --json`
 SHOWN_CLASSES = 20
+SHOWN_COUNTS = 10
 
 
 def _args_text(args: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from eectl.core.distributed import World, joined, main_first
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import not_deterministic, resolve_precision, settings
 from eectl.core.progress import Display
-from eectl.data import Dataset, load_data
+from eectl.data import Dataset, class_counts, load_data, note_on_classes
 from eectl.models.checkpoint import About, read_about, save_checkpoint
 from eectl.recipe.recipe import SCORE_NAMES, Recipe
 from eectl.recipe.regimes import Phase, phase_numbered
@@ -171,9 +171,10 @@ def _train(
     if download:
         main_first(world, lambda: load_data(recipe.data, device=torch.device("cpu"), download=True))
     data = load_data(recipe.data, device=world.device)
+    data.copies.check()
     network = first_network(recipe, data.info)
     asked, recipe = recipe, resolve(recipe, network)
-    for note in (*data.notes, *_check(asked, recipe, network)):
+    for note in (*data.notes, *_notes_on_rows(data), *_check(asked, recipe, network)):
         display.say(note)
     if recipe.loss_weights == "l2w":
         sizes = [recipe.batch_size, *(change.batch_size or recipe.batch_size for change in recipe.phases.values())]
@@ -253,6 +254,13 @@ def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
             f"phase {phases[0].number} trains on a backbone that is frozen at random weights; start from a checkpoint, --from"
         )
     return notes
+
+
+def _notes_on_rows(data: Dataset) -> list[str]:
+    """Return what the user should know of copies and of uneven classes."""
+    train, classes = data.splits["train"], data.info.classes
+    counts = class_counts({"train": train.labels.numpy()}, classes).get("train", ())
+    return [*data.copies.notes(), *note_on_classes(counts, classes, noun=train.noun)]
 
 
 @dataclass(frozen=True)

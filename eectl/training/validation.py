@@ -15,14 +15,16 @@ class Validator:
 
     def __init__(self, net: RunningNetwork, settings: PhaseSettings, world: World) -> None:
         self._net, self._settings, self._world, self._takes_reads = net, settings, world, False
-        self._sums = torch.zeros(2, net.model.num_exits, dtype=wide(world.device), device=world.device)
+        weights, kind = settings.validation_weights, wide(world.device)
+        self._weights = None if weights is None else torch.tensor(weights, dtype=kind, device=world.device)
+        self._sums = torch.zeros(2 if weights is None else 3, net.model.num_exits, dtype=kind, device=world.device)
         self._add = net.capture.function(self._pass)
 
     def __call__(self, feed: Feed) -> dict[str, list[float]]:
         """Return every exit's mean loss and score, in eval mode, over all processes.
 
         Returns:
-            {"loss": [exit], "score": [exit]}.
+            {"loss": [exit], "score": [exit]}; and "balanced", the mean of the classes' accuracies, where that is the metric.
         """
         settings = self._settings
         self._net.model.eval()
@@ -33,7 +35,7 @@ class Validator:
                 self._takes_reads = isinstance(inputs, tuple)
                 self._add(targets, *(inputs if isinstance(inputs, tuple) else (inputs,)))
         means = total(self._sums).cpu().double() / len(feed.data.validation)
-        return {"loss": means[0].tolist(), "score": means[1].tolist()}
+        return dict(zip(("loss", "score", "balanced"), means.tolist(), strict=False))
 
     def _pass(self, targets: Tensor, *parts: Tensor) -> None:
         """Add a batch's losses and scores, summed over rows, to the sums."""
@@ -41,4 +43,7 @@ class Validator:
             outputs = self._net.model(tuple(parts) if self._takes_reads else parts[0])
         task, logits = self._settings.objective.task, [output.logits for output in outputs]
         losses = exit_losses(task, logits, targets, 0.0) * len(targets)
-        self._sums += torch.stack([losses, exit_points(task, logits, targets)])
+        sums = [losses, exit_points(task, logits, targets)]
+        if self._weights is not None:
+            sums.append(exit_points(task, logits, targets, self._weights[targets]))
+        self._sums += torch.stack(sums)

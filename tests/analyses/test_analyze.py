@@ -90,7 +90,7 @@ def test_the_four_files(runs, tmp_path, analyze):
     assert files["png"].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and files["pdf"].read_bytes()[:5] == b"%PDF-"
     report = json.loads(files["json"].read_text())
     assert list(report) == [
-        "kind", "schema", "eectl", "question", "seed", "settings", "checkpoints", "values", "reading", "notes",
+        "kind", "schema", "eectl", "question", "seed", "settings", "checkpoints", "values", "reading", "notes", "digest",
     ]  # fmt: skip
     about = ("analysis", 1, __version__, QUESTION, 3)
     assert tuple(report[name] for name in ("kind", "schema", "eectl", "question", "seed")) == about
@@ -325,6 +325,7 @@ def test_what_a_question_needs_is_looked_at_before_the_first_is_loaded(runs, tmp
     assert "nothing was tracked" in refuse(damaged, **tracked)
     moved = tmp_path / "moved.safetensors"
     about = load_checkpoint(runs["joint"]).about
-    other = replace(about, spec=about.spec.model_copy(update={"num_outputs": 11}))
+    data = {**about.data, "classes": [*about.data["classes"], "more"]}
+    other = replace(about, spec=about.spec.model_copy(update={"num_outputs": 11}), data=data)
     save_checkpoint(moved, load_checkpoint(runs["joint"]).model, other)
     assert "has outputs 10" in refuse(damaged, moved, question="mode-connectivity", options=quick)

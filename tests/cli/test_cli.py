@@ -283,25 +283,33 @@ def test_an_output_is_never_an_input_nor_another_output(work, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (b'"eectl":"{', b'"eectl":"[', "header is damaged"),
-        (b'\\"recipe\\"', b'\\"recipx\\"', "header is damaged, or of another eectl ('recipe')"),
-        (b'\\"num_outputs\\"', b'\\"num_outputz\\"', "header is damaged, or of another eectl"),
+        (b'"eectl":"{', b'"eectl":"[', "its header: not JSON"),
+        (b'\\"recipe\\"', b'\\"recipx\\"', "header is damaged, or of another eectl: recipe: Field required"),
+        (b'\\"num_outputs\\"', b'\\"num_outputz\\"', "header is damaged, or of another eectl: model.num_outputs"),
     ],
 )
 def test_a_damaged_header_is_one_line(old, new, words, work, tmp_path):
     path = tmp_path / "m.safetensors"
     whole = (work / "joint" / "model.safetensors").read_bytes()
     assert whole.count(old) >= 1
-    path.write_bytes(whole.replace(old, new, 1))
+    path.write_bytes(unsealed(whole.replace(old, new, 1)))
     for verb in ("info", "evaluate"):
         assert words in refused(verb, path)
+    path.write_bytes(whole.replace(old, new, 1))
+    assert refused("info", path).startswith(f"eectl: {path}: ")
+
+
+def unsealed(checkpoint):
+    """The bytes of a checkpoint whose header has no digest, as those that another tool wrote."""
+    assert checkpoint.count(b'\\"digest\\"') == 1
+    return checkpoint.replace(b'\\"digest\\"', b'\\"digesT\\"')
 
 
 def test_a_recipe_of_another_version_stops_no_measuring(work, tmp_path):
     """A key that this version does not take: measuring goes on, training from it names the key."""
     whole = (work / "joint" / "model.safetensors").read_bytes()
     path = tmp_path / "m.safetensors"
-    path.write_bytes(whole.replace(b'\\"precision\\"', b'\\"precisioN\\"', 1))
+    path.write_bytes(unsealed(whole.replace(b'\\"precision\\"', b'\\"precisioN\\"', 1)))
     assert "unlimited" in eectl("evaluate", path)[0]
     assert "precisioN: no such key" in refused("train", "--from", path, "-o", tmp_path / "run")
 
@@ -363,11 +371,13 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 def test_several_lines_and_exit_code_of_an_error(monkeypatch, capsys):
     def fail(**_):
-        raise EectlError("one\ntwo", exit_code=3)
+        raise EectlError("one", "two\nhalves" + "x" * 10**6, "three", exit_code=3)
 
     monkeypatch.setattr(cli, "app", fail)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 3
-    assert capsys.readouterr().err == "eectl [process 1]: one\neectl [process 1]: two\n"
+    one, two, three = capsys.readouterr().err.splitlines()
+    assert (one, three) == ("eectl [process 1]: one", "eectl [process 1]: three")
+    assert two.startswith(r"eectl [process 1]: two\nhalvesx") and two.endswith("x") and " … " in two and len(two) < 3000

@@ -26,11 +26,12 @@ COUNTING = {"torch", "fvcore"}
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     spec = ModelSpec.model_validate({"backbone": {"name": "resnet20"}, "input_shape": (1, 8, 8), "num_outputs": 10})
-    trained = {"phase": 1, "title": "t", "regime": "joint", "exits": [1], "validation": {"score": [0.5]}, "seed": 0}
-    trained |= {"restored_epoch": 1, "epochs": 1, "stopped_by": "epochs"}
+    trained = {"phase": 1, "title": "t", "regime": "joint", "exits": [1], "heads": [1], "seed": 0}
+    trained |= {"restored_epoch": 1, "epochs": 1, "stopped_by": "epochs", "validation": {"score": [0.5], "loss": [1.0]}}
     recipe = make_recipe({}, where="test").model_dump(mode="json")
     path = tmp_path_factory.mktemp("made") / "model.safetensors"
-    data = {"name": "digits", "task": "classification", "classes": ["0"], "mean": [0.5], "std": [0.25]}
+    data = {"name": "digits", "task": "classification", "classes": [*map(str, range(10))], "input_shape": [1, 8, 8]}
+    data |= {"mean": [0.5], "std": [0.25]}
     save_checkpoint(path, build_model(spec), About(spec, recipe, data, {}, [trained]))
     return path
 

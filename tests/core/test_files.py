@@ -150,6 +150,17 @@ def test_a_hostile_json_file_costs_little(tmp_path):
             read_json(Path(path), kind="k", schema=1)
 
 
+def test_a_pipe_without_a_writer_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(EectlError, match="cut short"):
+        read_json(tmp_path / "pipe", kind="k", schema=1)
+    reader, writer = os.pipe()
+    os.write(writer, json_text({"kind": "k", "schema": 1, "a": 2}).encode())
+    os.close(writer)
+    assert read_json(Path(f"/dev/fd/{reader}"), kind="k", schema=1)["a"] == 2
+    os.close(reader)
+
+
 def test_a_header_of_gigabytes_is_not_read(tmp_path):
     path = tmp_path / "x.safetensors"
     with open(path, "wb") as file:

@@ -17,7 +17,7 @@ import torch
 from torchvision import datasets
 
 from eectl.core.errors import EectlError
-from eectl.data import check_disjoint, load_data, sources
+from eectl.data import load_data, sources
 from eectl.data.plain_pickle import read_plain
 from eectl.recipe.data_section import DataSection
 
@@ -137,7 +137,7 @@ def test_cifar_is_read_channels_first_with_its_constants(tmp_path, monkeypatch, 
         images = split.rows(torch.arange(len(split)))
         assert (images[:, 1].flatten(1).long() == split.labels[:, None]).all()
         assert images[:, 0].float().std() > 50
-    assert check_disjoint(data.splits["train"], data.splits["test"]) == 0
+    assert not data.copies.overlaps
     grey = load_data(DataSection(name=name, root=tmp_path, channels=1), device=CPU)
     assert grey.info.input_shape == (1, 32, 32) and len(grey.info.mean) == 1
     colour, one = data.splits["test"].rows(torch.arange(9)).float(), grey.splits["test"].rows(torch.arange(9)).float()
@@ -338,4 +338,4 @@ def test_the_real_fashion_mnist():
     pixels = train.rows(torch.arange(len(train))).float() / 255
     assert pixels.mean().item() == pytest.approx(data.info.mean[0], abs=0.001)
     assert pixels.std().item() == pytest.approx(data.info.std[0], abs=0.001)
-    assert check_disjoint(train, test) < 10
+    assert sum(each.count for each in data.copies.overlaps if each.is_of_test) < 10

@@ -9,7 +9,7 @@ import torch
 from toy_text import make_rows, naive_read, write_csv, write_jsonl, write_tokenizer
 
 from eectl.core.errors import EectlError
-from eectl.data import check_disjoint, data_info, eval_batches, load_data, num_batches, train_batches
+from eectl.data import data_info, eval_batches, load_data, num_batches, train_batches
 from eectl.data.text import load_tokenizer
 from eectl.recipe.data_section import DataSection
 from eectl.recipe.text_sets import NEWSGROUPS, TEXT_SETS
@@ -146,18 +146,6 @@ def test_fingerprints_see_texts_targets_and_tokenizer(load, folder, tmp_path):
     assert not np.isin(other.ids, first["test"].ids).any()
     write_csv(folder / "test.csv", [TEST[0] | {"text": TEST[0]["text"] + " "}, *TEST[1:]])
     assert (load().splits["test"].ids != first["test"].ids).sum() == 1
-
-
-def test_repeated_short_texts_are_no_leak_but_copies_are(load, folder):
-    short = [{"text": "fine", "score": 0.5, "mood": "up"}] * 5
-    write_csv(folder / "train.csv", TRAIN + short)
-    write_csv(folder / "test.csv", TEST + short)
-    splits = load().splits
-    assert check_disjoint(splits["train"], splits["test"]) == 5
-    write_csv(folder / "test.csv", TEST + TRAIN[:10])
-    splits = load().splits
-    with pytest.raises(EectlError, match=r"data: \d of the 50 texts in test are also in train"):
-        check_disjoint(splits["train"], splits["test"])
 
 
 @pytest.mark.parametrize(("labels", "expected"), [([10, 9, 2], ("2", "9", "10")), (["b", "B", "10"], ("10", "B", "b"))])

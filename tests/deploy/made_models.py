@@ -1,6 +1,7 @@
 """Trained networks for the tests of this folder, and what evaluate sees of their test splits, row by row."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from eectl.cli import app as cli
 from eectl.core.distributed import World
 from eectl.evaluation.opened import open_session, preparing, score_split
-from eectl.exits.policy import Policy, choose, read_policies
+from eectl.exits.policy import Policy, choose, read_policies, write_policies
 from eectl.training.train import train
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -32,6 +33,14 @@ def made(recipe, folder):
     checkpoint, policy = folder / "model.safetensors", folder / "policy.json"
     assert run_cli("calibrate-thresholds", checkpoint, "--budgets", "1,40,60,100", "-o", policy, "--device", "cpu") == 0
     return SimpleNamespace(folder=folder, checkpoint=checkpoint, policy=policy)
+
+
+def copy_with_budget_50(folder, to):
+    """Copy a network and its policy, whose budget of 60 % the documentation's examples call 50."""
+    (to / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    policies = read_policies(folder / "policy.json")
+    renamed = [replace(entry, budget=50.0) if entry.budget == 60 else entry for entry in policies.budgets]
+    write_policies(to / "policy.json", replace(policies, budgets=tuple(renamed)))
 
 
 def expected(run, budget):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from deploy.made_models import check_same
+from deploy.made_models import check_same, copy_with_budget_50
 from PIL import Image
 
 import eectl
@@ -199,9 +199,7 @@ def test_no_input_gives_no_answer(model):
 
 
 def test_examples_in_docstrings_run(digits, tmp_path, monkeypatch):
-    for name in ("model.safetensors", "policy.json"):
-        (tmp_path / name).write_bytes((digits.folder / name).read_bytes())
-    (tmp_path / "policy.json").write_text((tmp_path / "policy.json").read_text().replace('"budget": 60.0', '"budget": 50.0'))
+    copy_with_budget_50(digits.folder, tmp_path)
     monkeypatch.chdir(tmp_path)
     for module in (model_module, answers_module):
         found = doctest.testmod(module)

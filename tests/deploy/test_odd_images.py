@@ -1,5 +1,8 @@
 """Images of every odd kind through train, evaluate and predict: all three see the pixels that Pillow gives by hand."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +25,7 @@ def shape(name, draw):
     y, x = np.mgrid[:12, :12]
     distance = np.hypot(x - draw.uniform(5, 6), y - draw.uniform(5, 6))
     inside = distance < 3 if name == "disc" else (distance > 3) & (distance < 4.3)
-    return (inside * draw.integers(180, 256)).astype(np.uint8)
+    return (inside * draw.integers(180, 256, inside.shape)).astype(np.uint8)
 
 
 def icon(kind, alpha):
@@ -37,6 +40,7 @@ def icon(kind, alpha):
     return image, {"transparency": bytes(range(256))}
 
 
+@pytest.mark.slow
 def test_shapes_that_lie_in_transparency_are_learned(tmp_path):
     draw = np.random.default_rng(0)
     for part, count in (("train", 90), ("test", 60)):
@@ -45,7 +49,7 @@ def test_shapes_that_lie_in_transparency_are_learned(tmp_path):
             for number in range(count):
                 image, options = icon(("RGBA", "LA", "P")[number % 3], shape(name, draw))
                 image.save(tmp_path / "icons" / part / name / f"{number:03}.png", **options)
-    data = {"name": "folder", "root": str(tmp_path / "icons"), "workers": 0}
+    data = {"name": "folder", "root": str(tmp_path / "icons"), "workers": 0, "copies": "drop"}  # some are drawn twice
     recipe = small_recipe(data=data, backbone={"name": "resnet20"}, batch_size=16, epochs=3, patience=3)
     train(recipe, out=tmp_path / "run", device="cpu", quiet=True)
     paths = sorted((tmp_path / "icons" / "test").rglob("*.png"))
@@ -55,36 +59,45 @@ def test_shapes_that_lie_in_transparency_are_learned(tmp_path):
 
 
 def kinds(seed):
-    """Odd images by file name, each with how it is saved and the pixels it has on blue, by hand."""
+    """Odd images by file name, each with how it is saved and the pixels it has on blue, by hand. No two have the same pixels."""
     draw = np.random.default_rng(seed)
-    rgb = draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    clear = draw.integers(0, 2, (SIDE, SIDE)).astype(bool)
-    alpha = np.where(clear, 0, 255).astype(np.uint8)
-    on_blue = np.where(clear[..., None], np.array([0, 0, 255], np.uint8), rgb)
-    grey = np.repeat(rgb[..., :1], 3, axis=2)
-    grey_on_blue = np.where(clear[..., None], np.array([0, 0, 255], np.uint8), grey)
-    deep = draw.integers(0, 65536, (SIDE, SIDE), dtype=np.uint16)
-    held = Image.Exif()
-    held[0x0112] = 6
-    palette = Image.fromarray(rgb).quantize(30)
-    cmyk = Image.fromarray(draw.integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8), "CMYK")
-    frames = [Image.fromarray(pixels).quantize(40) for pixels in (rgb, rgb[::-1])]
-    dark = Image.fromarray(grey[..., 0] // 2)
-    bits = Image.fromarray(rgb).convert("1")
-    return {
-        "alpha.png": (Image.fromarray(np.dstack([rgb, alpha])), {}, on_blue),
-        "alpha.webp": (Image.fromarray(np.dstack([rgb, alpha])), {"lossless": True, "exact": True}, on_blue),
-        "alpha.tif": (Image.fromarray(np.dstack([rgb, alpha])), {}, on_blue),
-        "grey-alpha.png": (Image.fromarray(np.dstack([rgb[..., 0], alpha]), "LA"), {}, grey_on_blue),
-        "palette.png": (palette, {}, np.asarray(palette.convert("RGB"))),
-        "held.png": (Image.fromarray(rgb), {"exif": held}, np.rot90(rgb, -1)),
-        "deep.png": (Image.fromarray(deep), {}, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2)),
-        "deep.tif": (Image.fromarray(deep), {}, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2)),
-        "cmyk.tif": (cmyk, {}, np.asarray(cmyk.convert("RGB"))),
-        "moving.gif": (frames[0], {"save_all": True, "append_images": frames[1:]}, np.asarray(frames[0].convert("RGB"))),
-        "bits.bmp": (bits, {}, np.asarray(bits.convert("RGB"))),
-        "grey.tga": (dark, {}, grey // 2),
-    }
+    blue = np.array([0, 0, 255], np.uint8)
+
+    def noise(*channels, below=256, dtype=np.uint8):
+        return draw.integers(0, below, (SIDE, SIDE, *channels), dtype=dtype)
+
+    def clear_in_places(channels):
+        colours, clear = noise(channels), noise(below=2).astype(bool)
+        layered = np.dstack([colours, np.where(clear, 0, 255).astype(np.uint8)])
+        return Image.fromarray(layered), np.where(clear[..., None], blue, np.broadcast_to(colours, (SIDE, SIDE, 3)))
+
+    found = {}
+    for name, channels, options in (
+        ("alpha.png", 3, {}),
+        ("alpha.tif", 3, {}),
+        ("alpha.webp", 3, {"lossless": True, "exact": True}),
+        ("grey-alpha.png", 1, {}),
+    ):
+        image, pixels = clear_in_places(channels)
+        found[name] = image, options, pixels
+    for name in ("deep.png", "deep.tif"):
+        deep = noise(below=65536, dtype=np.uint16)
+        found[name] = Image.fromarray(deep), {}, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    held, exif = noise(3), Image.Exif()
+    exif[0x0112] = 6
+    found["held.png"] = Image.fromarray(held), {"exif": exif}, np.rot90(held, -1)
+    palette, bits = Image.fromarray(noise(3)).quantize(30), Image.fromarray(noise(3)).convert("1")
+    cmyk, grey = Image.fromarray(noise(4), "CMYK"), Image.fromarray(noise())
+    frames = [Image.fromarray(noise(3)).quantize(40) for _ in range(2)]
+    for name, image, options in (
+        ("palette.png", palette, {}),
+        ("cmyk.tif", cmyk, {}),
+        ("bits.bmp", bits, {}),
+        ("grey.tga", grey, {}),
+        ("moving.gif", frames[0], {"save_all": True, "append_images": frames[1:]}),
+    ):
+        found[name] = image, options, np.asarray(image.convert("RGB"))
+    return found
 
 
 SEEDS = {0: ("train", "one"), 10: ("train", "two"), 20: ("test", "one"), 30: ("test", "two")}  # of the first image of each folder
@@ -168,6 +181,16 @@ def test_dry_run_evaluate_and_predict_of_odd_files(odd, trained):
     assert len(out.splitlines()) == 2 * len(kinds(0)) and "Warning" not in err
     notes = [line for line in err.splitlines() if "frames" in line]
     assert len(notes) == 1 and "(2)" in notes[0]
+
+
+def test_predict_answers_files_with_names_of_any_bytes(odd, trained, tmp_path):
+    checkpoint, _ = trained
+    image = Image.open(odd / "images" / "test" / "one" / "0-palette.png")
+    for name in (b"a\xff.png", b"b\n\x1b[31m.png"):
+        image.save(tmp_path / os.fsdecode(name))
+    _, err = run("predict", checkpoint, tmp_path, "--device", "cpu", "-o", tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 2 and rows[0]["label"] == rows[1]["label"] and "\x1b" not in err
 
 
 def test_by_hand_is_what_pillow_does_with_the_file(odd):

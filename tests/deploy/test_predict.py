@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from deploy.made_models import made
+from deploy.made_models import copy_with_budget_50, made
 from deploy.test_text import recipe_for
 from PIL import Image
 from toy_text import TOY, make_rows, write_csv, write_jsonl
@@ -312,9 +312,7 @@ def test_the_table_fits_and_says_everything(width):
 
 
 def test_the_example_in_the_docstring_runs(digits, scans, tmp_path, monkeypatch):
-    for name in ("model.safetensors", "policy.json"):
-        (tmp_path / name).write_bytes((digits.folder / name).read_bytes())
-    (tmp_path / "policy.json").write_text((tmp_path / "policy.json").read_text().replace('"budget": 60.0', '"budget": 50.0'))
+    copy_with_budget_50(digits.folder, tmp_path)
     (tmp_path / "images").mkdir()
     for name in ("a.png", "b.png"):
         Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "images" / name)

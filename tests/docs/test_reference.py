@@ -80,7 +80,7 @@ def test_every_recipe_key_with_its_description(reference):
         assert rows[key][0], key
     assert rows["epochs"][:2] == ("whole number ≥\u00a01 and ≤\u00a01e9", "`100`")
     assert rows["optimizer.lr"][:2] == ("number ≥\u00a01e-12 and ≤\u00a01,000", "`0.001`")
-    assert rows["metric"][:2] == ("`score`, `loss`", "`score`")
+    assert rows["metric"][:2] == ("`score`, `balanced`, `loss`", "`score`")
 
 
 def test_every_public_name(reference):

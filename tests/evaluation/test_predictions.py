@@ -52,7 +52,8 @@ def test_rows_keep_their_order(size, tmp_path):
         expected = torch.stack([output.logits for output in model(pixels.float() / 255)])
     torch.testing.assert_close(table[0], expected.softmax(dim=2).amax(dim=2))
     assert torch.equal(table[1].bool(), expected.argmax(dim=2) == labels)
-    assert table.shape == (3, 3, 11) and not table.requires_grad
+    assert torch.equal(table[3].long(), expected.argmax(dim=2))
+    assert table.shape == (4, 3, 11) and not table.requires_grad
     torch.testing.assert_close(load_file(tmp_path / "p")["logits"], expected)
 
 

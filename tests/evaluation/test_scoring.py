@@ -7,14 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_exits import TOY_COSTS, TOY_ORIGIN, score, toy_scored
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from toy_exits import TOY_COSTS, TOY_ORIGIN, score, toy_outputs, toy_scored
 
 from eectl.core.errors import EectlError
 from eectl.core.json_files import clean_json
 from eectl.evaluation import scoring
 from eectl.evaluation.scoring import score_as_paper
 from eectl.exits.criteria import CRITERIA
-from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, CostTable, Policies
+from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, CostTable, Policies, choose
 from eectl.exits.sweep import sweep
 from eectl.exits.thresholds import choose_thresholds
 from eectl.models.losses import TASKS
@@ -52,6 +53,22 @@ def test_by_hand():
     assert unlimited.budget is None and unlimited.left == (0, 0, 4) and unlimited.mean_cost == 110 and not unlimited.is_over
     assert [entry.value for entry in result.exits] == [0.5, 1, 1] and [entry.cost for entry in result.exits] == [20, 45, 110]
     assert result.dead == () and result.num_rows == 4
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_what_counts_classes_alike_is_scikit_learns():
+    logits, labels = toy_outputs(num_rows=120, num_classes=5, seed=3)
+    kept = ((labels != 4) & ((labels != 2) | (torch.arange(120) % 9 == 0))).nonzero()[:, 0]  # no row of 4, few of 2
+    scored = score(logits[:, kept], labels[kept])
+    result = score_policies(scored, policies_of((50.0, (0.6, 0.6)), (10.0, None)))
+    truth = scored.labels.numpy()
+    taken = choose(scored.scores, (0.6, 0.6)).long()
+    rows = [*(scored.values[k] for k in range(3)), scored.values.gather(0, taken[None])[0], scored.values[2]]
+    entries = [*result.exits, result.budgets[0], result.budgets[2]]
+    for entry, predicted in zip(entries, rows, strict=True):
+        assert entry.balanced == pytest.approx(balanced_accuracy_score(truth, predicted.long().numpy()))
+        assert entry.macro_f1 == pytest.approx(f1_score(truth, predicted.long().numpy(), average="macro"))
+    assert result.budgets[1].balanced is None and result.to_json()["exits"][0]["macro_f1"] == result.exits[0].macro_f1
 
 
 def test_dead_exits():

@@ -90,7 +90,7 @@ def rows_of(out):
 def test_the_plain_backbone_and_what_is_lost_against_it(columns, capsys):
     _, result = results()
     last = result.exits[-1]
-    exits = (replace(result.exits[0], value=0.5), replace(last, number=2, value=0.75, error=0.0112))
+    exits = (replace(result.exits[0], value=0.5, balanced=0.5), replace(last, number=2, value=0.75, error=0.0112, balanced=0.75))
     budgets = tuple(
         replace(result.budgets[-1], budget=budget, value=value, thresholds=(0.5,))
         for budget, value in ((25.0, 0.7), (50.0, 0.8), (75.0, 0.75))

@@ -52,7 +52,8 @@ def test_against_whole_tensors(criterion, num_rows, num_exits, num_classes):
     torch.testing.assert_close(found.scores, naive_scores(logits, criterion), rtol=1e-6, atol=1e-6)
     if task == "classification":
         assert found.outcome.tolist() == [[float(x.argmax() == y) for x, y in zip(k, labels, strict=True)] for k in logits]
-        assert found.values is None and found.criterion is find_criterion(criterion, task=TASKS[task], num_exits=num_exits)
+        assert found.values.tolist() == [[float(x.argmax()) for x in k] for k in logits]
+        assert found.criterion is find_criterion(criterion, task=TASKS[task], num_exits=num_exits)
     else:
         assert torch.equal(found.outcome, (logits[:, :, 0] - labels).square().double())
         assert torch.equal(found.values, logits[:, :, 0])

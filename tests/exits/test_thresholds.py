@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from toy_exits import toy_scored
+from sklearn.metrics import balanced_accuracy_score
+from toy_exits import score, toy_outputs, toy_scored
 
 from eectl.core.errors import EectlError
 from eectl.exits.criteria import CRITERIA
-from eectl.exits.policy import CostTable, choose
-from eectl.exits.thresholds import check_has_exits, choose_thresholds, notes_on_rows
+from eectl.exits.policy import ALWAYS, NEVER, CostTable, choose
+from eectl.exits.thresholds import check_has_exits, choose_thresholds, notes_on_rows, threshold_metric
+from eectl.models.losses import TASKS
 
 COSTS = (20, 45, 103)
 BUDGETS = (10.0, 30.0, 50.0, 80.0, 100.0, 200.0)
@@ -33,6 +35,49 @@ def test_promises_hold(criterion, seed):
     assert policies.budgets[0].thresholds is None
     assert len(values) >= 4 and values == sorted(values, reverse=task == "regression")
     assert (policies.criterion, policies.num_rows, policies.split) == (CRITERIA[criterion], 200, "calibration")
+
+
+def uneven(num_rows=300):
+    """Outputs of three classes, one of which has most rows."""
+    logits, labels = toy_outputs(num_rows=num_rows, num_classes=3, seed=5)
+    kept = torch.cat([(labels == each).nonzero()[:count, 0] for each, count in enumerate((90, 20, 7))])
+    return score(logits[:, kept], labels[kept], split="calibration")
+
+
+def test_balanced_thresholds_are_the_best_of_all_by_scikit_learn():
+    scored, labels = uneven(), uneven().labels.numpy()
+    costs = CostTable(COSTS, 100)
+    shared = choose_thresholds(scored, costs, budgets=BUDGETS, metric="balanced")
+    each_own = choose_thresholds(scored, costs, budgets=BUDGETS, metric="balanced", search="per-exit")
+    plain = choose_thresholds(scored, costs, budgets=BUDGETS)
+    assert (shared.metric, plain.metric) == ("balanced", "score")
+
+    def tried(thresholds):
+        exits = choose(scored.scores, thresholds).long()
+        predicted = scored.values.gather(0, exits[None])[0].long().numpy()
+        return balanced_accuracy_score(labels, predicted), sum(COSTS[e] for e in exits.tolist()) / len(exits)
+
+    candidates = [ALWAYS, *scored.scores[:2].flatten().unique().tolist(), NEVER]
+    found = [tried((each, each)) for each in candidates]
+    better = 0
+    for entry, own, score_entry in zip(shared.budgets, each_own.budgets, plain.budgets, strict=True):
+        within = [value for value, cost in found if cost <= entry.budget]
+        if not within:
+            assert entry.thresholds is None
+            continue
+        assert entry.value == pytest.approx(max(within), abs=1e-6)
+        assert tried(entry.thresholds) == pytest.approx((entry.value, entry.mean_cost), abs=1e-6)
+        assert tried(own.thresholds)[0] >= entry.value - 1e-6 and own.mean_cost <= entry.budget
+        better += tried(score_entry.thresholds)[0] < entry.value - 1e-3
+    assert better  # the two differ somewhere, or nothing was tested
+
+
+def test_a_metric_is_for_its_task():
+    assert threshold_metric("balanced", TASKS["classification"]) == "balanced"
+    with pytest.raises(EectlError, match="this network predicts a number"):
+        threshold_metric("balanced", TASKS["regression"])
+    with pytest.raises(EectlError, match="f1"):
+        threshold_metric("f1", TASKS["classification"])
 
 
 def test_default_criterion_and_network_without_exits():

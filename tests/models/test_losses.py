@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
-from eectl.models.losses import TASKS, distil
+from eectl.models.losses import TASKS, balanced_weights, distil, exit_points, total_weight, weighted_exit_losses
 
 
 def test_classification_loss_by_hand():
@@ -42,6 +43,29 @@ def test_the_loss_is_the_mean_of_the_rows_losses(name):
     per_row = [TASKS[name].loss(outputs[i : i + 1], targets[i : i + 1], smoothing).item() for i in range(6)]
     assert TASKS[name].losses(outputs, targets, smoothing).tolist() == pytest.approx(per_row)
     assert TASKS[name].loss(outputs, targets, smoothing).item() == pytest.approx(sum(per_row) / 6)
+
+
+def test_balanced_weights_are_scikit_learns():
+    labels = torch.tensor([0] * 7 + [1] * 2 + [3])
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels.numpy())
+    assert balanced_weights(labels)[[0, 1, 3]].numpy() == pytest.approx(expected)
+    assert balanced_weights(labels)[2] == 0 and balanced_weights(labels).dtype == torch.float64
+    logits = torch.randn(3, 10, 4, generator=torch.Generator().manual_seed(0))
+    points = exit_points(TASKS["classification"], list(logits), labels, balanced_weights(labels)[labels]) / 10
+    recalls = [np.mean([(each.argmax(1)[labels == c] == c).float().mean() for c in (0, 1, 3)]) for each in logits]
+    assert points.numpy() == pytest.approx(recalls)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_weighted_losses_are_torchs(mixed, smoothing):
+    torch.manual_seed(0)
+    logits, by_class = list(torch.randn(3, 9, 4)), torch.tensor([0.3, 1.0, 2.5, 4.0])
+    targets = torch.softmax(torch.randn(9, 4), dim=1) if mixed else torch.randint(4, (9,))
+    theirs = torch.nn.CrossEntropyLoss(weight=by_class, label_smoothing=smoothing)
+    over = total_weight(targets, by_class)
+    found = weighted_exit_losses(logits, targets, smoothing, class_weights=by_class, total=over)
+    torch.testing.assert_close(found, torch.stack([theirs(each, targets) for each in logits]))
 
 
 def kl_by_hand(student, teachers, temperature):

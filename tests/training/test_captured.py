@@ -94,6 +94,8 @@ IMAGES = [
     ["regime=joint", VIT, "exits.after=[0, 1]"],
     ["regime=joint", VIT, "exits.after=[0, 1]", "data.augment={mixup: 0.2}"],
     ["regime=joint", "precision=bf16"],
+    ["regime=joint", "class_weights=balanced", "metric=balanced"],
+    ["regime=joint", VIT, "exits.after=[0, 1]", "class_weights=balanced", "data.augment={mixup: 0.2}"],
 ]
 
 
@@ -199,6 +201,7 @@ COMPILED = [
     ["regime=joint", "exits.head=ztw", "distillation.teacher=later"],
     ["regime=joint", VIT, "exits.after=[0, 1]", "data.augment={cutmix: 0.2}", "precision=bf16"],
     ["regime=alternating"],
+    ["regime=joint", "class_weights=balanced"],
 ]
 
 

@@ -466,6 +466,7 @@ class Disk:
                 (folder / name).write_bytes(self.bytes.get(inode, b""))
 
 
+@pytest.mark.slow
 def test_a_power_cut_at_any_moment_loses_no_epoch_that_a_state_counts_on(calm, tmp_path, monkeypatch):
     disk = Disk(tmp_path / "run", at=None)
     monkeypatch.setattr(files, "sync", disk)
@@ -484,6 +485,7 @@ def test_a_power_cut_at_any_moment_loses_no_epoch_that_a_state_counts_on(calm, t
         assert same(weights(after / "model.safetensors"), weights(calm / "model.safetensors")) and rows(after) == rows(calm)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_every_other_write_loses_nothing(calm, tmp_path, monkeypatch):
     """Each time the same line; the first write that fails is one later each time, so that a run comes further and further."""
     folder, failures = tmp_path / "run", 0

@@ -296,7 +296,7 @@ def test_a_checkpoint_for_other_classes_is_refused(small, tmp_path, joint_run):
             for number in range(30):
                 from PIL import Image
 
-                Image.new("L", (8, 8), 60 * index + number).save(folder / f"{number}.png")
+                Image.new("L", (8, 8), 60 * index + number + 30 * (part == "test")).save(folder / f"{number}.png")
     data = {"name": "folder", "root": str(tmp_path / "images"), "channels": 1, "validation": 0.2, "calibration": 0.2}
     recipe = small(f"init='{joint_run / 'model.safetensors'}'", data=data)
     with pytest.raises(EectlError, match="a network for 10 classes, but folder has 3"):

@@ -78,6 +78,7 @@ def epoch(recipe, folder, monkeypatch, *, phase=0):
         ["regime=disjoint", "exits.head=ztw", "data.augment={}"],
         [VIT, "exits.after=[0]", "data.augment={}"],
         ["checkpoint_activations=true", "label_smoothing=0.1"],
+        ["class_weights=balanced", "metric=balanced"],
     ],
 )
 def test_images(small, tmp_path, monkeypatch, changes):
