@@ -250,11 +250,18 @@ def _data() -> list[Target]:
             many=True,
         )
 
+    def arrays(name: str) -> Target:
+        line = words("--set data.name=mnist --set data.root=idx --set data.validation=0.2 --set data.calibration=0.2")
+        return Target(
+            "idx", f"idx/{name}", ("train", "digits", *line, *SMALL, *SHORT, "-o", "r"), damage_bytes, ("idx",), ("r/",)
+        )
+
     files = [("config.json", "config.json"), ("tokenizer", "tokenizer.json"), ("tokenizer", "tokenizer_config.json")]
     return [
         *(table(kind, *learn, f"texts.{kind}", *TEXTS, "--dry-run") for kind in _TABLES),
         *(table(kind, *answer_texts, f"texts.{kind}", "--text", "text", *CPU) for kind in _TABLES),
         Target("stdin", "texts.tsv", (*answer_texts, "-", *CPU), damage_table, (answer_texts[1], "tiny"), many=True),
+        *(arrays(name) for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-labels-idx1-ubyte")),
         *(labels(name) for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")),
         Target(
             "weights",

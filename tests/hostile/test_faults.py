@@ -15,7 +15,7 @@ def broken(trials, room):
 
 @pytest.mark.slow
 def test_a_kill_or_a_full_disk_loses_nothing(world, tmp_path):
-    trials = fault_trials(world, tmp_path, seed=SEED, every=False, kills=7, fulls=7)
+    trials = fault_trials(world, tmp_path, seed=SEED, every=False, kills=8, fulls=8)
     assert not broken(trials, tmp_path)
 
 

@@ -3,6 +3,7 @@
 What is damaged in them, and what must hold afterwards, is the business of others.
 """
 
+import gzip
 import importlib
 import os
 import pkgutil
@@ -60,13 +61,15 @@ def make_world(folder: Path) -> Path:
 
     `run/` is a finished run on digits with its policy, evaluation and bench; `half/` one that was stopped in its second phase,
     and `whole/` the same undisturbed; `photos/` holds classes of images and `photos-run/` a run on them; `texts.*` are tables
-    and `text-run/` a run on them, `tiny/` its encoder and tokenizer; `labels/` is a data set with files of labels.
+    and `text-run/` a run on them, `tiny/` its encoder and tokenizer; `labels/` is a data set with files of labels,
+    `idx/` one in arrays.
     """
     _digits(folder)
     _half_a_run(folder)
     _photos(folder)
     _texts(folder)
     _labelled(folder / "labels")
+    _indexed(folder / "idx")
     return folder
 
 
@@ -148,6 +151,21 @@ def _labelled(folder: Path) -> None:
     )
     (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in wnids))
     (folder / "words.txt").write_text("".join(f"{wnid}\tname of {wnid}\n" for wnid in wnids))
+
+
+def _indexed(folder: Path) -> None:
+    """Make MNIST as it is published, with 100 images in each part."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        images, labels = draw.integers(0, 250, (100, 28, 28), dtype=np.uint8), np.arange(100, dtype=np.uint8) % 10
+        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            head = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            content = head + array.tobytes()
+            if part == "train":
+                (folder / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
+            else:
+                (folder / name).write_bytes(content)
 
 
 def _write_parquet(path: Path, rows: list[dict[str, object]]) -> None:
