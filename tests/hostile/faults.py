@@ -19,6 +19,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations_with_replacement
 from pathlib import Path
 from random import Random
@@ -466,30 +467,31 @@ def _run_both(race: Race, folder: Path) -> list[Any]:
 Trial = tuple[str, Callable[[Path], Verdict]]
 
 
-def fault_trials(world: Path, room: Path, *, seed: int, every: bool, kills: int, fulls: int) -> Iterator[Trial]:
-    """Give each disturbance of each scenario: all moments with `every`, and random ones, so many over all scenarios."""
-    table = scenarios()
+def fault_trials(world: Path, room: Path, *, seed: int, kills: int, fulls: int, moments: int | None = None) -> list[Trial]:
+    """Return disturbances of each scenario: `kills` and `fulls` at random over all, and so many of each one's moments of writing.
+
+    Without `moments` all of them are taken.
+    """
+    table, trials = scenarios(), []
     draw = Random(seed)
     for number, scenario in enumerate(table):
         undisturbed = calm(scenario, world, room / f"calm-{number}")
         share = [count // len(table) + (number < count % len(table)) for count in (kills, fulls)]
         chosen = list(random_faults(undisturbed, draw, kills=share[0], fulls=share[1]))
-        for fault in [*chosen, *(every_fault(undisturbed) if every else ())]:
-            yield (
-                f"{scenario.name}: {fault.what} at {fault.when}",
-                lambda folder, scenario=scenario, fault=fault, undisturbed=undisturbed: try_fault(
-                    scenario, fault, undisturbed, world, folder
-                ),
-            )
+        every = list(every_fault(undisturbed))
+        chosen += every if moments is None else draw.sample(every, min(moments, len(every)))
+        for fault in chosen:
+            work = partial(try_fault, scenario, fault, undisturbed, world)
+            trials.append((f"{scenario.name}: {fault.what} at {fault.when}", work))
+    return trials
 
 
-def race_trials(world: Path, chosen: Sequence[Race]) -> Iterator[Trial]:
-    """Give each race."""
-    for race in chosen:
-        yield race.name, lambda folder, race=race: try_race(race, world, folder)
+def race_trials(world: Path, chosen: Sequence[Race]) -> list[Trial]:
+    """Return what tries each race."""
+    return [(race.name, partial(try_race, race, world)) for race in chosen]
 
 
-def run_trials(trials: Iterator[Trial], room: Path, *, jobs: int) -> Iterator[tuple[str, Verdict]]:
+def run_trials(trials: Sequence[Trial], room: Path, *, jobs: int) -> Iterator[tuple[str, Verdict]]:
     """Run trials in children, `jobs` at a time; gives each one's name and verdict."""
 
     def start(task: tuple[int, Trial]) -> Child:
@@ -508,7 +510,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="how many kills at random, over all commands")
     parser.add_argument("--fulls", type=int, default=200, help="how many full disks at random")
-    parser.add_argument("--random", action="store_true", help="only those at random, not every moment at which a file changes")
+    parser.add_argument("--moments", type=int, help="at most so many moments of writing of each command; default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--world", type=Path, help="a folder that an earlier call has made, which spares making it")
@@ -523,10 +525,10 @@ def main() -> None:
         world.mkdir(exist_ok=True)
         if not any(world.iterdir()):
             make_world(world)
-        trials = [*fault_trials(world, room, seed=given.seed, every=not given.random, kills=given.kills, fulls=given.fulls),
+        trials = [*fault_trials(world, room, seed=given.seed, kills=given.kills, fulls=given.fulls, moments=given.moments),
                   *race_trials(world, races())]  # fmt: skip
         counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for name, verdict in run_trials(iter(trials), room, jobs=given.jobs):
+        for name, verdict in run_trials(trials, room, jobs=given.jobs):
             counts[name]["tried"] += 1
             counts[name]["broken"] += bool(verdict.faults)
             if verdict.faults:

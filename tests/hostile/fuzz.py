@@ -174,7 +174,9 @@ def main() -> None:
         if not any(world.iterdir()):
             make_world(world)
         counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for case, verdict in run_cases(cases, world, jobs=given.jobs, keep=given.keep):
+        for done, (case, verdict) in enumerate(run_cases(cases, world, jobs=given.jobs, keep=given.keep)):
+            if done and done % 1000 == 0:
+                print(f"{done:,} of {len(cases):,}", file=sys.stderr, flush=True)
             counts[case.target.kind][_outcome(verdict)] += 1
             if verdict.faults:
                 print(

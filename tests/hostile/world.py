@@ -82,7 +82,7 @@ def _digits(folder: Path) -> None:
     run("bench", model, "--policy", "run/policy.json", "--batch-size", "4", "--rows", "8", "--seconds", "0.01", "-o",
           "run/bench.json", cwd=folder)  # fmt: skip
     (folder / "digits.yaml").write_bytes((folder / "run/recipe.yaml").read_bytes())
-    for name in ("folder", "text", "cifar10-resnet20"):
+    for name in ("folder", "text"):
         (folder / f"{name}.yaml").write_bytes((ROOT / "recipes" / f"{name}.yaml").read_bytes())
 
 
