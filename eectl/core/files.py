@@ -117,7 +117,11 @@ def beside(path: Path) -> Iterator[Path]:
 def remove_left_behind(path: Path) -> None:
     """Remove the temporary files that killed processes left beside `path`: those that nobody has locked."""
     start = _start_of_name(path)
-    for each in path.parent.iterdir():
+    try:
+        there = list(path.parent.iterdir())
+    except PermissionError:  # one may write to a folder that one may not list
+        return
+    for each in there:
         if each.name.startswith(start) and each.name.endswith(".tmp"):
             with contextlib.suppress(OSError):  # another process writes it, or was quicker
                 handle = os.open(each, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -215,8 +215,9 @@ def checked(form: type[_Form], value: Any, *, where: object, again: str) -> _For
     """
     from pydantic import TypeAdapter, ValidationError
 
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")  # half characters, of undecodable names, become ?
     try:
-        return TypeAdapter(form).validate_json(json.dumps(value), strict=True)  # in JSON a list may stand for a tuple
+        return TypeAdapter(form).validate_json(text, strict=True)  # in JSON a list may stand for a tuple
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from eectl.core import files
 from eectl.core.errors import EectlError, visible
 from eectl.core.files import replacing, replacing_all
-from eectl.core.json_files import json_text, read_json, sealed, write_json
+from eectl.core.json_files import json_text, read_as, read_json, sealed, write_json
 from eectl.core.tensor_files import digest, read_tensors, write_tensors
 
 
@@ -221,6 +222,16 @@ def test_everything_reaches_the_disk_before_and_after_the_renaming(tmp_path, mon
     with replacing(tmp_path / "x") as temporary:
         temporary.write_text("whole")
     assert seen == [str(temporary), str(tmp_path)]
+
+
+def test_a_name_of_any_bytes_is_read_back(tmp_path):
+    (tmp_path / "x").write_text(json_text(sealed({"kind": "k", "schema": 1, "name": "a\udc80b"})))
+
+    @dataclass
+    class Named:
+        name: str
+
+    assert read_as(Named, tmp_path / "x", kind="k", schema=1, again="train").name == "a?b"
 
 
 def test_steering_characters_are_written_out():

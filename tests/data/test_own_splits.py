@@ -84,7 +84,7 @@ def test_a_number_limits_the_training_rows():
     [
         ({"test": 0.5, "validation": 0.3, "calibration": 0.3}, r"validation \+ calibration \+ test is 1\.1"),
         ({"name": "digits", "test": 0.1}, "digits has a test split of its own"),
-        ({"limit": 0}, r"data\.limit\.train: is 0"),
+        ({"limit": 0}, r"data\.limit: is 0"),
         ({"limit": "many"}, r"data\.limit: is 'many'.*train: 5000"),
         ({"limit": True}, r"data\.limit: is True"),
     ],
