@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -174,16 +175,17 @@ def main() -> None:
         if not any(world.iterdir()):
             make_world(world)
         counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for done, (case, verdict) in enumerate(run_cases(cases, world, jobs=given.jobs, keep=given.keep)):
-            if done and done % 1000 == 0:
-                print(f"{done:,} of {len(cases):,}", file=sys.stderr, flush=True)
-            counts[case.target.kind][_outcome(verdict)] += 1
-            if verdict.faults:
-                print(
-                    f"{case.number} {case.target.name}\n    " + "\n    ".join(_last_lines(verdict)), file=sys.stderr, flush=True
-                )
-            if given.case:
-                print(verdict.said)
+        with suppress(KeyboardInterrupt):  # what was tried until then is shown
+            for done, (case, verdict) in enumerate(run_cases(cases, world, jobs=given.jobs, keep=given.keep), 1):
+                counts[case.target.kind][_outcome(verdict)] += 1
+                if verdict.faults:
+                    print(
+                        "\n    ".join([f"{case.number} {case.target.name}", *_last_lines(verdict)]), file=sys.stderr, flush=True
+                    )
+                if given.case:
+                    print(verdict.said)
+                if done % 1000 == 0:
+                    print(f"{done:,} of {len(cases):,}", file=sys.stderr, flush=True)
     print(table(counts))
     sys.exit(1 if any(each["failures"] for each in counts.values()) else 0)
 
