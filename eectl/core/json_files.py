@@ -220,5 +220,6 @@ def checked(form: type[_Form], value: Any, *, where: object, again: str) -> _For
         return TypeAdapter(form).validate_json(text, strict=True)  # in JSON a list may stand for a tuple
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise EectlError(f"{where}: {place[:200]}: {first['msg']}; {again}") from error
+        place = "".join(f"{part}." for part in first["loc"])[:-1][:200]
+        fault = first["msg"].removeprefix("Value error, ")
+        raise EectlError(f"{where}: {place + ': ' if place else ''}{fault}; {again}") from error

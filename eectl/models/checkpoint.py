@@ -165,7 +165,7 @@ def load_checkpoint(path: Path, *, device: "torch.device | str" = "cpu") -> Chec
     tensors, metadata = tensor_files.read_tensors(path, kind=KIND, schema=SCHEMA, again=AGAIN)
     about = about_in(path, metadata)
     name = about.spec.backbone.name
-    with torch.random.fork_rng(devices=[]), building_within(limit_of_weights(tensors, where=path), name=f"{path}: {name}"):
+    with torch.random.fork_rng(devices=[]), building_within(limit_of_weights(tensors, where=path), name=name):
         try:
             model = build_model(about.spec)
         except EectlError as error:
