@@ -3,7 +3,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 SMOKE   = build/smoke
 EECTL   = $(PYTHON) -m eectl
 
-.PHONY: smoke test lint format types docs
+.PHONY: smoke test fuzz faults lint format types docs
 .DEFAULT_GOAL := smoke
 
 smoke:  ## the chain that a user types, on digits, and the quickest tests
@@ -18,6 +18,16 @@ smoke:  ## the chain that a user types, on digits, and the quickest tests
 
 test:
 	$(PYTHON) -m pytest -n auto
+
+N    ?= 20000
+SEED ?= 0
+HOSTILE = PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(PYTHON) -m hostile
+
+fuzz:  ## N damaged files and options through every command; failures go to build/fuzz with the line that repeats each
+	$(HOSTILE).fuzz -n $(N) --seed $(SEED)
+
+faults:  ## kills and full disks at every moment of writing and at random, and commands that write to one place at once
+	$(HOSTILE).faults --seed $(SEED)
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -36,8 +36,8 @@ def eectl_process(*arguments, cwd=None, code=0):
     return done.stdout, done.stderr
 
 
-def eectl(*arguments, cwd=None, code=0, columns=200):
-    """Run the program in this process, from the folder `cwd`; it must end with `code`; (stdout, stderr)."""
+def ended(*arguments, cwd=None, columns=200):
+    """Run the program in this process, from the folder `cwd`, which must end as a program does; (code, stdout, stderr)."""
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patched, chdir(cwd or "."), _signals_kept():
         patched.setattr(sys, "argv", ["eectl", *map(str, arguments)])
@@ -45,8 +45,14 @@ def eectl(*arguments, cwd=None, code=0, columns=200):
         patched.setenv("NO_COLOR", "1")
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
             cli.main()
-    assert (stop.value.code or 0) == code, out.getvalue() + err.getvalue()
-    return out.getvalue(), err.getvalue()
+    return stop.value.code or 0, out.getvalue(), err.getvalue()
+
+
+def eectl(*arguments, cwd=None, code=0, columns=200):
+    """Run the program in this process, from the folder `cwd`; it must end with `code`; (stdout, stderr)."""
+    found, out, err = ended(*arguments, cwd=cwd, columns=columns)
+    assert found == code, out + err
+    return out, err
 
 
 def succeeded(*arguments, cwd=None, **_fixtures):
