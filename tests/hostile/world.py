@@ -97,11 +97,11 @@ def _half_a_run(folder: Path) -> None:
             if event == "open" and str(arguments[0]).endswith("metrics.jsonl") and arguments[1] == "a":
                 opened.append(event)
                 if len(opened) == 5:
-                    os.kill(os.getpid(), signal.SIGINT)
+                    os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored where a shell started this in the background
 
         sys.addaudithook(stop)
         try:
-            run(*line, "-o", "half", cwd=folder, code=130)
+            run(*line, "-o", "half", cwd=folder, code=143)
         except BaseException as fault:  # a child must never go on with the tests of its parent
             print(f"the run that was to be stopped: {fault!r}", file=sys.stderr)
             os._exit(1)
