@@ -40,7 +40,7 @@ class RawInputs(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know about inputs that were read."""
+        """Notes for the user on inputs that were read."""
 
     def split(self, inputs: Any) -> Iterator[Any]:
         """Take what a user passed apart: one input, or several."""
@@ -73,7 +73,7 @@ class ImageInputs:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was odd about files that were read all the same."""
+        """Notes on files that were odd and read all the same."""
         return self.odd.notes
 
     def reading(self) -> AbstractContextManager[None]:
