@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eectl.core.errors import EectlError
-from eectl.data.copies import Contents, Copies, file_ids
+from eectl.data.copies import Contents, Copies, encoded_ids
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, StoredImages, prepare, reduced
 from eectl.data.pictures import Oddities, look_for_frames, shown_path
@@ -157,7 +157,7 @@ def _rows(part: Part, rows: Rows, *, in_memory: bool, odd: Oddities) -> _Rows:
     if isinstance(part.images, FileImages):
         files = part.images.select(rows, part.images.device)
         if not in_memory:
-            look_for_frames(files.paths, odd)
+            look_for_frames(files.encoded, odd)
             return _Rows(files, labels)
         pixels = files.load(odd)
     else:
@@ -171,11 +171,11 @@ def _contents(
 ) -> dict[str, Contents]:
     """Return what stands in the rows of each split: numbers that are `known`, else those of the files' bytes."""
     files = {
-        name: [images.paths[row] for row in rows.tolist()]
+        name: [(images.encoded, row) for row in rows.tolist()]
         for name, (part, rows) in chosen.items()
         if known.get(name) is None and isinstance(images := source.parts[part].images, FileImages)
     }
-    of_files = iter(np.split(file_ids(list(chain(*files.values()))), np.cumsum([len(each) for each in files.values()])))
+    of_files = iter(np.split(encoded_ids(list(chain(*files.values()))), np.cumsum([len(each) for each in files.values()])))
     found = {}
     for name, (part, rows) in chosen.items():
         ids = next(of_files) if name in files else known[name]
@@ -188,7 +188,7 @@ def _name(images: Tensor | FileImages, part: str, rows: Rows, row: int) -> str:
     """Return the name of a split's row in messages."""
     stored = int(rows[row])
     if isinstance(images, FileImages):
-        return shown_path(images.paths[stored].relative_to(images.root))
+        return shown_path(images.encoded.name(stored))
     return f"{part} row {stored + 1}"
 
 
