@@ -116,9 +116,7 @@ def encoded_part(
 ) -> Part:
     """Return encoded pictures and their labels [row] as a part; with `resize` they may have any size."""
     short = (spec.resize or shape[1]) if resize else None
-    return Part(
-        FileImages(encoded, shape, short, spec.workers, torch.device("cpu"), spec.interpolation, spec.background), labels
-    )
+    return Part(FileImages(encoded, shape, short, spec.workers, torch.device("cpu"), spec.interpolation, spec.background), labels)
 
 
 def _only(root: Path, names: tuple[str, ...]) -> Path | None:

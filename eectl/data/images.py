@@ -120,7 +120,7 @@ class FileImages(Dataset[Tensor | str]):
         return images
 
     def ids(self, labels: Sequence[int]) -> Ids:
-        """Return the 64-bit ids of rows that are not read ahead of time: BLAKE2b over their keys, as a file's path, and labels."""
+        """Return the 64-bit ids of rows that are not read ahead of time: BLAKE2b over their keys and labels."""
         keys = (self.encoded.key(row) + f"\0{label}".encode() for row, label in enumerate(labels))
         hashes = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
         return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)

@@ -95,11 +95,20 @@ class Batch:
     rows: Tensor
 
 
+@dataclass(frozen=True)
+class Shards:
+    """The shard that each row of a split is kept in (int64 [N], CPU), and the rows ahead among which the next one is drawn."""
+
+    numbers: Tensor
+    buffer: int
+
+
 class Split:
     """The rows of one split: `labels` [N] on the CPU, int64 or float32, `ids` a 64-bit content hash of each, and the inputs.
 
     `lengths` (int64 [N], CPU) are the tokens of texts, None for images. `read_as` says how they were made into inputs, where
-    that is not the recipe's alone; it goes into the fingerprint.
+    that is not the recipe's alone; it goes into the fingerprint. `shards` says where rows are kept that are best read in turn.
+    An epoch has `epoch_rows` rows, by default all.
     """
 
     def __init__(
@@ -112,8 +121,11 @@ class Split:
         device: torch.device,
         lengths: Tensor | None = None,
         read_as: bytes = b"",
+        shards: Shards | None = None,
+        epoch_rows: int | None = None,
     ) -> None:
         assert len(labels) == len(ids)
+        self.shards, self.epoch_rows = shards, epoch_rows
         self.name, self.labels, self.ids, self.lengths = name, labels, ids, lengths
         self.fingerprint = hashlib.sha256(ids.tobytes() + read_as).hexdigest()
         self._inputs = inputs
