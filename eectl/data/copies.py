@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eectl.core.errors import EectlError
-from eectl.data.encoded import Encoded
+from eectl.data.encoded import EncodedPictures
 
 OVERLAP_ALLOWED = 0.01  # share of the smaller split; MNIST and its like hold a few duplicates
 KEPT_IN = ("test", "calibration", "validation", "train")  # a copy that is dropped stays in the first of these that has it
@@ -187,7 +187,7 @@ def _conflict(parts: Sequence[Contents], noun: str) -> str:
     )
 
 
-def encoded_ids(places: Sequence[tuple[Encoded, int]]) -> NDArray[np.uint64]:
+def encoded_ids(places: Sequence[tuple[EncodedPictures, int]]) -> NDArray[np.uint64]:
     """Return a 64-bit number for each encoded picture, given as where it is kept and its row there; equal where their bytes are.
 
     Pictures are looked at by threads, and only as far as needed: the size of all, a part from the middle of those whose size
@@ -217,18 +217,18 @@ def from_digests(digests: Iterable[bytes]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def _size(place: tuple[Encoded, int]) -> bytes:
+def _size(place: tuple[EncodedPictures, int]) -> bytes:
     encoded, row = place
     return encoded.size(row).to_bytes(8, "little")
 
 
-def _middle(place: tuple[Encoded, int]) -> bytes:
+def _middle(place: tuple[EncodedPictures, int]) -> bytes:
     encoded, row = place
     start = max(0, encoded.size(row) - SAMPLE) // 2
     return hashlib.blake2b(encoded.read(row, start, SAMPLE), digest_size=16).digest()
 
 
-def _all_bytes(place: tuple[Encoded, int]) -> bytes:
+def _all_bytes(place: tuple[EncodedPictures, int]) -> bytes:
     encoded, row = place
     seen = hashlib.blake2b(digest_size=16)
     for start in range(0, encoded.size(row), READ_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Encoded pictures where they are kept: in files, in a column of a table, or in the members of tar archives.
+"""EncodedPictures pictures where they are kept: in files, in a column of a table, or in the members of tar archives.
 
 Gives their bytes and their names, a row at a time and in any order. Decodes nothing.
 """
@@ -19,13 +19,13 @@ MOST_ENCODED = 2**29  # bytes of one picture in a table or an archive; the large
 _SEEN = 4096  # bytes from the middle of a table's picture that go into its row's id
 
 
-class Encoded(Protocol):
-    """Encoded pictures, one a row."""
+class EncodedPictures(Protocol):
+    """EncodedPictures pictures, one a row."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
 
-    def select(self, rows: Sequence[int]) -> "Encoded":
+    def select(self, rows: Sequence[int]) -> "EncodedPictures":
         """Return these rows alone, in this order."""
 
     def path(self, row: int) -> Path:

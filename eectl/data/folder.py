@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eectl.core.errors import EectlError
 from eectl.core.files import reading
-from eectl.data.encoded import Encoded, Files
+from eectl.data.encoded import EncodedPictures, Files
 from eectl.data.images import FileImages, Part, StoredImages
 from eectl.data.pictures import EXTENSIONS, SHOWN, open_image, shown_path, warnings_heard
 from eectl.recipe.data_section import DataSection
@@ -112,7 +112,7 @@ def file_part(
 
 
 def encoded_part(
-    encoded: Encoded, labels: NDArray[np.int64], shape: tuple[int, int, int], spec: DataSection, *, resize: bool
+    encoded: EncodedPictures, labels: NDArray[np.int64], shape: tuple[int, int, int], spec: DataSection, *, resize: bool
 ) -> Part:
     """Return encoded pictures and their labels [row] as a part; with `resize` they may have any size."""
     short = (spec.resize or shape[1]) if resize else None
@@ -180,7 +180,7 @@ def _real(folder: Path) -> Path:
     return Path(os.path.realpath(folder))
 
 
-def first_shape(encoded: Encoded, spec: DataSection) -> tuple[int, int, int]:
+def first_shape(encoded: EncodedPictures, spec: DataSection) -> tuple[int, int, int]:
     """Return the channels, height and width that all images have or get: image_size, or the size of the first, as it is shown."""
     channels = spec.channels or 3
     if spec.image_size is not None:

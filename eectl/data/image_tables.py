@@ -24,7 +24,7 @@ from eectl.data.encoded import MOST_ENCODED, Column
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD, encoded_part, first_shape
 from eectl.data.hub import hub_sheets
 from eectl.data.images import StoredImages
-from eectl.data.text_tables import Table, class_names, classes_among, find_table
+from eectl.data.text_tables import Table, class_cells, classes_among, find_table
 from eectl.recipe.data_section import DataSection
 
 PARQUET_NAMES = {"train": ("train",), "validation": ("val", "validation"), "calibration": ("calibration",), "test": ("test",)}
@@ -123,7 +123,7 @@ def _read(sheet: Sheet, image: str, target: str, known: Sequence[str] | None) ->
     if compute.max(lengths).as_py() > MOST_ENCODED:
         row = int(compute.index(lengths, compute.max(lengths)).as_py())
         raise EectlError(f"{column.path(row)}: a picture of more than {MOST_ENCODED >> 20} MiB; make it smaller or take it out")
-    return column, class_names(Table(sheet.place, {target: table.column(target).to_pylist()}), target, known)
+    return column, class_cells(Table(sheet.place, {target: table.column(target).to_pylist()}), target, known)
 
 
 def _labels(names: Sequence[str | None], classes: Sequence[str], place: Path, target: str) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
-from eectl.data.encoded import Encoded
+from eectl.data.encoded import EncodedPictures
 from eectl.data.pictures import Oddities, open_image, shown_path, warnings_heard
 from eectl.data.splits import Ids, send_all
 
@@ -41,7 +41,7 @@ class MemoryImages:
 
 @dataclass(frozen=True)
 class FileImages(Dataset[Tensor | str]):
-    """Encoded pictures, in files, a table or shards, that become uint8 [C, H, W] of one `shape`.
+    """EncodedPictures pictures, in files, a table or shards, that become uint8 [C, H, W] of one `shape`.
 
     The short side is brought to `resize` pixels and the centre cut out; when `read` draws, a random box of the stored image with
     a share of its area in `crop` is taken instead. Without `resize` all have the shape.
@@ -49,7 +49,7 @@ class FileImages(Dataset[Tensor | str]):
     Transparent pixels are laid on the colour `background`. `read` sends images to `device` through `workers` processes (0: none).
     """
 
-    encoded: Encoded
+    encoded: EncodedPictures
     shape: tuple[int, int, int]
     resize: int | None
     workers: int

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError
 from eectl.data.copies import Contents, Copies, encoded_ids
-from eectl.data.encoded import Encoded, Members
+from eectl.data.encoded import EncodedPictures, Members
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, StoredImages, prepare, reduced
 from eectl.data.pictures import Oddities, look_for_frames, shown_path
@@ -210,7 +210,7 @@ def _split(
     return Split(name, images, targets, rows.ids, device=device, epoch_rows=epoch_rows)
 
 
-def _shards(encoded: Encoded, spec: DataSection) -> Shards | None:
+def _shards(encoded: EncodedPictures, spec: DataSection) -> Shards | None:
     """Return the shards that rows are kept in, None where they are not."""
     if not isinstance(encoded, Members):
         return None

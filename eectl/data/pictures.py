@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from eectl.core.errors import EectlError, one_line, visible
-from eectl.data.encoded import Encoded
+from eectl.data.encoded import EncodedPictures
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -167,7 +167,7 @@ def open_image(
     return image
 
 
-def look_for_frames(encoded: Encoded, odd: Oddities) -> None:
+def look_for_frames(encoded: EncodedPictures, odd: Oddities) -> None:
     """Count in `odd` the pictures with several frames, by their first bytes, of those whose names say that they may have some."""
     from PIL import Image
 

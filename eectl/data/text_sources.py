@@ -23,7 +23,7 @@ from eectl.data.hub import datasets_library, hub_sheets, saved_sheets
 from eectl.data.text_tables import (
     READERS,
     Table,
-    class_names,
+    class_cells,
     classes_among,
     find_table,
     names_of,
@@ -224,7 +224,7 @@ def load_hub_texts(spec: DataSection, download: bool) -> StoredTexts:
     tables = {name: _table(sheet, (*columns, target)) for name, sheet in sheets.items()}
     if spec.task == "regression":
         return StoredTexts((), {name: _part(table, own, (), empty=True) for name, table in tables.items()})
-    named = {name: class_names(table, target, known) for name, table in tables.items()}
+    named = {name: class_cells(table, target, known) for name, table in tables.items()}
     hidden = {name for name, each in named.items() if name != "train" and set(each) == {None}}
     classes = _classes(tables["train"], target) if known is None else classes_among(named["train"], known, train.place, target)
     told = {

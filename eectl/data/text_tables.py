@@ -220,7 +220,7 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct, key=(lambda name: (int(name), name)) if whole else lambda name: (0, name)))
 
 
-def class_names(table: Table, name: str, known: Sequence[str] | None) -> list[str | None]:
+def class_cells(table: Table, name: str, known: Sequence[str] | None) -> list[str | None]:
     """Return a column of class names; where the classes are `known`, the column counts them from 0, and HIDDEN becomes None.
 
     Raises EectlError for a cell that is no class.
