@@ -108,6 +108,10 @@ def _matching(base: Path, pattern: str, download: bool) -> list[Path]:
     if re.match(r"[a-z0-9]+:", pattern):
         advice = "eectl reads shards from disk" + (", also with --download" if download else "")
         raise EectlError(f"data.shards: '{pattern[:200]}' is an address, and {advice}; fetch them first")
+    if "**" in pattern:
+        raise EectlError(
+            f"data.shards: '{visible(pattern)[:200]}' would look through all folders; name the folder, as in train/*.tar"
+        )
     found: list[Path] = []
     for name in expand_ranges(pattern):
         path = base / expand(name)

@@ -105,6 +105,7 @@ def test_every_split_may_have_shards_of_its_own_and_names_may_be_given(tmp_path)
     assert "part-11.tar: there is no such shard" in refused(tmp_path / "x", shards={"train": "part-{08..11}.tar"})
     assert "no shard has such a name" in refused(tmp_path / "x", shards={"train": "nothing*.tar"})
     assert "is an address" in refused(tmp_path / "x", shards={"train": "https://somewhere/part-{08..11}.tar"})
+    assert "would look through all folders" in refused(tmp_path / "x", shards={"train": "**/part-*.tar"})
     assert "no train*.tar or train/*.tar in it" in refused(tmp_path / "x")
 
 
@@ -192,6 +193,7 @@ BAD = {
     "hard link": [("a.png", b"", {"type": tarfile.LNKTYPE, "linkname": "0.png"})],
     "device": [("a.png", b"", {"type": tarfile.CHRTYPE})],
     "pipe": [("a.png", b"", {"type": tarfile.FIFOTYPE})],
+    "holes": [("a.png", b"", {"type": tarfile.GNUTYPE_SPARSE}), ("a.cls", b"1", {})],
     "no class": [("a.png", encoded(picture(0, 0)), {})],
     "two pictures": [("a.png", encoded(picture(0, 0)), {}), ("a.jpg", b"x", {}), ("a.cls", b"1", {})],
     "twice": [("a.png", encoded(picture(0, 0)), {}), ("a.PNG", b"", {}), ("a.cls", b"1", {})],
@@ -244,7 +246,7 @@ def test_sizes_that_cannot_be_are_refused_at_once(tmp_path, where):
     content = bytearray((tmp_path / "train-0.tar").read_bytes())
     with tarfile.open(tmp_path / "train-0.tar") as archive:
         start = archive.getmembers()[2].offset
-    content[start + 124 : start + 136] = b"\xff" * 12 if where == "negative size" else HUGE
+    content[start + 124 : start + 136] = (-512).to_bytes(12, "big", signed=True) if where == "negative size" else HUGE
     if where == "size of a header":
         content[start + 156 : start + 157] = b"x"
     content[start + 148 : start + 156] = b" " * 8
