@@ -5,10 +5,11 @@ and resuming are as for files. Nothing is unpacked, and no member but pictures, 
 """
 
 import io
+import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 
 from eectl.core.errors import EectlError, visible
 from eectl.core.files import read_text, reading
-from eectl.core.json_files import parse_json
 from eectl.data.encoded import MOST_ENCODED, Members
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD, encoded_part, first_shape
 from eectl.data.images import StoredImages
@@ -93,8 +93,8 @@ def find_shards(spec: DataSection, download: bool = False) -> dict[str, list[Pat
             found[name] = usual
     if "train" not in found:
         raise EectlError(
-            f"data.root is '{spec.root}': no {' or '.join(USUAL['train'])} in it; set data.shards.train to those to train on, such "
-            "as 'imagenet-train-{0000..1023}.tar'"
+            f"data.root is '{spec.root}': no {' or '.join(USUAL['train'])} in it; set data.shards.train to those to train on, "
+            "such as 'imagenet-train-{0000..1023}.tar'"
         )
     counts = Counter(path.resolve() for paths in found.values() for path in paths)
     for path, count in counts.items():
@@ -269,38 +269,41 @@ def _members(file: _ShardFile, path: Path) -> Iterator[tuple[str, int, int]]:
     """
     length = file.seek(0, 2)
     file.seek(0)
-    last, end = "its first byte", 0
+    last, end = "", 0  # the member before the place that is looked at, and where it ends
     try:
         if not length:
-            raise _CutShortError(last)
+            raise _CutShortError("its first byte")
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # else all are kept
-                name = shown_path(member.name)
                 if not member.isdir():
-                    _check(member, where=f"{shown_path(path)}: {name}", earliest=end)
-                last, end = name, member.offset_data + (0 if member.isdir() else member.size)
+                    _check(member, path, earliest=end)
+                last, end = member.name, member.offset_data + (0 if member.isdir() else member.size)
                 if end > length:
-                    raise _CutShortError(name)
+                    raise _CutShortError(shown_path(last))
                 if not member.isdir():
                     yield member.name, member.offset_data, member.size
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise _CutShortError(f"the header after {last}")
+                raise _CutShortError(f"the header after {shown_path(last)}")
     except tarfile.ReadError as error:
         if end:
-            raise _CutShortError(f"the header after {last}") from error
+            raise _CutShortError(f"the header after {shown_path(last)}") from error
         raise EectlError(f"{shown_path(path)}: not a tar archive, or cut short ({visible(str(error))[:80]}); {LAYOUT}") from error
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        raise EectlError(f"{shown_path(path)}: damaged after {last} ({visible(str(error))[:80]}); write it again") from error
+        fault = f"damaged after {shown_path(last) or 'its first byte'} ({visible(str(error))[:80]})"
+        raise EectlError(f"{shown_path(path)}: {fault}; write it again") from error
 
 
-def _check(member: tarfile.TarInfo, *, where: str, earliest: int) -> None:
-    """Raise EectlError for a member that is no plain file, or whose header points back."""
+def _check(member: tarfile.TarInfo, path: Path, *, earliest: int) -> None:
+    """Raise EectlError for a member of a shard that is no plain file, or whose header points back."""
+    fault = None
     if not member.isreg() or member.issparse():
-        raise EectlError(f"{where} is a link, a device or a file with holes; shards hold plain files")
-    if member.size < 0 or member.offset_data < earliest:
-        raise EectlError(f"{where}: its header is damaged; write the shard again")
+        fault = "is a link, a device or a file with holes; shards hold plain files"
+    elif member.size < 0 or member.offset_data < earliest:
+        fault = "has a damaged header; write the shard again"
+    if fault is not None:
+        raise EectlError(f"{shown_path(path)}: {shown_path(member.name)} {fault}")
 
 
 def _add_row(shard: _Shard, file: _ShardFile, files: _Files, *, image: str | None, target: str) -> None:
@@ -309,40 +312,47 @@ def _add_row(shard: _Shard, file: _ShardFile, files: _Files, *, image: str | Non
     pictures = [ending for ending in files if (f".{ending}" in EXTENSIONS if wanted is None else ending == wanted)]
     if not pictures:
         return
-    where = f"{shown_path(shard.path)}: {shown_path(files[pictures[0]][0])}"
+
+    def where() -> str:
+        return f"{shown_path(shard.path)}: {shown_path(files[pictures[0]][0])}"
+
     if len(pictures) > 1:
-        raise EectlError(f"{where}: {' and '.join(pictures)} are both pictures of this row; set data.image to one of them")
+        raise EectlError(f"{where()}: {' and '.join(pictures)} are both pictures of this row; set data.image to one of them")
     name, start, size = files[pictures[0]]
     if size > MOST_ENCODED:
-        raise EectlError(f"{where}: a picture of more than {MOST_ENCODED >> 20} MiB; make it smaller or take it out")
+        raise EectlError(f"{where()}: a picture of more than {MOST_ENCODED >> 20} MiB; make it smaller or take it out")
     shard.labels.append(_label(file, files, target, where))
     shard.names.append(name)
     shard.places.append((start, size))
 
 
-def _label(file: _ShardFile, files: _Files, target: str, where: str) -> str:
+def _label(file: _ShardFile, files: _Files, target: str, where: Callable[[], str]) -> str:
     """Return the class that a row's .cls or .json says."""
     ending = next((ending for ending in ("cls", "json") if ending in files), None)
     if ending is None:
-        raise EectlError(f"{where}: neither .cls nor .json beside it says its class; {LAYOUT}")
+        raise EectlError(f"{where()}: neither .cls nor .json beside it says its class; {LAYOUT}")
     _, start, size = files[ending]
     if size > MOST_LABEL_BYTES:
-        raise EectlError(f"{where}: its .{ending} has {size:,} bytes; at most {MOST_LABEL_BYTES:,} are read")
+        raise EectlError(f"{where()}: its .{ending} has {size:,} bytes; at most {MOST_LABEL_BYTES:,} are read")
     file.seek(start)
     content = file.read(size)
     try:
         text = content.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise EectlError(f"{where}: its .{ending} is not UTF-8; write the shard again") from error
-    value = parse_json(text, where=f"{where}: its .json") if ending == "json" else text
+        raise EectlError(f"{where()}: its .{ending} is not UTF-8; write the shard again") from error
+    value: object = text
     if ending == "json":
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise EectlError(f"{where()}: its .json is not JSON ({error!s:.80}); write the shard again") from error
         if not isinstance(value, dict) or target not in value:
             there = f" among {', '.join(visible(key)[:40] for key in list(value)[:5])}" if isinstance(value, dict) else ""
-            raise EectlError(f"{where}: its .json has no key '{target}'{there}; set data.target to the one with the class")
+            raise EectlError(f"{where()}: its .json has no key '{target}'{there}; set data.target to the one with the class")
         value = value[target]
         value = str(value) if type(value) is int else value
-    if not isinstance(value, str) or not value or value != shown_path(value):
-        raise EectlError(f"{where}: its .{ending} says {value!r:.80}, which is no class; a class is a word or a whole number")
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise EectlError(f"{where()}: its .{ending} says {value!r:.80}, which is no class; a class is a word or a whole number")
     return value
 
 

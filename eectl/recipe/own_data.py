@@ -1,7 +1,8 @@
 """Data of one's own without writing YAML: what `--data`, `--text`, `--target`, `--backbone` and `--weights` say as recipe keys.
 
-The flags are shorthands: a folder of images becomes `data.name: folder`, a file of texts `data.name: text`, shards `wds`, and the rest of the
-recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, never into them; no torch.
+The flags are shorthands: a folder of images becomes `data.name: folder`, a file of texts `data.name: text`, shards `wds`, and
+the rest of the recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, never into
+them; no torch.
 """
 
 import re
