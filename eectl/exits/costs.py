@@ -7,7 +7,7 @@ counted; any operation on neither list is an error, so that no cost is lost in s
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from math import prod
@@ -114,7 +114,7 @@ def _flat(hidden: Hidden) -> tuple[Tensor, ...]:
 def _like(hidden: Hidden, flat: Sequence[Tensor]) -> Hidden:
     """Return `flat` in the form of `hidden`; the inverse of _flat."""
     scales, mask = (flat, None) if hidden.mask is None else (flat[:-1], flat[-1])
-    return Hidden(scales[0] if isinstance(hidden.x, Tensor) else tuple(scales), mask)
+    return replace(hidden, x=scales[0] if isinstance(hidden.x, Tensor) else tuple(scales), mask=mask)
 
 
 def _count_hidden(place: str, owner: nn.Module, run: Callable[[Hidden], Hidden], hidden: Hidden) -> tuple[int, Hidden]:
