@@ -52,7 +52,7 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
     _check_type(name, model_type)
     adapter = ADAPTERS.get(model_type, TowerBackbone)
     fresh: tuple[str, ...] = ()
-    with _explained(name, args):
+    with _explained(name, args), _quiet():
         options = _options(name, given, args)
         config = AutoConfig.for_model(model_type, **options, num_labels=num_outputs)
         if pretrained:
@@ -99,7 +99,7 @@ def _shaping(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the keys of a configuration that shape the network; raises EectlError where they are those of several networks."""
     parts = [key for key, value in config.items() if isinstance(value, dict) and "model_type" in value]
     if parts:
-        raise CannotBeCutError(f"it is made of several networks ({', '.join(parts)})")
+        raise CannotBeCutError(f"its configuration has parts of their own ({', '.join(parts)})")
     return tuple(key for key in config if key not in _NOT_SHAPING and not key.startswith("_"))
 
 
@@ -194,6 +194,7 @@ def _explained(name: str, args: Mapping[str, Any]) -> Iterator[None]:
         ArithmeticError,
         AssertionError,
         AttributeError,
+        ImportError,
         LookupError,
         RuntimeError,
         TypeError,

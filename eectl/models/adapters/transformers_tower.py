@@ -20,6 +20,7 @@ from eectl.models.adapters.transformers_parts import TextBackbone, TextFeature
 from eectl.models.backbone import Feature, Hidden
 
 _ROWS, _TOKENS = 2, 8  # of the texts that a network is looked at with
+_MOST_TOWERS = 4  # that are looked at
 _LIBRARY_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -121,12 +122,15 @@ class TowerBackbone(TextBackbone):
                     "it reads a text's last token, and no padding token says which that is; set backbone.args.pad_token_id to "
                     "the tokenizer's, or to that of its end of text"
                 )
-        tower, depth = _find_tower(net)
-        self._layout = _Layout(tower, depth, 0, 0, False, (), ())
+        if net.config.is_encoder_decoder:
+            raise CannotBeCutError("it is an encoder and a decoder, which runs once the encoder is through")
+        towers = _towers(net)[:_MOST_TOWERS]
         on_meta = next(net.parameters()).is_meta
-        if not on_meta:
-            self._layout = _look_at(net, tower, depth, self._arguments(_example_texts(net)))
-        blocks = [(f"{tower}.{index}",) for index in range(depth)]
+        if on_meta:
+            self._layout = _Layout(*towers[0], 0, 0, False, (), ())
+        else:
+            self._layout = _first_that_fits(net, towers, self._arguments(_example_texts(net)))
+        blocks = [(f"{self._layout.tower}.{index}",) for index in range(self._layout.depth)]
         base = f"{net.base_model_prefix}."
         ends = dict.fromkeys(
             name.rpartition(".")[0]
@@ -134,7 +138,7 @@ class TowerBackbone(TextBackbone):
             if _within(name, self._layout.after) and (not name.startswith(base) or "pooler" in name)
         )
         super().__init__(net, block_names=blocks, head_names=self._layout.after, classifiers=list(ends))
-        self.vocabulary = int(net.config.get_text_config().vocab_size)
+        self.vocabulary = getattr(net.config.get_text_config(), "vocab_size", None)
         if not on_meta:
             self._check_bits()
 
@@ -251,29 +255,38 @@ def _example_texts(net: Any) -> Tensor:
     """Return two short texts [row, token, 3], the second padded, with ids that every vocabulary has."""
     config, device = net.config.get_text_config(), next(net.parameters()).device
     texts = torch.zeros(_ROWS, _TOKENS, 3, dtype=torch.int64, device=device)
-    texts[:, :, 0] = torch.arange(_ROWS * _TOKENS, device=device).view(_ROWS, _TOKENS) % config.vocab_size
+    texts[:, :, 0] = torch.arange(_ROWS * _TOKENS, device=device).view(_ROWS, _TOKENS) % getattr(
+        config, "vocab_size", _ROWS * _TOKENS
+    )
     texts[:, :, 1] = 1
     padding = getattr(config, "pad_token_id", None) or 0
     texts[1, _TOKENS // 2 :, 0], texts[1, _TOKENS // 2 :, 1] = padding, 0
     return texts
 
 
-def _find_tower(net: nn.Module) -> tuple[str, int]:
-    """Return the name and the length of the list of layers of one type that holds most parameters.
-
-    Layers that share all of their weights, and lists within a layer, are not told apart here.
-    """
-    sizes = {
-        name: sum(parameter.numel() for parameter in module.parameters())
+def _towers(net: nn.Module) -> list[tuple[str, int]]:
+    """Return the name and length of each outermost list of layers of one type, that of most weights first."""
+    lists = {
+        name: module
         for name, module in net.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) and len({type(layer) for layer in module}) == 1
     }
-    if not sizes:
+    outermost = {name: layers for name, layers in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    if not outermost:
         raise CannotBeCutError("its layers lie in no list of layers of one type")
-    name = max(sizes, key=lambda each: (sizes[each], -len(each)))
-    layers = net.get_submodule(name)
-    assert isinstance(layers, nn.ModuleList)
-    return name, len(layers)
+    sizes = {name: sum(weight.numel() for weight in layers.parameters()) for name, layers in outermost.items()}
+    return [(name, len(outermost[name])) for name in sorted(sizes, key=lambda name: -sizes[name])]
+
+
+def _first_that_fits(net: Any, towers: Sequence[tuple[str, int]], arguments: Mapping[str, Any]) -> _Layout:
+    """Return the layout of the first of these lists whose layers run one after another, or raise what is said of the first."""
+    faults = []
+    for tower, depth in towers:
+        try:
+            return _look_at(net, tower, depth, arguments)
+        except CannotBeCutError as error:
+            faults.append(error)
+    raise faults[0]
 
 
 def _look_at(net: Any, tower: str, depth: int, arguments: Mapping[str, Any]) -> _Layout:
@@ -338,7 +351,8 @@ def _place(call: tuple[tuple[Any, ...], dict[str, Any]], output: Any) -> int | s
     """Return where, among a layer's arguments, the last layer's hidden state is; None where it is not there."""
     x = output[0] if isinstance(output, (tuple, list)) else output
     args, kwargs = call
-    return next((place for place, value in (*enumerate(args), *kwargs.items()) if value is x), None)
+    places: list[int | str] = [*(number for number, value in enumerate(args) if value is x)]
+    return next(iter([*places, *(key for key, value in kwargs.items() if value is x)]), None)
 
 
 def _first_place(call: tuple[tuple[Any, ...], dict[str, Any]]) -> int | str | None:
