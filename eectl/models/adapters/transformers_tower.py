@@ -48,6 +48,7 @@ class _Layout:
         place: the hidden state's position or keyword among a layer's arguments.
         returns: the length of the tuple that a layer returns, the hidden state first; 0 where it returns that alone.
         tokens_first: whether the hidden state is [token, row, channel].
+        around: the modules that are running while a layer does, the outermost first.
         before: the outermost modules that run before the layers.
         after: the outermost modules that run after the last layer and never before.
     """
@@ -57,6 +58,7 @@ class _Layout:
     place: int | str
     returns: int
     tokens_first: bool
+    around: tuple[str, ...]
     before: tuple[str, ...]
     after: tuple[str, ...]
 
@@ -127,7 +129,7 @@ class TowerBackbone(TextBackbone):
         towers = _towers(net)[:_MOST_TOWERS]
         on_meta = next(net.parameters()).is_meta
         if on_meta:
-            self._layout = _Layout(*towers[0], 0, 0, False, (), ())
+            self._layout = _Layout(*towers[0], 0, 0, False, (), (), ())
         else:
             self._layout = _first_that_fits(net, towers, self._arguments(_example_texts(net)))
         blocks = [(f"{self._layout.tower}.{index}",) for index in range(self._layout.depth)]
@@ -229,7 +231,8 @@ class TowerBackbone(TextBackbone):
             with _replaced(kept | dict.fromkeys(self._layers, notes)):
                 self.net(**self._arguments(texts))
         except _LastLayerReachedError:
-            pass
+            left = [*(self.net.get_submodule(name) for name in self._layout.around), self._layers[-1]]
+            _tell_tracer(left)
         x: Tensor = self._layout.turned(self._layout.hidden_of(calls[0].args, calls[0].kwargs))
         without = tuple(self._layout.with_hidden(call, None) for call in calls)
         return x, _Recorded(without, {name: tuple(results) for name, results in made.items()})
@@ -298,6 +301,7 @@ def _look_at(net: Any, tower: str, depth: int, arguments: Mapping[str, Any]) -> 
     given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     returned: list[Any] = []
     open_modules: list[str] = []
+    around: list[str] = []
     before: dict[str, None] = {}
     early: set[str] = set()
     late: dict[str, None] = {}
@@ -305,6 +309,7 @@ def _look_at(net: Any, tower: str, depth: int, arguments: Mapping[str, Any]) -> 
     def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = names[module]
         if module in layers:
+            around[:] = open_modules
             order.append(layers[module])
             given.append((args, kwargs))
         elif len(returned) == depth:
@@ -344,7 +349,7 @@ def _look_at(net: Any, tower: str, depth: int, arguments: Mapping[str, Any]) -> 
         raise CannotBeCutError("its hidden state has no dimensions of rows and tokens")
     after = [name for name in late if name not in early]
     outermost = [name for name in after if not any(name.startswith(f"{other}.") for other in after)]
-    return _Layout(tower, depth, place, lengths.pop(), shape[0] != _ROWS, tuple(before), tuple(outermost))
+    return _Layout(tower, depth, place, lengths.pop(), shape[0] != _ROWS, tuple(around), tuple(before), tuple(outermost))
 
 
 def _place(call: tuple[tuple[Any, ...], dict[str, Any]], output: Any) -> int | str | None:
@@ -381,6 +386,14 @@ def _repeats(results: Iterator[Any]) -> Callable[..., Any]:
         return next(results)
 
     return run
+
+
+def _tell_tracer(left: Sequence[nn.Module]) -> None:
+    """Run the hooks of modules that an exception has left, the outermost first, where fvcore is tracing: it counts by them."""
+    if torch.jit.is_tracing():
+        for module in reversed(left):
+            for hook in module._forward_hooks.values():
+                hook(module, (), None)
 
 
 @contextmanager
