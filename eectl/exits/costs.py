@@ -209,5 +209,5 @@ _MOVE = """Int ScalarImplicit size numel arange cat stack chunk split split_with
     index_select gather scatter embedding expand expand_as repeat repeat_interleave reshape reshape_as view view_as flatten
     unflatten permute transpose t mT movedim roll flip pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone
     copy_ detach to type_as alias empty full full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like
-    scalar_tensor lift_fresh tril triu"""
+    scalar_tensor lift_fresh tril triu as_strided nonzero nonzero_numpy"""
 UNCOUNTED = frozenset(f"aten::{name}" for name in " ".join((_ELEMENTWISE, _REDUCE, _NORM_POOL, _MOVE)).split())

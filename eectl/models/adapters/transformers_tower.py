@@ -156,9 +156,6 @@ class TowerBackbone(TextBackbone):
 
     def stem(self, inputs: Tensor) -> Hidden:
         texts = inputs.transpose(1, 2)
-        if self._pads_with is not None:
-            real = texts[:, :, 1:2].bool()
-            texts = torch.cat([texts[:, :, :1].where(real, self._pads_with), texts[:, :, 1:]], dim=2)
         x, recorded = self._record(texts)
         return Hidden(x, texts, recorded)
 
@@ -205,6 +202,8 @@ class TowerBackbone(TextBackbone):
     def _arguments(self, texts: Tensor) -> dict[str, Any]:
         """Return the arguments of the library's forward for texts [row, token, 3]."""
         ids, mask, types = texts.unbind(dim=2)
+        if self._pads_with is not None:
+            ids = ids.where(mask.bool(), self._pads_with)
         return {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if self._takes_types else {})
 
     def _known(self, hidden: Hidden) -> _Recorded:
