@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ SMALL = {
 }
 """Sizes under all names that configurations have for them; each type takes those that it knows."""
 
-_CUT = """arcee axk2 big_bird biogpt bloom convbert ctrl data2vec-text deepseek_v2 diffllama doge ernie esm esmc eurobert
+_CUT = """arcee big_bird biogpt bloom convbert ctrl data2vec-text deepseek_v2 diffllama doge ernie esm esmc eurobert
     exaone4 falcon fnet gemma gemma2 gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_oss gptj gte helium
     hunyuan_v1_dense hunyuan_v1_moe ibert jamba jetmoe jina_embeddings_v3 layoutlm llama longformer luke megatron-bert
     minicpm3 minimax ministral ministral3 mistral mistral4 mixtral mobilebert modernbert modernbert-decoder mpnet mra
@@ -57,32 +58,26 @@ REFUSED = {  # by the reason that is given
 SIX = ("modernbert", "mpnet", "xlnet", "longformer", "gpt2", "gemma3_text")
 """Kinds of layers, a bias that trains, tokens first, filled windows, absolute positions read from left to right, a mask each."""
 
+UNREAD = ("big_bird", "mra", "qwen3_5_text", "qwen3_next")
+"""Types whose library computes what nothing reads, as a pooler or a last state; traces, and so costs, leave it out."""
+UNSEEN = {"fnet": 3 * sum(2 * LENGTH * 32 * math.log2(size) for size in (LENGTH, 32))}
+"""The multiply-adds of Fourier transforms, which PyTorch's counter does not see: n log₂ n butterflies of 4 for 2 numbers."""
+
 TYPES = [pytest.param(name, marks=[] if name in SIX else pytest.mark.thorough) for name in CUT]
 
 
 def small(model_type: str) -> dict[str, Any]:
     known = {*AutoConfig.for_model(model_type).to_dict(), *CONFIG_MAPPING[model_type].attribute_map}
     twice = set(CONFIG_MAPPING[model_type].attribute_map.values())  # a size goes by one of its names
-    return {key: value for key, value in SMALL.items() if key in known and key not in twice}
+    sizes = SMALL | ({"head_dim": 16} if model_type == "mistral4" else {})
+    return {key: value for key, value in sizes.items() if key in known and key not in twice}
 
 
 def library(net: Any, inputs: Tensor) -> Tensor:
     """The library's own forward pass; token types only where the network has a table of them."""
     ids, mask, types = inputs.unbind(1)
-    more = (
-        {"token_type_ids": types}
-        if getattr(net.config, "type_vocab_size", 0) and "score" not in dict(net.named_children())
-        else {}
-    )
-    return (
-        net(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
-        if is_decoder(net)
-        else net(input_ids=ids, attention_mask=mask, **more).logits
-    )
-
-
-def is_decoder(net: nn.Module) -> bool:
-    return "score" in dict(net.named_children())
+    more = {"token_type_ids": types} if getattr(net.config, "type_vocab_size", 0) else {}
+    return net(input_ids=ids, attention_mask=mask, **more).logits
 
 
 @pytest.fixture(scope="module", params=TYPES)
@@ -161,13 +156,22 @@ def test_rows_leave_where_the_offline_choice_says(model: MultiExitModel, rows: T
             torch.testing.assert_close(found, logits[taken, torch.arange(len(rows))], rtol=1e-3, atol=1e-4)
 
 
-def test_pytorchs_counter_agrees_on_costs(model: MultiExitModel) -> None:
-    """It counts 2 per multiply-add; with plain attention, as it does not see the fused one."""
+def test_pytorchs_counter_agrees_on_costs(model_type: str, model: MultiExitModel) -> None:
+    """It counts 2 per multiply-add; with plain attention and experts one by one, as it does not see the fused ones."""
+    if model_type == "yoso":
+        with pytest.raises(EectlError, match=r"^the cost of .*YosoCumulation in block 0 is not known"):
+            measure_costs(model, (3, LENGTH))
+        return
     costs = measure_costs(model, (3, LENGTH))
     model.eval().requires_grad_(False)
+    model.backbone.net.config._experts_implementation = "eager"
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         library(model.backbone.net, model.backbone.example((3, LENGTH)))
-    assert costs.plain == pytest.approx(counter.get_total_flops() / 2, rel=1e-3)
+    expected = counter.get_total_flops() / 2 + UNSEEN.get(model_type, 0)
+    if model_type in UNREAD:
+        assert 0.7 * expected < costs.plain < expected
+    else:
+        assert costs.plain == pytest.approx(expected, rel=1e-3)
     assert 0 < costs.exits[0] < costs.exits[1] < costs.plain
 
 
