@@ -226,6 +226,6 @@ _MOVE = """Int ScalarImplicit size numel arange cat stack chunk split split_with
     unflatten permute transpose t mT movedim roll flip pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone
     copy_ detach to type_as alias empty full full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like
     scalar_tensor lift_fresh tril triu as_strided nonzero
-    nonzero_numpy numpy_T im2col empty_like view_as_complex view_as_real"""
+    nonzero_numpy scatter_ numpy_T im2col empty_like view_as_complex view_as_real"""
 _OWN = frozenset({"prim::PythonOp.GeLUFunction"})  # element-wise functions that networks write themselves
 UNCOUNTED = _OWN | {f"aten::{name}" for name in " ".join((_ELEMENTWISE, _REDUCE, _NORM_POOL, _MOVE)).split()}

@@ -40,25 +40,35 @@ SMALL = {
 }
 """Sizes under all names that configurations have for them; each type takes those that it knows."""
 
-_CUT = """arcee big_bird biogpt bloom convbert ctrl data2vec-text deepseek_v2 diffllama doge ernie esm esmc eurobert
-    exaone4 falcon fnet gemma gemma2 gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_oss gptj gte helium
-    hunyuan_v1_dense hunyuan_v1_moe ibert jamba jetmoe jina_embeddings_v3 layoutlm llama longformer luke megatron-bert
-    minicpm3 minimax ministral ministral3 mistral mistral4 mixtral mobilebert modernbert modernbert-decoder mpnet mra
-    nemotron nomic_bert nystromformer olmo olmo2 olmo3 openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3
-    qwen3_5_text qwen3_moe qwen3_next rembert roberta-prelayernorm roc_bert roformer seed_oss smollm3 stablelm
-    starcoder2 tapas ultrabert xlm-roberta-xl xlnet yoso"""
+OWN: dict[str, dict[str, Any]] = {
+    "axk1": {"head_dim": 8},
+    "deepseek_v3": {"head_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]]},
+    "layoutlmv3": {"visual_embed": False, "coordinate_size": 6, "shape_size": 4},
+    "mistral4": {"head_dim": 16},
+    "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
+}
+"""What some types need besides."""
+
+_CUT = """arcee axk1 big_bird biogpt bloom convbert ctrl data2vec-text deepseek_v2 deepseek_v3 diffllama doge ernie esm esmc
+    eurobert exaone4 falcon fnet gemma gemma2 gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss
+    gptj gte helium hunyuan_v1_dense hunyuan_v1_moe ibert jamba jetmoe jina_embeddings_v3 layoutlm layoutlmv3 llama
+    longformer luke markuplm megatron-bert minicpm3 minimax ministral ministral3 mistral mistral4 mixtral mobilebert
+    modernbert modernbert-decoder mpnet mra nemotron nomic_bert nystromformer olmo olmo2 olmo3 openai-gpt opt
+    persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_moe qwen3_next rembert roberta-prelayernorm
+    roc_bert roformer seed_oss smollm3 stablelm starcoder2 tapas ultrabert xlm-roberta-xl xlnet xmod yoso"""
 CUT = tuple(_CUT.split())
 REFUSED = {  # by the reason that is given
     **dict.fromkeys(("bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5"), "an encoder and a decoder"),
     **dict.fromkeys(("gemma3", "modernvbert", "qwen3_5", "ultravbert", "t5gemma", "t5gemma2", "mpt"), "parts of their own"),
     **dict.fromkeys(("funnel", "squeezebert"), "do not run once each"),
     **dict.fromkeys(("flaubert", "xlm"), "do not hand on one hidden state"),
-    "xmod": "Input language unknown",
+    "canine": "fewer than the text has tokens",
 }
 SIX = ("modernbert", "mpnet", "xlnet", "longformer", "gpt2", "gemma3_text")
 """Kinds of layers, a bias that trains, tokens first, filled windows, absolute positions read from left to right, a mask each."""
 
-UNREAD = ("big_bird", "mra", "qwen3_5_text", "qwen3_next")
+UNREAD = ("big_bird", "minimax", "mra", "qwen3_5_text", "qwen3_next")
 """Types whose library computes what nothing reads, as a pooler or a last state; traces, and so costs, leave it out."""
 UNSEEN = {"fnet": 3 * sum(2 * LENGTH * 32 * math.log2(size) for size in (LENGTH, 32))}
 """The multiply-adds of Fourier transforms, which PyTorch's counter does not see: n log₂ n butterflies of 4 for 2 numbers."""
@@ -69,8 +79,8 @@ TYPES = [pytest.param(name, marks=[] if name in SIX else pytest.mark.thorough) f
 def small(model_type: str) -> dict[str, Any]:
     known = {*AutoConfig.for_model(model_type).to_dict(), *CONFIG_MAPPING[model_type].attribute_map}
     twice = set(CONFIG_MAPPING[model_type].attribute_map.values())  # a size goes by one of its names
-    sizes = SMALL | ({"head_dim": 16} if model_type == "mistral4" else {})
-    return {key: value for key, value in sizes.items() if key in known and key not in twice}
+    sizes = {key: value for key, value in SMALL.items() if key in known and key not in twice}
+    return sizes | OWN.get(model_type, {})
 
 
 def library(net: Any, inputs: Tensor) -> Tensor:
@@ -280,6 +290,7 @@ def test_queued_texts_of_two_lengths_are_padded_to_the_longer() -> None:
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "funnel" else pytest.mark.thorough) for name in REFUSED])
 def test_what_cannot_be_cut_is_refused_with_its_reason(name: str) -> None:
     sizes = {"n_layers": 2, "emb_dim": 32, "n_heads": 4, "d_model": 32, "d_inner": 48, "block_sizes": [1, 1]}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     known = AutoConfig.for_model(name).to_dict()
     args = small(name) | {key: value for key, value in sizes.items() if key in known}
     with pytest.raises(EectlError, match=rf"^hf/{name} takes no exits: .*{REFUSED[name]}.*; types that take exits are bert.*$"):

@@ -126,7 +126,8 @@ class TowerBackbone(TextBackbone):
                 )
         if net.config.is_encoder_decoder:
             raise CannotBeCutError("it is an encoder and a decoder, which runs once the encoder is through")
-        towers = _towers(net)[:_MOST_TOWERS]
+        first, *others = _towers(net)
+        towers = [first, *(other for other in others if other[1] > 1)][:_MOST_TOWERS]
         on_meta = next(net.parameters()).is_meta
         if on_meta:
             self._layout = _Layout(*towers[0], 0, 0, False, (), (), ())
@@ -346,6 +347,8 @@ def _look_at(net: Any, tower: str, depth: int, arguments: Mapping[str, Any]) -> 
     shape = (args[place] if isinstance(place, int) else kwargs[place]).shape
     if len(shape) != 3 or _ROWS not in shape[:2]:
         raise CannotBeCutError("its hidden state has no dimensions of rows and tokens")
+    if shape[:2].numel() < _ROWS * _TOKENS:
+        raise CannotBeCutError("its hidden states are fewer than the text has tokens")
     after = [name for name in late if name not in early]
     outermost = [name for name in after if not any(name.startswith(f"{other}.") for other in after)]
     return _Layout(tower, depth, place, lengths.pop(), shape[0] != _ROWS, tuple(around), tuple(before), tuple(outermost))
@@ -389,7 +392,7 @@ def _repeats(results: Iterator[Any]) -> Callable[..., Any]:
 
 def _tell_tracer(left: Sequence[nn.Module]) -> None:
     """Run the hooks of modules that an exception has left, the outermost first, where fvcore is tracing: it counts by them."""
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         for module in reversed(left):
             for hook in module._forward_hooks.values():
                 hook(module, (), None)
