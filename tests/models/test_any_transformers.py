@@ -13,7 +13,7 @@ from small_networks import NUM_OUTPUTS, build_noisy, texts
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
@@ -46,6 +46,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]]},
     "layoutlmv3": {"visual_embed": False, "coordinate_size": 6, "shape_size": 4},
     "mistral4": {"head_dim": 16},
+    "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
 }
 """What some types need besides."""
@@ -311,3 +312,60 @@ def test_a_folders_older_keys_shape_the_network(tmp_path: Path) -> None:
     assert torch.equal(backbone.eval()(rows), library(expected, rows))
     name, args = backbone.rebuilds_as
     assert name == "hf/llama" and str(tmp_path) not in json.dumps(args)
+
+
+@pytest.mark.parametrize("way", ["pretrained", "weights"])
+@pytest.mark.parametrize("name", SIX)
+def test_an_encoder_without_a_head_is_loaded(name: str, way: str, tmp_path: Path) -> None:
+    """Its names lack the library's prefix; only what belongs to the head is left as it was drawn."""
+    torch.manual_seed(1)
+    encoder = AutoModel.from_config(AutoConfig.for_model(name, **small(name)))
+    encoder.save_pretrained(tmp_path)
+    start = {"pretrained": True} if way == "pretrained" else {"weights": tmp_path / "model.safetensors"}
+    backbone = build_backbone(BackboneSection(name=f"hf/{tmp_path}", **start), input_shape=(3, LENGTH), num_outputs=2)
+    assert backbone.fresh and all(backbone.locate(key) == backbone.depth for key in backbone.fresh)
+    own, prefix = backbone.net.state_dict(), f"{backbone.net.base_model_prefix}."
+    kept = [key for key in own if key not in backbone.fresh]
+    assert len(kept) > 20 and all(torch.equal(own[key], encoder.state_dict()[key.removeprefix(prefix)]) for key in kept)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"auto_map": {"AutoModelForSequenceClassification": "code.Net"}},
+        {"attn_implementation": "someone/kernel"},
+        {"_attn_implementation": "someone/kernel"},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"torch_dtype": "float16"},
+    ],
+)
+def test_a_folder_says_sizes_and_not_what_runs(options: dict[str, object], tmp_path: Path) -> None:
+    config = small("mpnet") | {"model_type": "mpnet"} | options
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    backbone = build_backbone(BackboneSection(name=f"hf/{tmp_path}"), input_shape=(3, LENGTH), num_outputs=2)
+    assert not options.keys() & backbone.rebuilds_as[1].keys()
+    assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
+    with pytest.raises(EectlError, match=r"^backbone\.args\..*: no such option"):
+        build_backbone(BackboneSection(name="hf/mpnet", args=options), input_shape=(3, LENGTH), num_outputs=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("modernbrt", r"hf/modernbrt .*'modernbert'.*"),
+        ("clip", r"hf/clip .*no text classifier.*"),
+        ("llama", r"hf/llama takes no exits: .*backbone\.args\.pad_token_id.*"),
+    ],
+)
+def test_what_does_not_work_is_one_line(name: str, message: str) -> None:
+    args = {key: value for key, value in small(name).items() if key != "pad_token_id"} if name == "llama" else {}
+    with pytest.raises(EectlError, match=f"^{message}$"):
+        build_backbone(BackboneSection(name=f"hf/{name}", args=args), input_shape=(3, LENGTH), num_outputs=2)
+
+
+@pytest.mark.parametrize("option", ["attention_window", "max_position_embeddings", "hidden_size", "num_hidden_layers"])
+def test_sizes_that_fill_the_memory_are_refused(option: str) -> None:
+    """A window of attention is no tensor of the network: texts are filled up to it."""
+    args = small("longformer") | {option: 10**9}
+    with pytest.raises(EectlError, match=rf"hf/longformer.*{option if option == 'attention_window' else ''}"):
+        build_backbone(BackboneSection(name="hf/longformer", args=args), input_shape=(3, LENGTH), num_outputs=2)

@@ -24,6 +24,7 @@ from eectl.core.json_files import parse_json
 from eectl.models.adapters.args_and_weights import check_names
 from eectl.models.adapters.transformers_parts import ADAPTERS, TextBackbone
 from eectl.models.adapters.transformers_tower import CannotBeCutError, TowerBackbone
+from eectl.models.limits import MOST_TENSORS
 
 
 def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> TextBackbone:
@@ -91,6 +92,7 @@ def _options(name: str, given: Mapping[str, Any], args: Mapping[str, Any]) -> di
         whole = AutoConfig.for_model(**{"model_type": model_type} | shaping).to_dict() | changes
     else:  # the library's class knows the keys of older files, and what follows from others, as the kinds of all layers do
         shaping = {aliases.get(key, key): given[key] for key in given if key not in _NOT_SHAPING and not key.startswith("_")}
+        _check_sizes(name, shaping | changes)
         whole = AutoConfig.for_model(**{"model_type": model_type} | shaping | changes).to_dict()
     return {key: whole[key] for key in names if key in whole}
 
@@ -101,6 +103,18 @@ def _shaping(config: Mapping[str, Any]) -> tuple[str, ...]:
     if parts:
         raise CannotBeCutError(f"its configuration has parts of their own ({', '.join(parts)})")
     return tuple(key for key in config if key not in _NOT_SHAPING and not key.startswith("_"))
+
+
+def _check_sizes(name: str, options: Mapping[str, Any]) -> None:
+    """Raise EectlError for sizes that no limit on a network's tensors bounds.
+
+    A configuration lists all layers before there is one, and texts are filled up to windows that no tensor has.
+    """
+    for key, value in options.items():
+        most = next((most for words, most in _MOST.items() if any(word in key for word in words.split())), None)
+        sizes = value if isinstance(value, (list, tuple)) else [value]
+        if most is not None and any(isinstance(size, (int, float)) and size > most for size in sizes):
+            raise EectlError(f"hf/{name}: backbone.args.{key} is {value}; allowed are {most:,} at most")
 
 
 def _check_type(name: str, model_type: str) -> None:
@@ -140,9 +154,10 @@ def _config_on_hub(name: str, *, download: bool) -> Path:
     except (OSError, ValueError) as error:
         if download:
             raise EectlError(f"hf/{name} cannot be downloaded ({_reason(error)}); a local folder is hf/./FOLDER") from error
+        known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
         raise EectlError(
-            f"hf/{name} is not a model type{closest(name, ADAPTERS)}, not a folder and not in the local cache; "
-            f"model types: {', '.join(ADAPTERS)}; --pretrained downloads from the Hugging Face hub, a folder is hf/./FOLDER"
+            f"hf/{name} is not a model type{closest(name, known)}, not a folder and not in the local cache; "
+            f"{_OTHERS}; --pretrained downloads from the Hugging Face hub, a folder is hf/./FOLDER"
         ) from error
 
 
@@ -223,6 +238,8 @@ def _reason(error: Exception) -> str:
     return text.partition(". ")[0].rstrip(".") or type(error).__name__
 
 
+_MOST = {"layer": MOST_TENSORS, "window chunk block stride rate landmark": 2**17}
+"""The most that options with one of these words in their names may be; published networks take 2¹⁷ tokens at most."""
 _OTHERS = "types that take exits are bert, roberta, modernbert, mpnet, gpt2, llama, qwen3 and their like"
 
 _LABELS_AND_FILES = """architectures auto_map dtype finetuning_task id2label label2id model_type name_or_path num_labels prefix
