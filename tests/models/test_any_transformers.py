@@ -326,7 +326,7 @@ def test_an_encoder_without_a_head_is_loaded(name: str, way: str, tmp_path: Path
     assert backbone.fresh and all(backbone.locate(key) == backbone.depth for key in backbone.fresh)
     own, prefix = backbone.net.state_dict(), f"{backbone.net.base_model_prefix}."
     kept = [key for key in own if key not in backbone.fresh]
-    assert len(kept) > 20 and all(torch.equal(own[key], encoder.state_dict()[key.removeprefix(prefix)]) for key in kept)
+    assert len(kept) >= 20 and all(torch.equal(own[key], encoder.state_dict()[key.removeprefix(prefix)]) for key in kept)
 
 
 @pytest.mark.parametrize(
