@@ -22,6 +22,7 @@ from eectl.exits.costs import measure_costs
 from eectl.exits.criteria import CRITERIA
 from eectl.exits.policy import Policy, choose
 from eectl.exits.router import Router, early_exit, rows_in_order
+from eectl.models.adapters.args_and_weights import NotOnThisMachineError
 from eectl.models.adapters.transformers_parts import ADAPTERS
 from eectl.models.backbone import Backbone
 from eectl.models.build import attach_exits, build_backbone, build_model, model_spec
@@ -361,6 +362,26 @@ def test_what_does_not_work_is_one_line(name: str, message: str) -> None:
     args = {key: value for key, value in small(name).items() if key != "pad_token_id"} if name == "llama" else {}
     with pytest.raises(EectlError, match=f"^{message}$"):
         build_backbone(BackboneSection(name=f"hf/{name}", args=args), input_shape=(3, LENGTH), num_outputs=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"),
+    [
+        ("no-one/bert-base-uncased", "bert"),
+        ("no-one/distilbert-base", "distilbert"),
+        ("no-one/deberta-v3-small", "deberta"),
+        ("no-one/xlm-roberta-base", "xlm-roberta"),
+        ("no-one/ModernBERT-base", "modernbert"),
+        ("no-one/gemma-3-1b-pt", "gemma3_text"),
+        ("no-one/Qwen3-0.6B", "qwen3"),
+        ("no-one/Llama-3.2-1B", "llama"),
+        ("bert/all-minilm", None),
+    ],
+)
+def test_a_network_that_is_not_here_is_of_the_type_that_its_name_says(name: str, model_type: str | None) -> None:
+    with pytest.raises(NotOnThisMachineError) as error:
+        build_backbone(BackboneSection(name=f"hf/{name}"), input_shape=(3, LENGTH), num_outputs=2)
+    assert error.value.model_type == model_type
 
 
 @pytest.mark.parametrize("option", ["attention_window", "max_position_embeddings", "hidden_size", "num_hidden_layers"])

@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file
 from eectl.core.errors import EectlError, closest, lookup
 from eectl.core.files import read_text
 from eectl.core.json_files import parse_json
-from eectl.models.adapters.args_and_weights import check_names
+from eectl.models.adapters.args_and_weights import NotOnThisMachineError, check_names
 from eectl.models.adapters.transformers_parts import ADAPTERS, TextBackbone
 from eectl.models.adapters.transformers_tower import CannotBeCutError, TowerBackbone
 from eectl.models.limits import MOST_TENSORS
@@ -155,10 +155,23 @@ def _config_on_hub(name: str, *, download: bool) -> Path:
         if download:
             raise EectlError(f"hf/{name} cannot be downloaded ({_reason(error)}); a local folder is hf/./FOLDER") from error
         known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-        raise EectlError(
+        raise NotOnThisMachineError(
             f"hf/{name} is not a model type{closest(name, known)}, not a folder and not in the local cache; "
-            f"{_OTHERS}; --pretrained downloads from the Hugging Face hub, a folder is hf/./FOLDER"
+            f"{_OTHERS}; --pretrained downloads from the Hugging Face hub, a folder is hf/./FOLDER",
+            model_type=_type_in(name),
         ) from error
+
+
+def _type_in(name: str) -> str | None:
+    """Return the model type with which an id on the hub begins, such as `gemma3_text` of `google/gemma-3-1b-pt`; else None."""
+    title = _bare(name.rpartition("/")[2])
+    kinds = {_bare(kind.removesuffix("_text")): kind for kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES}
+    longest = max((bare for bare in kinds if title.startswith(bare)), key=len, default=None)
+    return None if longest is None else kinds[longest]
+
+
+def _bare(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _load(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
