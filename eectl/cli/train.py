@@ -64,11 +64,11 @@ def train(
                                                show_default=False)] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="start from the weights that torchvision or timm publish; "
                                              "that library downloads them")] = False,
-    data: Annotated[Path | None, typer.Option(help="data of your own: a folder of images by class, or a file of texts "
-                                              f"({listed(FILE_CHOICES)})", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option(help="data of your own: a folder of images by class or in shards, a file of "
+                                              f"texts ({listed(FILE_CHOICES)}), or hfds/OWNER/NAME", show_default=False)] = None,
     text: Annotated[list[str] | None, typer.Option(help="the column with the text; twice for pairs of texts", metavar="COLUMN",
                                                    show_default=False)] = None,
-    target: Annotated[str | None, typer.Option(help="the column to predict, for texts", metavar="COLUMN",
+    target: Annotated[str | None, typer.Option(help="the column to predict, in a table", metavar="COLUMN",
                                                show_default=False)] = None,
     task: Annotated[str | None, typer.Option(help=described(TASK_CHOICES), autocompletion=among(*TASK_CHOICES),
                                              show_default=False)] = None,

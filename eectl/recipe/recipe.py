@@ -48,7 +48,7 @@ from eectl.recipe.section import (
     Weight,
     Width,
 )
-from eectl.recipe.text_sets import is_text
+from eectl.recipe.text_sets import is_text, kind_asked
 
 MOST_EXITS = 1000
 MOST_INPUTS = 3 * 8192 * 8192  # numbers of one row
@@ -331,7 +331,7 @@ class Recipe(Section):
         if not isinstance(value, Mapping):
             return value
         data, backbone = value.get("data"), value.get("backbone")
-        if not (isinstance(data, Mapping) and isinstance(backbone, Mapping) and is_text(str(data.get("name")))):
+        if not (isinstance(data, Mapping) and isinstance(backbone, Mapping) and is_text(str(data.get("name")), kind_asked(data))):
             return value
         name = str(backbone.get("name"))
         if data.get("tokenizer") is not None or not name.startswith("hf/"):
