@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eectl.recipe.recipe import OptimizerSection, ScheduleSection
+from eectl.recipe.optimizer_section import OptimizerSection, ScheduleSection
 
 
 def learning_rate(step: int, *, base: float, schedule: ScheduleSection, steps_per_epoch: int, epochs: int) -> float:

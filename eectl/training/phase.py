@@ -14,7 +14,8 @@ from eectl.core.seeds import derive_seed
 from eectl.data import num_batches
 from eectl.models.losses import balanced_weights
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import OptimizerSection, Recipe, ScheduleSection, phase_change
+from eectl.recipe.optimizer_section import OptimizerSection, ScheduleSection
+from eectl.recipe.recipe import Recipe, phase_change
 from eectl.recipe.regimes import Phase
 from eectl.training.feed import TrainingData
 from eectl.training.gradient_dominance import Tracker

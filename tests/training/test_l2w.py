@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from eectl.core.errors import EectlError
 from eectl.data import load_data
 from eectl.models.losses import TASKS
-from eectl.recipe.recipe import L2wSection, OptimizerSection
+from eectl.recipe.optimizer_section import OptimizerSection
+from eectl.recipe.recipe import L2wSection
 from eectl.recipe.regimes import REGIMES, regime_phases
 from eectl.training.l2w import LearnedWeights, allot, check_phases, check_run, exit_quotas, pseudo_step
 from eectl.training.network import first_network, with_exits

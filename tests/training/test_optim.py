@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from eectl.recipe.recipe import ScheduleSection
+from eectl.recipe.optimizer_section import ScheduleSection
 from eectl.training.optim import EarlyStopper, learning_rate
 
 
