@@ -1,10 +1,11 @@
-"""The recipe's sections `optimizer` and `schedule`: how weights move down a gradient, and how fast. No torch."""
+"""The recipe's sections `optimizer`, `schedule` and `ema`: how weights move, how fast, and what is averaged. No torch."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from eectl.recipe.section import Epochs, Factor, Fraction, Rate, RateOrZero, Section
+from eectl.recipe.section import Epochs, Factor, Fraction, Rate, RateOrZero, Section, Switch
 
 
 class OptimizerSection(Section):
@@ -34,3 +35,32 @@ class ScheduleSection(Section):
     )
     min_lr: RateOrZero = Field(0.0, description="The learning rate at the end of a cosine.")
     warmup: Epochs = Field(0.0, description="Epochs in which the learning rate grows from 0 to lr, before the rest.")
+
+
+class EmaSection(Section):
+    """The moving average of the weights over a phase's steps, which each phase starts from its first weights."""
+
+    decay: Fraction = Field(
+        0.0,
+        description="How much of the average stays at each step; 0.9999 and 0.999 are usual. What is validated, stopped on and "
+        "saved are then the averaged weights, BatchNorm's statistics among them. 0: no average.",
+    )
+    warmup: Switch = Field(
+        True,
+        description="Whether the decay of step n, from 0, is at most 1 − (1 + n)^(−2/3), as in timm, so that first weights are "
+        "soon forgotten.",
+    )
+
+
+def _decay_alone(value: Any) -> Any:
+    """Read a plain number as the decay of a moving average."""
+    if isinstance(value, Mapping | EmaSection):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("give the decay alone, such as 0.9999, or {decay: 0.9999, warmup: true}")
+    return {"decay": value}
+
+
+_EMA_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, EmaSection.model_json_schema()]}
+Ema = Annotated[EmaSection, BeforeValidator(_decay_alone), WithJsonSchema(_EMA_SCHEMA)]
+"""The key `ema`: the section, or its decay alone."""

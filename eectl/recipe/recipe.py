@@ -29,7 +29,7 @@ from eectl.recipe.choices import (
     listed,
 )
 from eectl.recipe.data_section import DataSection
-from eectl.recipe.optimizer_section import OptimizerSection, ScheduleSection
+from eectl.recipe.optimizer_section import Ema, EmaSection, OptimizerSection, ScheduleSection
 from eectl.recipe.regimes import Phase
 from eectl.recipe.section import (
     Block,
@@ -248,6 +248,13 @@ class Recipe(Section):
     )
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
+    ema: Ema = Field(
+        EmaSection(),
+        description="A moving average of the weights: its decay alone, such as 0.9999, or {decay: 0.9999, warmup: true}. What is "
+        "validated, stopped on and saved are then the averaged weights of what trains, BatchNorm's statistics among them. Each "
+        "phase starts its average from its first weights. warmup (the default): the decay of step n, from 0, is at most "
+        "1 − (1 + n)^(−2/3), as timm has it. Default: no average.",
+    )
     epochs: Count = Field(100, description="At most this many epochs in each phase.")
     patience: Count = Field(10, description="A phase ends when no exit has improved on the validation rows for this many epochs.")
     metric: Literal["score", "balanced", "loss"] = Field(

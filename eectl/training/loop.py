@@ -155,8 +155,11 @@ def _run(phase: RunningPhase, data: TrainingData, journal: Journal, resumed: Sav
         train_epoch(phase, feed, journal=journal)
         _check_finite(phase)
         share_buffers(model)
-        validation = phase.validate(feed)
-        improved = progress.end_epoch(model, settings, validation)
+        with progress.evaluated():
+            if progress.average is not None:
+                share_buffers(model)
+            validation = phase.validate(feed)
+            improved = progress.end_epoch(model, settings, validation)
         progress.seconds += time.monotonic() - started
         row = _row(settings, progress, sums.take(), validation, improved)
         if world.is_main:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,10 @@ from eectl.core.seeds import derive_seed
 from eectl.data import num_batches
 from eectl.models.losses import balanced_weights
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.optimizer_section import OptimizerSection, ScheduleSection
+from eectl.recipe.optimizer_section import EmaSection, OptimizerSection, ScheduleSection
 from eectl.recipe.recipe import Recipe, phase_change
 from eectl.recipe.regimes import Phase
+from eectl.training.averaging import WeightAverage
 from eectl.training.feed import TrainingData
 from eectl.training.gradient_dominance import Tracker
 from eectl.training.l2w import LearnedWeights
@@ -51,6 +53,7 @@ class PhaseSettings:
     objective: Objective
     optimizer: OptimizerSection
     schedule: ScheduleSection
+    ema: EmaSection
     epochs: int
     patience: int
     metric: str
@@ -90,6 +93,7 @@ def phase_settings(
         ),
         optimizer=recipe.optimizer.model_copy(update={key: own[key] for key in ("lr", "weight_decay") if key in own}),
         schedule=recipe.schedule,
+        ema=recipe.ema,
         epochs=epochs,
         patience=own.get("patience", recipe.patience),
         metric=recipe.metric,
@@ -108,6 +112,7 @@ def phase_settings(
 class PhaseProgress:
     """The state of a phase's optimisation: beside the network's weights and the epoch's sums, what a resume file holds.
 
+    `average` is the moving average of the weights, None where there is none: see `evaluated`.
     `best` are the weights of the last evaluation at which an exit improved, `best_validation` its losses and scores, and
     `best_epoch` its epoch, from 1; 0 is none yet. `epoch` counts the epochs that are done, `batch` the steps of the next.
     """
@@ -117,6 +122,7 @@ class PhaseProgress:
     stopper: EarlyStopper
     best: dict[str, Tensor]
     steps_per_epoch: int
+    average: WeightAverage | None = None
     best_validation: Mapping[str, list[float]] = field(default_factory=dict)
     best_epoch: int = 0
     epoch: int = 0
@@ -127,6 +133,10 @@ class PhaseProgress:
     def step(self) -> int:
         """The steps of this phase that are done."""
         return self.epoch * self.steps_per_epoch + self.batch
+
+    def evaluated(self) -> AbstractContextManager[None]:
+        """Return the context in which the network has the weights that are evaluated and kept: their average, if there is one."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def end_epoch(self, model: nn.Module, settings: PhaseSettings, validation: Mapping[str, list[float]]) -> bool:
         """Take an epoch's evaluation; returns whether any exit improved, in which case the weights are kept."""
@@ -150,6 +160,7 @@ def start_progress(model: MultiExitModel, settings: PhaseSettings, device: torch
         EarlyStopper(settings.patience, settings.metric != "loss" and settings.objective.task.higher_is_better),
         _snapshot(model),
         settings.steps_per_epoch,
+        WeightAverage(model, settings.ema) if settings.ema.decay else None,
     )
 
 
@@ -234,6 +245,8 @@ def resume_state(model: nn.Module, progress: PhaseProgress, sums: EpochSums, run
     if progress.learned:
         tensors |= with_prefix("l2w", progress.learned.network.state_dict())
         tensors |= with_prefix("l2w-optimizer", optimizer_tensors(progress.learned.optimizer))
+    if progress.average:
+        tensors |= with_prefix("ema", progress.average.tensors)
     values = {
         "epoch": progress.epoch,
         "batch": progress.batch,
@@ -257,6 +270,7 @@ def restore_state(
     _check_place(values, settings, num_exits=model.num_exits)
     parts = {name.partition(".")[0] for name in tensors}
     known = {"model", "best", "optimizer", "sums", "dominance"} | ({"l2w", "l2w-optimizer"} if progress.learned else set())
+    known |= {"ema"} if progress.average else set()
     if parts - known:
         raise StateError(f"{min(parts - known)} is not part of this run")
     best = tensors_like("best", tensors, weights)
@@ -267,6 +281,8 @@ def restore_state(
         network = progress.learned.network
         network.load_state_dict(tensors_like("l2w", tensors, network.state_dict()))
         restore_optimizer(progress.learned.optimizer, "l2w-optimizer", tensors)
+    if progress.average:
+        progress.average.restore(tensors_like("ema", tensors, progress.average.tensors))
     higher = progress.stopper.higher_is_better
     bests = {number: worst_or(value, higher_is_better=higher) for number, value in values.stopper.best.items()}
     progress.stopper.restore({"best": bests, "since": values.stopper.since})

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eectl.core.distributed import World, average, total
+from eectl.core.distributed import World, total
+from eectl.core.distributed import average as average_over_processes
 from eectl.core.seeds import derive_seed
 from eectl.models.losses import distil, exit_losses, total_weight, weighted_exit_losses, with_auxiliary
 from eectl.models.multi_exit import Reads
+from eectl.training.averaging import WeightAverage
 from eectl.training.gradient_dominance import Tracker
 from eectl.training.l2w import LearnedWeights
 from eectl.training.objective import LossSet
@@ -46,6 +48,8 @@ class Stepper:
         rate = settings.learning_rate(number)
         set_rate(progress.optimizer, rate)
         sums.begin_step(number)
+        if progress.average is not None:
+            progress.average.begin_step(number)
         if progress.learned is None:
             tracker = sums.tracker if sums.tracker and sums.tracker.due(number, wanted.exits) else None
             self._plain_step(wanted)(wanted, inputs, targets, tracker=tracker)
@@ -55,12 +59,20 @@ class Stepper:
         set_rate(learned.optimizer, learned.settings.lr * rate / settings.optimizer.lr)  # follows the schedule, as in the source
         learns = number % learned.settings.interval == 0
         learned_step(self._net, settings, progress.optimizer, sums, wanted, inputs, targets, learned=learned, learns=learns)
+        if progress.average is not None:
+            progress.average.update()
 
     def _plain_step(self, wanted: LossSet) -> "PlainStep":
         key = tuple(wanted.exits)
         if key not in self._plain:
             self._plain[key] = PlainStep(
-                self._net, self._settings, self._progress.optimizer, self._sums, wanted, num_processes=self._world.size
+                self._net,
+                self._settings,
+                self._progress.optimizer,
+                self._sums,
+                wanted,
+                average=self._progress.average,
+                num_processes=self._world.size,
             )
         return self._plain[key]
 
@@ -68,9 +80,9 @@ class Stepper:
 class PlainStep:
     """A step down the gradient of one set of exits' weighted loss, and of what else the objective has.
 
-    It is a function of tensors: inputs, targets, and what stays in its place (parameters, weights, the learning rate, the step's
-    number, the sums), so that a device can record it. With several processes forward and backward pass are recorded; then the
-    gradients are averaged in one message, and the fused optimizer is called as it is.
+    It is a function of tensors: inputs, targets, and what stays in its place (parameters and their average, weights, the learning
+    rate, the step's number, the sums), so that a device can record it. With several processes forward and backward pass are
+    recorded; then the gradients are averaged in one message, and the fused optimizer is called as it is.
     """
 
     def __init__(
@@ -81,9 +93,10 @@ class PlainStep:
         sums: EpochSums,
         wanted: LossSet,
         *,
+        average: WeightAverage | None,
         num_processes: int,
     ) -> None:
-        self._net, self._settings, self._optimizer, self._sums = net, settings, optimizer, sums
+        self._net, self._settings, self._optimizer, self._sums, self._average = net, settings, optimizer, sums, average
         self._exits, self._index, self._weights = wanted.exits, wanted.index, wanted.weights.clone()
         self._taken, self._num_processes, self._takes_reads = wanted, num_processes, False
         by_class, device = settings.objective.class_weights, self._weights.device
@@ -165,10 +178,12 @@ class PlainStep:
 
     def _descend(self, gradients: Gradients) -> None:
         """Make one step of the optimizer down these gradients, averaged over all processes."""
-        average([gradient for _, gradient in gradients])
+        average_over_processes([gradient for _, gradient in gradients])
         for parameter, gradient in gradients:
             parameter.grad = gradient  # a replay writes to it, and the parameter has forgotten it
         _step_down(self._optimizer, self._settings.optimizer.clip_norm)
+        if self._average is not None:
+            self._average.update()
 
 
 def learned_step(
