@@ -261,6 +261,11 @@ class Recipe(Section):
         "score", description=f"What early stopping compares and thresholds are chosen by. {described(METRIC_CHOICES)}."
     )
     batch_size: Rows = Field(128, description="Rows of a training step, over all processes together.")
+    accumulate: Rows = Field(
+        1,
+        description="The pieces in which the rows of a step pass, one after the other, before the weights move: less memory, and "
+        "the same result, but that BatchNorm takes its statistics of each piece and dropout draws other numbers.",
+    )
     eval_batch_size: Rows = Field(500, description="Rows that are evaluated at once, in each process.")
     phases: Annotated[dict[Count, PhaseSection], BeforeValidator(_by_number)] = Field(
         {}, description="What single phases do differently, by number, as {3: {epochs: 10}}."
@@ -329,6 +334,17 @@ class Recipe(Section):
     def _one_objective(self) -> "Recipe":
         if self.loss_weights == "l2w" and self.distillation.teacher != "none":
             raise ValueError("loss_weights l2w and distillation exclude each other; set distillation.teacher=none")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_accumulate(self) -> "Recipe":
+        sizes = {"batch_size": self.batch_size}
+        sizes |= {f"phases.{number}.batch_size": own.batch_size for number, own in self.phases.items() if own.batch_size}
+        for key, size in sizes.items():
+            if self.accumulate > size:
+                raise ValueError(f"accumulate is {self.accumulate:,}, and {key} only {size:,}; a piece has at least a row")
+        if self.accumulate > 1 and self.loss_weights == "l2w":
+            raise ValueError("loss_weights l2w takes each batch in two halves of its own; set accumulate=1")
         return self
 
     @model_validator(mode="after")

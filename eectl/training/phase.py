@@ -43,7 +43,8 @@ NEVER = 2**62
 class PhaseSettings:
     """A phase's settings: the parts that train, and all that they train with.
 
-    `batch_size` and `rows_per_step` are over all processes; the second is smaller where the split is. `metric` is what early
+    `batch_size` and `rows_per_step` are over all processes; the second is smaller where the split is. The rows of a step pass in
+    `accumulate` pieces in each process, or in as many as it has rows. `metric` is what early
     stopping compares, an entry of METRIC_CHOICES; `validation_weights` are what a validation row of each class counts in it, None
     where all count alike. `most_tokens` are those of a text, None for images. `cache_bytes` is the most that may
     be kept of what exits read of a frozen backbone, 0 where that may change from step to step.
@@ -59,6 +60,7 @@ class PhaseSettings:
     metric: str
     validation_weights: tuple[float, ...] | None
     batch_size: int
+    accumulate: int
     eval_batch_size: int
     steps_per_epoch: int
     rows_per_step: int
@@ -99,6 +101,7 @@ def phase_settings(
         metric=recipe.metric,
         validation_weights=tuple(balanced_weights(data.validation.labels).tolist()) if recipe.metric == "balanced" else None,
         batch_size=batch_size,
+        accumulate=recipe.accumulate,
         eval_batch_size=recipe.eval_batch_size,
         steps_per_epoch=num_batches(data.train, batch_size),
         rows_per_step=min(batch_size, len(data.train)),

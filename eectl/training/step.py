@@ -137,27 +137,41 @@ class PlainStep:
     def _gradients(self, targets: Tensor, *parts: Tensor, tracker: Tracker | None = None) -> Gradients:
         """Return this process's gradients of a batch, of the parameters that have one, and add the losses to the sums.
 
-        The loss is the mean over the rows of all processes, whose shares may differ by one.
+        The loss is the mean over the rows of all processes, whose shares may differ by one, as may those of the pieces in which
+        the rows here pass.
         """
-        value, losses = self._compiled(targets, parts) if tracker is None else self._losses(targets, parts, tracker)
-        rows = len(targets)
-        scale = rows * self._num_processes / self._settings.rows_per_step
-        (value if scale == 1 else value * scale).backward()  # type: ignore[no-untyped-call]
-        self._sums.add(self._index, losses, rows)
+        pieces = zip(*(torch.tensor_split(each, self._num_pieces(targets)) for each in (targets, *parts)), strict=True)
+        for piece_targets, *piece in pieces:
+            rows, here = len(piece_targets), self._total
+            if self._class_weights is not None and rows < len(targets):
+                here = here * (rows / len(targets))  # what all rows count, on this piece's part
+            value, losses = (
+                self._compiled(piece_targets, piece, here)
+                if tracker is None
+                else self._losses(piece_targets, piece, here, tracker)
+            )
+            scale = rows * self._num_processes / self._settings.rows_per_step
+            (value if scale == 1 else value * scale).backward()  # type: ignore[no-untyped-call]
+            self._sums.add(self._index, losses, rows)
         parameters = (parameter for group in self._optimizer.param_groups for parameter in group["params"])
         return [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
 
-    def _losses(self, targets: Tensor, parts: Sequence[Tensor], tracker: Tracker | None = None) -> tuple[Tensor, Tensor]:
-        """Return the value to descend and the exits' losses [exit], which have no gradient."""
+    def _num_pieces(self, targets: Tensor) -> int:
+        return min(self._settings.accumulate, len(targets))
+
+    def _losses(
+        self, targets: Tensor, parts: Sequence[Tensor], divisor: Tensor, tracker: Tracker | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the value to descend and the exits' losses [exit], which have no gradient; weighted ones are over `divisor`."""
         net, objective, exits = self._net, self._settings.objective, self._exits
         inputs = tuple(parts) if self._takes_reads else parts[0]
         with net.execution.autocast():
             outputs = net.model(inputs, exits, equilibrium=objective.equilibrium)
         logits = [outputs[k - 1].logits for k in exits]
         if tracker is None:
-            losses = self._exit_losses(logits, targets)
+            losses = self._exit_losses(logits, targets, divisor)
         else:  # each with a graph of its own, for a backward pass of its own
-            apart = [self._exit_losses([each], targets)[0] for each in logits]
+            apart = [self._exit_losses([each], targets, divisor)[0] for each in logits]
             tracker.measure(apart, self._weights, exits, self._index)
             losses = torch.stack(apart)
         value = with_auxiliary(net.model.auxiliary, (losses * self._weights).sum(), outputs)
@@ -167,14 +181,12 @@ class PlainStep:
             value = value + lesson.weight * distance
         return value, losses.detach()
 
-    def _exit_losses(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    def _exit_losses(self, logits: Sequence[Tensor], targets: Tensor, divisor: Tensor) -> Tensor:
         """Return the mean loss of each exit [exit], in which rows count alike or by their class."""
         objective = self._settings.objective
         if self._class_weights is None:
             return exit_losses(objective.task, logits, targets, objective.label_smoothing)
-        return weighted_exit_losses(
-            logits, targets, objective.label_smoothing, class_weights=self._class_weights, total=self._total
-        )
+        return weighted_exit_losses(logits, targets, objective.label_smoothing, class_weights=self._class_weights, total=divisor)
 
     def _descend(self, gradients: Gradients) -> None:
         """Make one step of the optimizer down these gradients, averaged over all processes."""

@@ -219,10 +219,12 @@ def _explained(recipe: Recipe, world: World) -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise EectlError(
-            f"batch_size {recipe.batch_size} leaves a process one image, of which BatchNorm takes no statistics; raise batch_size"
+            f"batch_size {recipe.batch_size} and accumulate {recipe.accumulate} leave a process one image at a time, of which "
+            f"BatchNorm takes no statistics; raise batch_size{' or lower accumulate' if recipe.accumulate > 1 else ''}"
         ) from error
     except torch.OutOfMemoryError as error:
-        also = f", --set eval_batch_size={max(recipe.eval_batch_size // 2, 1)}, or --set precision=bf16"
+        ways = f"accumulate={2 * recipe.accumulate}", f"eval_batch_size={max(recipe.eval_batch_size // 2, 1)}"
+        also = "".join(f", --set {way}" for way in ways) + ", or --set precision=bf16"
         note = "; ".join(["over all processes", *getattr(error, "__notes__", ())])  # what CUDA graphs hold
         raise out_of_memory(world.device, "--set batch_size=", recipe.batch_size, note=note, also=also) from error
     except RuntimeError as error:

@@ -95,7 +95,7 @@ IMAGES = [
     ["regime=joint", VIT, "exits.after=[0, 1]", "data.augment={mixup: 0.2}"],
     ["regime=joint", "precision=bf16"],
     ["regime=joint", "class_weights=balanced", "metric=balanced"],
-    ["regime=joint", "ema=0.9"],
+    ["regime=joint", "ema=0.9", "accumulate=3", "class_weights=balanced"],
     ["regime=joint", VIT, "exits.after=[0, 1]", "class_weights=balanced", "data.augment={mixup: 0.2}"],
 ]
 
