@@ -5,7 +5,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from eectl.recipe.choices import DECAY_CHOICES, described, listed
 from eectl.recipe.section import Epochs, Factor, Fraction, Rate, RateOrZero, Section, Switch
+
+
+class WeightDecaySection(Section):
+    """A weight decay, and the kinds of parameters that are left out of it."""
+
+    value: RateOrZero = Field(description="How strongly weights are pulled to 0.")
+    exclude: Annotated[tuple[Literal["norms", "biases", "positions"], ...], Field(max_length=len(DECAY_CHOICES))] = Field(
+        ("norms", "biases", "positions"),
+        description=f"The kinds of parameters that do not decay. {described(DECAY_CHOICES)}. Default: all three.",
+    )
 
 
 class OptimizerSection(Section):
@@ -13,12 +24,37 @@ class OptimizerSection(Section):
 
     name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum.")
     lr: Rate = Field(1e-3, description="The highest learning rate; `schedule` says how it changes.")
-    weight_decay: RateOrZero = Field(0.0, description="How strongly weights are pulled to 0; decoupled in AdamW.")
+    weight_decay: RateOrZero | WeightDecaySection = Field(
+        0.0,
+        description="How strongly weights are pulled to 0; decoupled in AdamW. A number is for all parameters; {value: 0.05, "
+        f"exclude: [{listed(DECAY_CHOICES)}]}} leaves kinds of them out, all three where exclude is not given. "
+        f"{described(DECAY_CHOICES)}.",
+    )
+    layer_decay: Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False, strict=True)] = Field(
+        1.0,
+        description="The learning rate of a layer is this times that of the next: with n blocks, block i of 0 … n - 1 learns at "
+        "lr · layer_decay^(n - i), the stem at lr · layer_decay^(n + 1), the network's head (its last norm included) and all "
+        "attached exits at lr. 0.75 is usual for pretrained ViTs. 1: off.",
+    )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments.")
     momentum: Fraction = Field(0.9, description="SGD's momentum.")
     clip_norm: Factor | None = Field(
         None, description="Gradients with a larger norm than this are scaled down to it. Default: they are not."
     )
+
+    @property
+    def decay(self) -> WeightDecaySection:
+        """The weight decay with what it leaves out, which is nothing where it is a number."""
+        if isinstance(self.weight_decay, WeightDecaySection):
+            return self.weight_decay
+        return WeightDecaySection(value=self.weight_decay, exclude=())
+
+    def changed(self, *, lr: float | None, weight_decay: float | None) -> "OptimizerSection":
+        """Return these settings with another learning rate and weight decay; None leaves the one there is."""
+        update: dict[str, Any] = {} if lr is None else {"lr": lr}
+        if weight_decay is not None:
+            update["weight_decay"] = self.decay.model_copy(update={"value": weight_decay}) if self.decay.exclude else weight_decay
+        return self.model_copy(update=update)
 
 
 class ScheduleSection(Section):

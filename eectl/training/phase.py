@@ -24,6 +24,7 @@ from eectl.training.gradient_dominance import Tracker
 from eectl.training.l2w import LearnedWeights
 from eectl.training.objective import Objective, make_objective
 from eectl.training.optim import EarlyStopper, learning_rate, make_optimizer
+from eectl.training.parameter_groups import parameter_groups
 from eectl.training.resume import (
     PhaseValues,
     SavedState,
@@ -93,7 +94,7 @@ def phase_settings(
         objective=make_objective(
             recipe, model, phase, task=data.task, epochs=epochs, input_shape=data.input_shape, labels=data.train.labels
         ),
-        optimizer=recipe.optimizer.model_copy(update={key: own[key] for key in ("lr", "weight_decay") if key in own}),
+        optimizer=recipe.optimizer.changed(lr=own.get("lr"), weight_decay=own.get("weight_decay")),
         schedule=recipe.schedule,
         ema=recipe.ema,
         epochs=epochs,
@@ -158,7 +159,7 @@ def start_progress(model: MultiExitModel, settings: PhaseSettings, device: torch
         torch.manual_seed(derive_seed(settings.seed, "l2w", settings.phase.number))
         learned = LearnedWeights(len(settings.phase.scored), settings.objective.learned, device=device)
     return PhaseProgress(
-        make_optimizer((p for p in model.parameters() if p.requires_grad), settings.optimizer),
+        make_optimizer(parameter_groups(model, settings.optimizer), settings.optimizer),
         learned,
         EarlyStopper(settings.patience, settings.metric != "loss" and settings.objective.task.higher_is_better),
         _snapshot(model),

@@ -6,6 +6,7 @@ from typing import Any
 
 from eectl.core.console import make_console, make_table, print_table, score_text, show_text
 from eectl.models.checkpoint import About
+from eectl.recipe.optimizer_section import OptimizerSection
 from eectl.recipe.reading import dump_recipe
 from eectl.recipe.recipe import SCORE_NAMES, Recipe, phase_change
 from eectl.recipe.regimes import Phase
@@ -91,20 +92,25 @@ def show_phases(
     console.print(f"{recipe.regime}: {count}, {num_exits} exits, the last is the network's own head", style="bold", markup=False)
     for phase in phases:
         change = phase_change(recipe, phase)
-        rate, optimizer = change.lr or recipe.optimizer.lr, recipe.optimizer
-        decay = optimizer.weight_decay if change.weight_decay is None else change.weight_decay
+        optimizer = recipe.optimizer.changed(lr=change.lr, weight_decay=change.weight_decay)
         lines = {
             "trains": "ensembles" if phase.combine else _parts(phase.segments, phase.heads, num_exits),
             "frozen": _parts(everything - phase.segments, everything - phase.heads - {num_exits}, num_exits),
             "losses": ", then ".join("exit " + spans(exits) for exits in phase.losses),
             "weights": ", then ".join(_weights(recipe, weighting, sorted(exits), num_exits, shares) for exits in phase.losses),
-            "with": f"{optimizer.name}, lr {rate:g}, weight decay {decay:g}, {recipe.schedule.name}"
-            + (f", batch size {change.batch_size}" if change.batch_size else ""),
+            "with": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {_decay(optimizer)}, {recipe.schedule.name}"
+            + (f", batch size {change.batch_size}" if change.batch_size else "")
+            + (f", layer decay {optimizer.layer_decay:g}" if optimizer.layer_decay < 1 else ""),
             "for": f"at most {change.epochs or recipe.epochs} epochs, patience {change.patience or recipe.patience}",
         }
         console.print(f"phase {phase.number}: {phase.title}", markup=False)
         for name, text in lines.items():
             console.print(f"  {name:8}{text}", markup=False, soft_wrap=True)
+
+
+def _decay(optimizer: OptimizerSection) -> str:
+    excluded = ", ".join(optimizer.decay.exclude)
+    return f"{optimizer.decay.value:g}" + (f" (not of {excluded})" if excluded else "")
 
 
 def _weights(
