@@ -219,6 +219,11 @@ class Recipe(Section):
         description=f"Run this phase alone, as --phase. {described(PHASE_CHOICES)}; "
         "branch-wise, separate and mixed-gradual count their stages. Default: the whole regime.",
     )
+    freeze_until: Block | None = Field(
+        None,
+        description="The stem and the blocks from 0 to this one keep their weights and BatchNorm's statistics in every phase, "
+        "and are not run backwards. Default: the regime alone says what is frozen.",
+    )
     loss_weights: Annotated[
         ShortText | Annotated[tuple[Weight, ...], Field(max_length=MOST_EXITS + 1)], AfterValidator(_known_weights)
     ] = Field(

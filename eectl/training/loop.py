@@ -122,6 +122,7 @@ def begin_phase(
         settings.phase,
         execution,
         num_steps=settings.epochs * settings.steps_per_epoch,
+        freeze_until=settings.freeze_until,
         plain_because=plain_because,
         say=display.say,
     )
@@ -204,7 +205,7 @@ def make_feed(
 def train_epoch(phase: RunningPhase, feed: Feed, *, journal: Journal) -> None:
     """Run the rest of an epoch, from batch `progress.batch` on."""
     settings, progress, parts = phase.settings, phase.progress, phase.settings.phase
-    phase.net.model.train_parts(parts.segments, parts.heads, combine=parts.combine)
+    phase.net.model.train_parts(parts.segments, parts.heads, combine=parts.combine, freeze_until=settings.freeze_until)
     loss_sets = settings.objective.loss_sets(parts, progress.epoch, device=phase.world.device)
     done = progress.step - progress.batch
     batches = feed.training(

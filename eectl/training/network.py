@@ -130,6 +130,18 @@ def later_specs(network: Network, exits: ExitsSection) -> list[ModelSpec]:
     return [spec.model_copy(update={"combine": kind}) for spec in specs for kind in (None, network.spec.combine, *kinds)]
 
 
+def check_frozen(recipe: Recipe, network: Network) -> list[str]:
+    """Raise EectlError where `freeze_until` is no block of the network; returns what the user should know of it."""
+    last, depth = recipe.freeze_until, network.model.backbone.depth
+    if last is None:
+        return []
+    if last >= depth:
+        raise EectlError(f"freeze_until is {last}; {network.spec.backbone.name} has blocks 0–{depth - 1}, and its head trains")
+    if recipe.start != "random":
+        return []
+    return [f"the stem and blocks 0–{last} are frozen at random weights; start from trained ones, --pretrained or --from"]
+
+
 def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:
     """Return the phases that a resolved recipe runs, in the numbering of the whole network's exits.
 

@@ -53,6 +53,7 @@ class PhaseSettings:
 
     phase: Phase
     objective: Objective
+    freeze_until: int | None
     optimizer: OptimizerSection
     schedule: ScheduleSection
     ema: EmaSection
@@ -94,6 +95,7 @@ def phase_settings(
         objective=make_objective(
             recipe, model, phase, task=data.task, epochs=epochs, input_shape=data.input_shape, labels=data.train.labels
         ),
+        freeze_until=recipe.freeze_until,
         optimizer=recipe.optimizer.changed(lr=own.get("lr"), weight_decay=own.get("weight_decay")),
         schedule=recipe.schedule,
         ema=recipe.ema,

@@ -93,8 +93,9 @@ def show_phases(
     for phase in phases:
         change = phase_change(recipe, phase)
         optimizer = recipe.optimizer.changed(lr=change.lr, weight_decay=change.weight_decay)
+        kept = "" if recipe.freeze_until is None else f"; the stem and blocks 0–{recipe.freeze_until} never"
         lines = {
-            "trains": "ensembles" if phase.combine else _parts(phase.segments, phase.heads, num_exits),
+            "trains": "ensembles" if phase.combine else _parts(phase.segments, phase.heads, num_exits) + kept,
             "frozen": _parts(everything - phase.segments, everything - phase.heads - {num_exits}, num_exits),
             "losses": ", then ".join("exit " + spans(exits) for exits in phase.losses),
             "weights": ", then ".join(_weights(recipe, weighting, sorted(exits), num_exits, shares) for exits in phase.losses),

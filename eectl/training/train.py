@@ -26,6 +26,7 @@ from eectl.training.l2w import check_run
 from eectl.training.loop import Journal, NotFiniteError, Tracking, run_phase
 from eectl.training.network import (
     Network,
+    check_frozen,
     first_network,
     planned_phases,
     resolve,
@@ -236,7 +237,7 @@ def _explained(recipe: Recipe, world: World) -> Iterator[None]:
 
 def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
     """Refuse what would fail later, before anything is written; returns what the user should know of a resolved recipe."""
-    phases = planned_phases(recipe)
+    phases, frozen = planned_phases(recipe), check_frozen(recipe, network)
     fresh = network.model.backbone.fresh
     notes = [f"not in the weights that were loaded, so fresh: {', '.join(fresh)}"] if fresh else []
     if network.model.after:
@@ -255,7 +256,7 @@ def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
         notes.append(
             f"phase {phases[0].number} trains on a backbone that is frozen at random weights; start from a checkpoint, --from"
         )
-    return notes
+    return notes + frozen
 
 
 def _notes_on_rows(data: Dataset) -> list[str]:
