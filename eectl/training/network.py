@@ -1,5 +1,6 @@
 """The network between phases: what the first phase starts from, how exits are attached, and its history."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,6 +110,24 @@ def with_combine(network: Network, *, seed: int) -> Network:
     model = attach_ensembles(network.model, kind, num_outputs=network.spec.num_outputs)
     spec = network.spec.model_copy(update={"combine": kind})
     return replace(network, model=model, spec=spec, history=(*network.history, {"combined": kind}))
+
+
+def network_for(phase: Phase, network: Network, recipe: Recipe, *, say: Callable[[str], None]) -> tuple[Network, Phase]:
+    """Return the network with what the phase trains: exits, or ensembles; and the phase as that network numbers its exits.
+
+    Args:
+        phase: one of `planned_phases`.
+        network: the network as the phase before it left it.
+        recipe: the resolved one.
+        say: is called with what the user should know.
+    """
+    if phase.needs_heads(len(recipe.exits.after or ()) + 1) and not network.model.after:
+        network = with_exits(network, recipe.exits, seed=recipe.seed)
+        blocks = ", ".join(map(str, network.model.after))
+        say(f"attaching {recipe.exits.head} exits after blocks {blocks}")
+    if not network.model.after:
+        phase = phase_numbered(recipe.regime, 1, phase.number)
+    return with_combine(network, seed=recipe.seed) if phase.combine else without_combine(network), phase
 
 
 def without_combine(network: Network) -> Network:

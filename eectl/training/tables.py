@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eectl.core.console import make_console, make_table, print_table, score_text, show_text
 from eectl.models.checkpoint import About
@@ -12,6 +12,11 @@ from eectl.recipe.recipe import SCORE_NAMES, Recipe, phase_change
 from eectl.recipe.regimes import Phase
 from eectl.recipe.weighting import exit_weights
 from eectl.recipe.yaml_text import dump_yaml
+
+if TYPE_CHECKING:
+    from eectl.training.find_lr import RateTest
+
+SHOWN_RATES = 16  # steps of a range test, but one
 
 
 def show_recipe(recipe: Recipe, *, full: bool) -> None:
@@ -67,6 +72,19 @@ def show_times(recipe: Recipe, phases: Sequence[Phase], seconds: Sequence[float]
         most = f"at most {_duration(each * epochs)} for {epochs} epochs" if epochs > 1 else "one epoch"
         console.print(f"  phase {phase.number}: {_duration(each)} an epoch, {most}", markup=False)
     console.print(f"  {how}", markup=False)
+
+
+def show_rates(test: "RateTest") -> None:
+    """Print a learning-rate range test: some of its steps, and the rate at which the loss falls fastest."""
+    table = make_table("learning rate", "loss", "smoothed")
+    last = len(test.rates) - 1
+    for step in sorted({round(place * last / SHOWN_RATES) for place in range(SHOWN_RATES + 1)}):
+        table.add_row(f"{test.rates[step]:.2g}", f"{test.losses[step]:.4g}", f"{test.smoothed[step]:.4g}")
+    print_table(make_console(), f"learning-rate range test of phase {test.phase}", table)
+    if test.suggestion is None:
+        print("the loss never falls: no learning rate stands out")
+    else:
+        print(f"the loss falls fastest at lr {test.suggestion:.2g}; take this or less")
 
 
 def _duration(seconds: float) -> str:
