@@ -52,8 +52,8 @@ def train(
     phase: Annotated[int | None, typer.Option(parser=whole(1, MOST_COUNT), help=f"run one phase: {PHASES}; staged regimes "
                                               "count their stages",
                                               show_default=False)] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="a checkpoint to start from", autocompletion=complete_files,
-                                               show_default=False)] = None,
+    start: Annotated[str | None, typer.Option("--from", help="a checkpoint to start from: a file, or hf://OWNER/NAME on the hub",
+                                              autocompletion=complete_files, show_default=False)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE-REGIME[-phase-N]-seed-S",
                                              show_default=False)] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, such as "

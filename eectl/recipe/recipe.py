@@ -44,6 +44,7 @@ from eectl.recipe.section import (
     Section,
     Seed,
     ShortText,
+    StartText,
     Switch,
     Weight,
     Width,
@@ -205,8 +206,10 @@ class Recipe(Section):
 
     data: DataSection = DataSection()
     backbone: BackboneSection = BackboneSection()
-    init: PathText | None = Field(
-        None, description="A checkpoint to start from, as --from: its network takes the place of `backbone`. Default: none."
+    init: StartText | None = Field(
+        None,
+        description="A checkpoint to start from, as --from: its network takes the place of `backbone`. A file, or one on the "
+        "Hugging Face hub, as hf://OWNER/NAME[/FILE][@REVISION], of which the run records the commit. Default: none.",
     )
     exits: ExitsSection = ExitsSection(placement="every-2")
     regime: Annotated[str, AfterValidator(_known_regime)] = Field(

@@ -16,6 +16,7 @@ from eectl.core.distributed import joined
 from eectl.core.errors import EectlError
 from eectl.core.figures import COLOURS, render, title
 from eectl.core.files import as_path, check_outputs, write_all
+from eectl.core.hub import local_path
 from eectl.core.progress import Display
 from eectl.core.seeds import derive_seed
 from eectl.data import load_data
@@ -121,12 +122,12 @@ def find_lr(
         >>> found.suggestion  # doctest: +SKIP
         0.0021
     """
-    given = {"start": start and Path(start), "phase": phase, "data_root": data_root and Path(data_root)}
+    given = {"start": start, "phase": phase, "data_root": data_root and Path(data_root)}
     asked = find_recipe(recipe, changes=changes, given=given).recipe
     if steps < 10:
         raise EectlError(f"{steps} steps are too few to see a slope; take 10 or more")
     paths = _outputs(as_path(out))
-    check_outputs(paths, inputs=[asked.init], overwrite=overwrite)
+    check_outputs(paths, inputs=[None if asked.init is None else local_path(asked.init)], overwrite=overwrite)
     with joined(device, hint="start the test again") as world:
         if world.size > 1:
             raise EectlError("--find-lr runs in one process, with the batch of all; start it without torchrun")

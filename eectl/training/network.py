@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from eectl.core.errors import EectlError
+from eectl.core.hub import local_path
 from eectl.core.seeds import derive_seed
 from eectl.data import DataInfo
 from eectl.models.backbone import Backbone
@@ -42,7 +43,7 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
         _check_tokens(recipe, info, backbone)
         model = MultiExitModel(backbone)
         return Network(model, model_spec(model, recipe.backbone, input_shape=info.input_shape, num_outputs=outputs))
-    loaded = load_checkpoint(recipe.init)
+    loaded = load_checkpoint(local_path(recipe.init))
     spec = loaded.about.spec
     check_inputs_fit(spec.backbone.name, info.input_shape)
     if (spec.num_outputs, loaded.about.task) != (outputs, info.task):

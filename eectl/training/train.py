@@ -87,7 +87,7 @@ def train(
         recipe: a recipe, the name of a shipped one, or a path; default: that of `start`, else `digits`.
         regime: disjoint, joint, mixed, branch-wise, separate, alternating or mixed-gradual; default: the recipe's.
         phase: run this phase alone: 1 backbone, 2 everything, 3 heads; staged regimes count their stages.
-        start: a checkpoint to start from.
+        start: a checkpoint to start from: a file, or one on the hub, as hf://OWNER/NAME[/FILE][@REVISION].
         out: the run's folder; default: runs/RECIPE-REGIME[-phase-N]-seed-S.
         changes: changes of the recipe, such as `"optimizer.lr=1e-4"`.
         seed: seed of weights, order and augmentation; default: the recipe's.
@@ -123,7 +123,7 @@ def train(
         >>> done.path  # doctest: +SKIP
         PosixPath('runs/joint/model.safetensors')
     """
-    given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "start": start and Path(start)}
+    given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "start": start}
     given |= {"data_root": data_root and Path(data_root), "pretrained": pretrained or None, "data": data, "text": text or None}
     given |= {"target": target, "task": task, "backbone": backbone, "weights": weights}
     given |= {"precision": precision, "deterministic": deterministic}
