@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from eectl.recipe.choices import DECAY_CHOICES, described, listed
 from eectl.recipe.section import Epochs, Factor, Fraction, Rate, RateOrZero, Section, Switch
+
+LION_BETAS = (0.9, 0.99)
 
 
 class WeightDecaySection(Section):
@@ -22,7 +24,9 @@ class WeightDecaySection(Section):
 class OptimizerSection(Section):
     """The optimizer and its settings."""
 
-    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum.")
+    name: Literal["adamw", "sgd", "lion"] = Field(
+        "adamw", description="AdamW; SGD with momentum; or timm's Lion, for which a tenth of AdamW's lr is usual."
+    )
     lr: Rate = Field(1e-3, description="The highest learning rate; `schedule` says how it changes.")
     weight_decay: RateOrZero | WeightDecaySection = Field(
         0.0,
@@ -36,11 +40,23 @@ class OptimizerSection(Section):
         "lr · layer_decay^(n - i), the stem at lr · layer_decay^(n + 1), the network's head (its last norm included) and all "
         "attached exits at lr. 0.75 is usual for pretrained ViTs. 1: off.",
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments.")
+    betas: tuple[Fraction, Fraction] = Field(
+        (0.9, 0.999),
+        description="AdamW's decay rates of the two moments; Lion's of what it steps by and of what it keeps, for which the "
+        "default is [0.9, 0.99].",
+    )
     momentum: Fraction = Field(0.9, description="SGD's momentum.")
     clip_norm: Factor | None = Field(
         None, description="Gradients with a larger norm than this are scaled down to it. Default: they are not."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lions_betas(cls, value: Any) -> Any:
+        """Fill in the betas of Lion's authors where the recipe names none."""
+        if isinstance(value, Mapping) and value.get("name") == "lion" and "betas" not in value:
+            return {**value, "betas": LION_BETAS}
+        return value
 
     @property
     def decay(self) -> WeightDecaySection:

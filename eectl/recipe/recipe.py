@@ -340,6 +340,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _one_objective(self) -> "Recipe":
+        if self.loss_weights == "l2w" and self.optimizer.name == "lion":
+            raise ValueError("loss_weights l2w differentiates a step of AdamW or SGD; set optimizer.name to one of them")
         if self.loss_weights == "l2w" and self.distillation.teacher != "none":
             raise ValueError("loss_weights l2w and distillation exclude each other; set distillation.teacher=none")
         return self

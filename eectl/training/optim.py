@@ -48,7 +48,7 @@ class ParameterGroup:
 
 
 def make_optimizer(groups: Sequence[ParameterGroup], settings: OptimizerSection) -> torch.optim.Optimizer:
-    """Return AdamW or SGD over these groups, fused where torch can; a captured step can then take it."""
+    """Return the optimizer over these groups, fused where torch can; a captured step can then take it."""
     device = groups[0].parameters[0].device
     fused = device.type in ("cpu", "cuda")
 
@@ -65,6 +65,10 @@ def make_optimizer(groups: Sequence[ParameterGroup], settings: OptimizerSection)
     ]
     if settings.name == "sgd":
         return torch.optim.SGD(chosen, lr=settings.lr, momentum=settings.momentum, fused=fused)
+    if settings.name == "lion":
+        from timm.optim.lion import Lion  # seconds, for those who ask
+
+        return Lion(chosen, lr=settings.lr, betas=settings.betas, foreach=False)  # only so it takes rates from tensors
     return torch.optim.AdamW(chosen, lr=settings.lr, betas=settings.betas, fused=fused, capturable=device.type == "cuda")
 
 

@@ -98,6 +98,8 @@ def test_what_pieces_do_not_go_with(small, tmp_path):
         small("accumulate=33")
     with pytest.raises(EectlError, match=r"accumulate is 4, and phases\.2\.batch_size only 3"):
         small("accumulate=4", "phases={2: {batch_size: 3}}")
+    with pytest.raises(EectlError, match="l2w differentiates a step of AdamW or SGD"):
+        small("optimizer.name=lion", "loss_weights=l2w")
     with pytest.raises(EectlError, match="l2w takes each batch in two halves of its own; set accumulate=1"):
         small("accumulate=2", "loss_weights=l2w")
     with pytest.raises(EectlError, match=r"batch_size 8 and accumulate 8 leave a process one image .* or lower accumulate"):

@@ -157,7 +157,9 @@ def test_a_run_is_torchs_adamw_by_hand(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [["optimizer.clip_norm=1.0"], pytest.param(["optimizer.name=sgd"], marks=pytest.mark.thorough)], ids=["adamw", "sgd"]
+    "more",
+    [["optimizer.clip_norm=1.0"], pytest.param(["optimizer.name=sgd"], marks=pytest.mark.thorough), ["optimizer.name=lion"]],
+    ids=["adamw", "sgd", "lion"],
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(small, tmp_path, monkeypatch, more):
     """Of a network whose parameters come in two layouts in memory and many groups."""
