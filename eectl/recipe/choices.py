@@ -159,6 +159,12 @@ MOVED_CHOICES = {
     "backbone": "the backbone's weights",
     "heads": "the weights of the attached exits and of the network's own head",
 }
+DECAY_CHOICES = {
+    "norms": "the numbers of normalisation layers, and all other vectors that are no biases",
+    "biases": "all biases",
+    "positions": "position embeddings, class and other special tokens, tables of relative positions, and what a network of timm "
+    "says itself",
+}
 PRECISION_CHOICES = {
     "auto": "bf16 on a GPU that has it, else float32",
     "float32": "32 bits everywhere",
