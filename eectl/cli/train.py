@@ -104,6 +104,7 @@ def train(
     Example: eectl train digits --regime disjoint --phase 1 -o runs/backbone
     Data of your own: eectl train --data photos --backbone timm/resnet18 --weights resnet18.safetensors
     """
+    from eectl.training.experiment_logs import choose_trackers
     from eectl.training.find_recipe import find_recipe
 
     given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data_root": data_root}
@@ -111,6 +112,7 @@ def train(
     given |= {"task": task, "backbone": backbone, "weights": weights}
     given |= {"precision": precision, "deterministic": deterministic}
     if dry_run:
+        choose_trackers(track_to)
         found = find_recipe(recipe, changes=changes or (), given=given)
         for note in found.notes:
             say(note)

@@ -20,7 +20,7 @@ from eectl.training.experiment_logs import ExperimentLogs, LogState, choose_trac
 from eectl.training.log_adapters import LOG_ADAPTERS, LoggedRun
 from eectl.training.run_folder import RunFolder
 from eectl.training.train import train
-from tests.training.test_train import same, weights
+from tests.training.test_train import same, torchrun, weights
 
 VIT = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 2, heads: 2}}"
 PHASES = ("regime=mixed", "epochs=2", "exits.after=[0]", VIT)
@@ -200,6 +200,22 @@ def test_a_tracker_added_on_the_way_gets_all_rows(small, tmp_path):
     said = []
     run(small, tmp_path / "run", ["tensorboard"], resume=True, say=said.append)
     assert any("trackers begin new logs" in line for line in said)
+    check(tensorboard_of(tmp_path / "run"), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.thorough
+def test_of_two_processes_the_first_logs(tmp_path):
+    """Repeats of an image land on both, with a policy and drop path; once each step in the one log."""
+    pytest.importorskip("tensorboard")
+    changes = ["backbone={name: timm/vit_tiny_patch16_224, args: {depth: 2, embed_dim: 16, num_heads: 2, patch_size: 4}}"]
+    changes += ["data.limit=150", "data.augment={rand_augment: {}, repeats: 3}", "backbone.drop_path=0.2", "exits.after=[0]"]
+    sets = [part for change in changes for part in ("--set", change)]
+    line = ["train", "digits", "-q", "--device", "cpu", *sets, "--regime", "mixed", "--epochs", "2", "-o", tmp_path / "run"]
+    done = torchrun(*line)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
     check(tensorboard_of(tmp_path / "run"), tmp_path / "run")
 
 
