@@ -149,6 +149,13 @@ QUESTION_CHOICES = {
     "loss-landscape": "how the losses rise around the weights (Figure 6)",
 }
 TRACK_CHOICES = {"gradient-dominance": QUESTION_CHOICES["gradient-dominance"]}
+TRACKER_CHOICES = {
+    "tensorboard": "event files in the run's folder",
+    "wandb": "Weights & Biases, offline in the run's folder unless WANDB_MODE says otherwise",
+    "mlflow": "files in the run's folder unless MLFLOW_TRACKING_URI names another store",
+    "trackio": "trackio's local store",
+    "none": "nothing",
+}
 VIEW_CHOICES = {
     "flattened": "all numbers of a block's output; for images",
     "pooled": "the mean over space or tokens",

@@ -127,6 +127,17 @@ class BackboneSection(Section):
         "classifier for another number of classes is left random. Default: no file.",
     )
 
+    drop_path: Fraction | None = Field(
+        None,
+        description="Drop path (stochastic depth): how often a residual branch is left out of a training step, where the library "
+        "says so at the last block, less before it. Default: the network's own.",
+    )
+    dropout: Fraction | None = Field(
+        None,
+        description="Dropout: timm's drop_rate, torchvision's dropout, and all of transformers' rates but a classifier's own. "
+        "Default: the network's own.",
+    )
+
     @model_validator(mode="after")
     def _one_start(self) -> "BackboneSection":
         if self.pretrained and self.weights is not None:

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import timm
+import torch
 
 from eectl.core.errors import EectlError
 from eectl.models.adapters.args_and_weights import check_names
@@ -45,6 +46,15 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
         names = tuple(f"{own}." for own in backbone.classifiers)
         backbone.fresh = tuple(key for key in net.state_dict() if key.startswith(names))
     return backbone
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Return the names of what the constructor of a network takes; those of most for a name that `build` refuses."""
+    if not timm.is_model(name):
+        return ("drop_rate", "drop_path_rate")
+    with torch.device("meta"):
+        kinds = inspect.getmro(type(timm.create_model(name)))
+    return tuple({key for kind in kinds if "__init__" in vars(kind) for key in inspect.signature(kind).parameters})
 
 
 def _create(
