@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from eectl.models.adapters.tracing import ROWS, Rows, Slot, Step, Trace, replaced
@@ -155,10 +156,10 @@ def _carried(slot: int, pair: tuple[Any, Any]) -> Carried | None:
     """Return how a slot is carried across a cut; None where it is not made of tensors with rows first."""
     if isinstance(pair[0], Tensor):
         return Carried(slot, None, 1) if _has_rows(*pair) else None
-    if isinstance(pair[0], (tuple, list)) and type(pair[0]) in (tuple, list) and pair[0]:
-        if all(isinstance(each, Tensor) for each in pair[0]) and all(map(_has_rows, *pair)):
-            return Carried(slot, type(pair[0]), len(pair[0]))
-    return None
+    if type(pair[0]) not in (tuple, list) or not pair[0]:
+        return None
+    fits = all(isinstance(each, Tensor) for each in pair[0]) and all(map(_has_rows, *pair))
+    return Carried(slot, type(pair[0]), len(pair[0])) if fits else None
 
 
 def _has_rows(first: Tensor, second: Tensor) -> bool:
@@ -166,16 +167,21 @@ def _has_rows(first: Tensor, second: Tensor) -> bool:
     return first.ndim > 1 and (len(first), len(second)) == ROWS and first.shape[1:] == second.shape[1:]
 
 
-def find_copies(pieces: Sequence[Piece], net: nn.Module, images: Tensor) -> list[Piece]:
-    """Return the pieces, with `copies` set for those that change what they are given."""
-    found = []
+def find_copies(pieces: Sequence[Piece], net: nn.Module, images: Tensor) -> tuple[list[Piece], list[tuple[int, ...]]]:
+    """Return the pieces, with `copies` set for those that change what they are given, and the shapes of what they make.
+
+    A shape is that of the last tensor that a piece makes, without rows.
+    """
+    found, shapes = [], []
     tensors: tuple[Tensor, ...] = (images,)
-    for piece in pieces:
-        before = [tensor._version for tensor in tensors]
-        made = piece.run(net, tensors)
-        changes = [tensor._version for tensor in tensors] != before
-        if changes:
-            made = replace(piece, copies=True).run(net, tensors)
-        found.append(replace(piece, copies=changes))
-        tensors = made
-    return found
+    with torch.no_grad():
+        for piece in pieces:
+            before = [tensor._version for tensor in tensors]
+            made = piece.run(net, tensors)
+            changes = [tensor._version for tensor in tensors] != before
+            if changes:
+                made = replace(piece, copies=True).run(net, tensors)
+            found.append(replace(piece, copies=changes))
+            shapes.append(tuple(made[-1].shape[1:]))
+            tensors = made
+    return found, shapes

@@ -4,18 +4,20 @@ The groups are those that timm makes for learning rates by layer: stem, blocks, 
 runs modules of several groups; everything below is the library's module, whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isqrt
 from typing import Any
 
 import torch
-from timm.layers import get_notrace_functions, get_notrace_modules
+from timm.layers import get_notrace_functions
 from timm.models._manipulate import MATCH_PREV_GROUP, group_with_matcher
 from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
 from eectl.models.adapters.cutting import Piece, cut, find_copies
-from eectl.models.adapters.tracing import ROWS, Trace, trace
+from eectl.models.adapters.tracing import ROWS, CannotTraceError, Trace, trace
 from eectl.models.backbone import Backbone, Feature, Hidden, MapFeature, TokenFeature
 
 _AFTER_PREVIOUS = (MATCH_PREV_GROUP[0] - 1,)  # instead of `with the group before`
@@ -26,36 +28,32 @@ class TimmTraced(Backbone):
 
     Where its own code does other things in train mode, each piece is there twice, and the training flag of the modules that it
     owns says which one runs.
+
+    Args:
+        net: the network.
+        pieces: in eval mode.
+        training: the pieces in train mode, where they are others.
+        views: how features are read, by their shape without rows.
+        input_shape: of the images that it was cut for.
     """
 
     net: Any
 
-    def __init__(self, net: nn.Module, input_shape: Sequence[int], groups: Mapping[str, int]) -> None:
-        images = [_images(net, rows, input_shape) for rows in ROWS]
-        pieces, training = _pieces(net, images, groups)
-        owned = list(_owned(net, pieces))
-        classifier = getattr(net, "classifier_names", None) or _classifiers(net)
-        super().__init__(net, block_names=owned[1:-1], head_names=owned[-1], classifiers=classifier)
-        self._image_shape = tuple(input_shape)
+    def __init__(
+        self,
+        net: nn.Module,
+        pieces: Sequence[Piece],
+        training: Sequence[Piece] | None,
+        *,
+        views: Mapping[tuple[int, ...], "View"],
+        input_shape: Sequence[int],
+    ) -> None:
+        owned = list(_owned(pieces))
+        super().__init__(net, block_names=owned[1:-1], head_names=owned[-1], classifiers=_classifiers(net))
         self._pieces, self._training = tuple(pieces), None if training is None else tuple(training)
-        self._flags = [next((name for name in names if _has_module(net, name)), "") for names in owned]
-        self._views: dict[tuple[int, ...], _View] = {}
-        for hidden in self._hidden(images[0]):
-            shape = tuple(hidden.scales[-1].shape[1:])
-            self._views[shape] = _View.of(net, shape, input_shape)
-
-    def _hidden(self, images: Tensor) -> Iterator[Hidden]:
-        modes = {module: module.training for module in self.net.modules()}
-        self.net.eval()
-        try:
-            with torch.no_grad():
-                hidden = self.stem(images)
-                for index in range(self.depth):
-                    hidden = self.block(index, hidden)
-                    yield hidden
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        modules = {name for name, _ in net.named_modules()}
+        self._flags = [next((name for name in names if name in modules), "") for names in owned]
+        self._views, self._image_shape = dict(views), tuple(input_shape)
 
     def _run(self, part: int, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         pieces = self._pieces
@@ -92,38 +90,76 @@ def _join(tensors: tuple[Tensor, ...]) -> Hidden:
 
 
 def adapt(net: nn.Module, input_shape: Sequence[int]) -> Backbone:
-    """Return a network of timm's as a backbone; raises EectlError where it cannot be traced or cut."""
-    backbone = TimmTraced(net, input_shape, layer_groups(net))
-    first = next(iter(backbone._views.values()))
-    if first.layout == "NCHW":
-        backbone.__class__ = TimmTracedMaps
-    return backbone
+    """Return a network of timm's as a backbone; its flags and torch's generators stay as they are.
+
+    Raises:
+        CannotTraceError: where it cannot be traced or cut, with the reason alone.
+    """
+    modes = {module: module.training for module in net.modules()}
+    groups = layer_groups(net)
+    try:
+        net.eval()
+        try:
+            twin = _without_numbers(net)
+            pieces, training, shapes = _pieces(twin, [_images(twin, rows, input_shape) for rows in ROWS], groups)
+        except (CannotTraceError, NotImplementedError, RuntimeError, TypeError, ValueError):  # code that asks for numbers
+            pieces, training, shapes = _pieces(net, [_images(net, rows, input_shape) for rows in ROWS], groups)
+        _check(net, pieces, _images(net, ROWS[1], input_shape))
+    finally:
+        for module, flag in modes.items():
+            module.training = flag
+    views = {shape: View.of(net, shape, input_shape) for shape in shapes[1:-1]}
+    kind = TimmTracedMaps if views[shapes[1]].layout == "NCHW" else TimmTraced
+    return kind(net, pieces, training, views=views, input_shape=input_shape)
 
 
-class _View:
+def _without_numbers(net: nn.Module) -> nn.Module:
+    """Return a copy of a network whose tensors are on torch's meta device: on it a pass costs next to nothing."""
+    memo: dict[int, Any] = {}
+    for parameter in net.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    for buffer in net.buffers():
+        memo[id(buffer)] = buffer.to("meta")
+    return copy.deepcopy(net, memo)
+
+
+def _check(net: nn.Module, pieces: Sequence[Piece], images: Tensor) -> None:
+    """Raise CannotTraceError where the pieces give other bits than the network, in eval mode."""
+    if images.is_meta:
+        return
+    with torch.no_grad():
+        tensors: tuple[Tensor, ...] = (images,)
+        for piece in pieces:
+            tensors = piece.run(net, tensors)
+        if not torch.equal(tensors[0], net(images)):
+            raise CannotTraceError("its pieces give other logits than it does")
+
+
+class View:
     """How a feature of one shape is read: its layout, and for tokens their grid and how many special ones come first."""
 
     def __init__(self, layout: str, grid: tuple[int, int] = (1, 1), prefix: int = 0) -> None:
         self.layout, self.grid, self.prefix = layout, grid, prefix
 
     @staticmethod
-    def of(net: Any, shape: Sequence[int], input_shape: Sequence[int]) -> "_View":
+    def of(net: Any, shape: Sequence[int], input_shape: Sequence[int]) -> "View":
         """Find how features of `shape` (rows left out) are to be read."""
         if len(shape) == 3:
             widths = {info["num_chs"] for info in getattr(net, "feature_info", None) or () if "num_chs" in info}
             first, last = shape[0] in widths, shape[2] in widths
             if first != last:
-                return _View("NCHW" if first else "NHWC")
-            return _View(str(getattr(net, "output_fmt", "NCHW")))
+                return View("NCHW" if first else "NHWC")
+            return View(str(getattr(net, "output_fmt", "NCHW")))
         if len(shape) == 2:
             for prefix in dict.fromkeys((getattr(net, "num_prefix_tokens", 0), 0, 1)):
                 grid = _grid(shape[0] - prefix, input_shape)
                 if grid is not None:
-                    return _View("tokens", grid, prefix)
-            return _View("tokens", (1, shape[0]))
-        return _View("row")
+                    return View("tokens", grid, prefix)
+            return View("tokens", (1, shape[0]))
+        return View("row")
 
     def feature(self, x: Tensor) -> Feature:
+        """Return a tensor of this shape, rows first, as a feature."""
         if self.layout == "NCHW":
             return MapFeature(x)
         if self.layout == "NHWC":
@@ -200,8 +236,10 @@ def _images(net: nn.Module, rows: int, input_shape: Sequence[int]) -> Tensor:
     return values.to(parameter.dtype).reshape(rows, *input_shape)
 
 
-def _pieces(net: nn.Module, images: Sequence[Tensor], groups: Mapping[str, int]) -> tuple[list[Piece], list[Piece] | None]:
-    """Return the pieces of `net` in eval mode, and those in train mode where they are others."""
+def _pieces(
+    net: nn.Module, images: Sequence[Tensor], groups: Mapping[str, int]
+) -> tuple[list[Piece], list[Piece] | None, list[tuple[int, ...]]]:
+    """Return the pieces of `net` in eval mode, those in train mode where they are others, and the shapes of what they give."""
     below: dict[str, set[int]] = {}
     for name, group in groups.items():
         parts = name.split(".")
@@ -211,34 +249,26 @@ def _pieces(net: nn.Module, images: Sequence[Tensor], groups: Mapping[str, int])
     def whole(name: str) -> bool:
         return len(below.get(name, ())) < 2
 
-    modes = {module: module.training for module in net.modules()}
-    traces = []
-    try:
-        for training in (False, True):
-            net.eval()
-            for name, module in net.named_modules():
-                module.training = training and (name == "" or not _inside_whole(name, whole))
-            traces.append(trace(net, images, whole=whole, functions=get_notrace_functions()))
+    def cut_in(mode: bool) -> tuple[Trace, list[Piece]]:
         net.eval()
-        with torch.no_grad():
-            found = [find_copies(cut(each, _ends(each, groups, below)), net, images[0]) for each in traces[:1]]
-        pieces = found[0]
-        if len(pieces) < 3:
-            raise EectlError("at most one cut is small enough")
-        if traces[0].steps == traces[1].steps:
-            return pieces, None
-        train = cut(traces[1], _ends(traces[1], groups, below))
-        if [len(p.made) for p in train] != [len(p.made) for p in pieces]:
-            raise EectlError("what is alive at its cuts is another in training")
-        from dataclasses import replace
+        for name, module in net.named_modules():  # those that are whole ask their own flag whenever they run
+            module.training = mode and (name == "" or not _inside_whole(name, whole))
+        found = trace(net, images, whole=whole, functions=get_notrace_functions())
+        return found, cut(found, _ends(found, groups, below))
 
-        return pieces, [replace(one, copies=other.copies) for one, other in zip(train, pieces, strict=True)]
-    finally:
-        for module, flag in modes.items():
-            module.training = flag
+    found, pieces = cut_in(False)
+    if len(pieces) < 4:
+        raise CannotTraceError("there are not two places between its layers where few enough tensors are alive")
+    pieces, shapes = find_copies(pieces, net, images[0])
+    also, training = cut_in(True)
+    if also.steps == found.steps:
+        return pieces, None, shapes
+    if [len(piece.made) for piece in training] != [len(piece.made) for piece in pieces]:
+        raise CannotTraceError("other tensors are alive between its layers in train mode than in eval mode")
+    return pieces, [replace(one, copies=two.copies) for one, two in zip(training, pieces, strict=True)], shapes
 
 
-def _inside_whole(name: str, whole: Any) -> bool:
+def _inside_whole(name: str, whole: Callable[[str], bool]) -> bool:
     """Return whether a module is one step of the trace, or lies in one that is."""
     parts = name.split(".")
     return any(whole(".".join(parts[:length])) for length in range(1, len(parts) + 1))
@@ -246,27 +276,29 @@ def _inside_whole(name: str, whole: Any) -> bool:
 
 def _ends(found: Trace, groups: Mapping[str, int], below: Mapping[str, set[int]]) -> list[tuple[int, int]]:
     """Return for each group but the head the steps after which it may be cut: from its last one to before the next group's."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
+    places: dict[tuple[int, str], list[int]] = {}  # of the modules of each group, apart by the children of the network
     for place, step in enumerate(found.steps):
-        if step.kind == "module":
-            names = below.get(step.target, set())
+        if step.kind == "module" and step.target in below:
+            (group,) = below[step.target]
+            places.setdefault((group, step.target.partition(".")[0]), []).append(place)
+    joined: list[tuple[int, list[int]]] = []
+    for (group, _), own in places.items():  # in the order in which they first run
+        if joined and joined[-1][0] == group:
+            joined[-1] = (group, joined[-1][1] + own)
         else:
-            names = {groups[step.target]} if step.kind == "attribute" and step.target in groups else set()
-        for group in names:
-            first.setdefault(group, place)
-            last[group] = place
-    order = sorted(last)
+            joined.append((group, own))
+    head, everything = max(groups.values()), sorted(place for own in places.values() for place in own)
     ends = []
     reached = -1
-    for group in order[:-1]:
-        reached = max(reached, last[group])
-        later = [first[g] for g in order if first[g] > reached] + [place for place in last.values() if place > reached]
-        ends.append((reached, min(later, default=len(found.steps)) - 1))
+    for group, own in joined:
+        if group == head and reached >= 0:
+            continue
+        reached = max(reached, *own)
+        ends.append((reached, next((place for place in everything if place > reached), len(found.steps)) - 1))
     return ends
 
 
-def _owned(net: nn.Module, pieces: Sequence[Piece]) -> Iterator[list[str]]:
+def _owned(pieces: Sequence[Piece]) -> Iterator[list[str]]:
     """Yield the names of what each piece owns: the first that uses something owns it."""
     taken: set[str] = set()
     for piece in pieces:
@@ -277,7 +309,3 @@ def _owned(net: nn.Module, pieces: Sequence[Piece]) -> Iterator[list[str]]:
                 own.append(name)
                 taken.add(name)
         yield own
-
-
-def _has_module(net: nn.Module, name: str) -> bool:
-    return any(name == own for own, _ in net.named_modules())

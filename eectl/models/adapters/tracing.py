@@ -114,6 +114,9 @@ def trace(net: nn.Module, images: Sequence[Tensor], *, whole: Callable[[str], bo
         nodes = list(graph.nodes)
         second = _run_again(net, nodes, images[1])
     pairs = {node: (tracer.values[node], second[node]) for node in nodes if node in second}
+    for node in nodes:
+        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+            raise CannotTraceError("its code makes tensors of its own as it runs")
     for node in tracer.fixed:
         if pairs[node][0] != pairs[node][1]:
             raise CannotTraceError(f"its code takes the number of rows for a constant ({node})")
@@ -145,7 +148,7 @@ class _Tracer(fx.Tracer):
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._images if node.target not in self._defaults else self._defaults[node.target]
+            return self._defaults.get(str(node.target), self._images)
         return None if node.op == "output" else _evaluate(self.root, node, self.values)
 
     @property
