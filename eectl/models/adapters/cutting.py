@@ -115,7 +115,8 @@ def cut(trace: Trace, ends: Sequence[tuple[int, int]]) -> list[Piece]:
             if not places or best[0] > places[-1][0]:
                 places.append(best)
     pieces = []
-    start, given = 0, (Carried(0, None, 1),)
+    start = 0
+    given: tuple[Carried, ...] = (Carried(0, None, 1),)
     for place, carried in [*places, (len(steps) - 1, (Carried(trace.result, None, 1),))]:
         pieces.append(_piece(steps, start, place + 1, given, carried, free))
         start, given = place + 1, carried

@@ -11,7 +11,7 @@ from math import isqrt
 from typing import Any
 
 import torch
-from timm.layers import get_notrace_functions
+from timm.layers._fx import get_notrace_functions
 from timm.models._manipulate import MATCH_PREV_GROUP, group_with_matcher
 from torch import Tensor, nn
 
@@ -75,7 +75,7 @@ class TimmTraced(Backbone):
 
     def feature(self, hidden: Hidden) -> Feature:
         x = hidden.scales[-1]
-        return self._views[tuple(x.shape[1:])].feature(x)
+        return self._views[tuple(map(int, x.shape[1:]))].feature(x)
 
 
 class TimmTracedMaps(TimmTraced):
@@ -253,7 +253,7 @@ def _pieces(
         net.eval()
         for name, module in net.named_modules():  # those that are whole ask their own flag whenever they run
             module.training = mode and (name == "" or not _inside_whole(name, whole))
-        found = trace(net, images, whole=whole, functions=get_notrace_functions())
+        found = trace(net, images, whole=whole, functions=get_notrace_functions())  # type: ignore[no-untyped-call]
         return found, cut(found, _ends(found, groups, below))
 
     found, pieces = cut_in(False)

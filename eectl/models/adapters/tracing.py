@@ -4,7 +4,9 @@ torch.fx records what the network's own code does with values that run along: wh
 an answer, and that of these images is kept. A module whose parameters all go together is one step and runs its own code.
 """
 
+import inspect
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +85,9 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def replaced(value: Any, change: Callable[[Any], Any]) -> Any:
     """Return nested tuples, lists, dictionaries and slices with `change` applied to what lies in them."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(replaced(each, change) for each in value) if type(value) in (tuple, list) else change(value)
+    if isinstance(value, (tuple, list)):  # fx has lists of its own, which do not change
+        found = [replaced(each, change) for each in value]
+        return found if isinstance(value, list) else tuple(found)
     if isinstance(value, dict):
         return {key: replaced(each, change) for key, each in value.items()}
     if isinstance(value, slice):
@@ -108,7 +111,7 @@ def trace(net: nn.Module, images: Sequence[Tensor], *, whole: Callable[[str], bo
     tracer = _Tracer(images[0], whole, functions)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            graph = tracer.trace(net)
+            graph = tracer.trace(net, concrete_args=_defaults(net))
         except fx.proxy.TraceError as error:
             raise CannotTraceError(str(error).partition("\n")[0]) from error
         nodes = list(graph.nodes)
@@ -148,15 +151,8 @@ class _Tracer(fx.Tracer):
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._defaults.get(str(node.target), self._images)
+            return _defaults(self.root).get(_argument(node), self._images)
         return None if node.op == "output" else _evaluate(self.root, node, self.values)
-
-    @property
-    def _defaults(self) -> dict[str, Any]:
-        import inspect
-
-        signature = inspect.signature(type(self.root).forward).parameters
-        return {name: each.default for name, each in signature.items() if each.default is not inspect.Parameter.empty}
 
     def is_leaf_module(self, _module: nn.Module, name: str) -> bool:
         return self._whole(name)
@@ -176,6 +172,17 @@ class _Tracer(fx.Tracer):
         return self.values[node]
 
 
+def _defaults(net: nn.Module) -> dict[str, Any]:
+    """Return the arguments of a forward pass besides the images; they keep their defaults."""
+    parameters = list(inspect.signature(type(net).forward).parameters.values())[2:]
+    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+
+
+def _argument(node: fx.Node) -> str:
+    """Return the name of the argument that a placeholder stands for; fx numbers some."""
+    return re.sub(r"_\d+$", "", str(node.target))
+
+
 class _Value(fx.Proxy):
     """A value of the forward pass that is recorded, with the number or tensor that it is for the images of the trace."""
 
@@ -188,7 +195,8 @@ class _Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[place] for place in range(len(self.tracer.values[self.node]))])
+        places = range(len(self.tracer.values[self.node]))
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, place), {}) for place in places])
 
     def __len__(self) -> int:
         value = self.tracer.values[self.node]
@@ -211,7 +219,7 @@ class _Value(fx.Proxy):
 
 
 def _evaluate(net: nn.Module, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
+    args, kwargs = replaced((node.args, dict(node.kwargs)), lambda each: values[each] if isinstance(each, fx.Node) else each)
     if node.op == "call_module":
         return net.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "get_attr":
@@ -228,7 +236,7 @@ def _run_again(net: nn.Module, nodes: Sequence[fx.Node], images: Tensor) -> dict
     given = True
     for node in nodes:
         if node.op == "placeholder":
-            values[node] = images if given else (node.args[0] if node.args else None)
+            values[node] = images if given else _defaults(net).get(_argument(node))
             given = False
         elif node.op != "output":
             try:
@@ -248,23 +256,24 @@ def _steps(nodes: Sequence[fx.Node], pairs: Mapping[fx.Node, tuple[Any, Any]]) -
         known, found = _number(*pairs[value])
         return found if known else Slot(slots[value])
 
-    def inside(value: Any) -> Any:
-        if isinstance(value, (tuple, list)):
-            return type(value)([inside(each) for each in value]) if type(value) in (tuple, list) else tuple(map(inside, value))
-        if isinstance(value, dict):
-            return {key: inside(each) for key, each in value.items()}
-        if isinstance(value, slice):
-            return slice(inside(value.start), inside(value.stop), inside(value.step))
-        return argument(value)
-
     kinds = {"call_module": "module", "get_attr": "attribute", "call_function": "function", "call_method": "method"}
     steps = []
     result: Any = None
     for node in nodes:
         if node.op == "output":
-            result = inside(node.args[0])
+            result = replaced(node.args[0], argument)
         elif node.op != "placeholder" and not _number(*pairs[node])[0]:
-            steps.append(Step(kinds[node.op], node.target, inside(tuple(node.args)), inside(dict(node.kwargs)), slots[node]))
+            steps.append(
+                Step(
+                    kinds[node.op],
+                    node.target,
+                    replaced(tuple(node.args), argument),
+                    replaced(dict(node.kwargs), argument),
+                    slots[node],
+                )
+            )
+    if isinstance(result, list) and len(result) == 1:  # fx flattens what comes out
+        result = result[0]
     if not isinstance(result, Slot):
         raise CannotTraceError("its forward pass gives more than logits")
     values = {slots[node]: pair for node, pair in pairs.items()}

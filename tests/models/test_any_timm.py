@@ -1,0 +1,174 @@
+"""The contract of the traced adapter, over timm's files: one small network of each, six by default and the others thoroughly."""
+
+import copy
+import re
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from eectl.core.errors import EectlError
+from eectl.exits.costs import measure_costs
+from eectl.models.adapters.timm_parts import ADAPTERS
+from eectl.models.adapters.timm_traced import TimmTraced, adapt
+from eectl.models.backbone import Backbone
+from eectl.models.build import attach_exits, build_backbone
+from eectl.recipe.recipe import BackboneSection
+
+BY_DEFAULT = {  # parallel branches, tokens that come late, maps that are joined, three scales, channels last, flags in its code
+    "crossvit": ("crossvit_tiny_240", 3),
+    "convit": ("convit_tiny", 12),
+    "densenet": ("densenet121", None),
+    "edgenext": ("edgenext_xx_small", None),
+    "vgg": ("vgg11", 7),
+    "fasternet": ("fasternet_t0", 13),
+}
+NUM_OUTPUTS = 5
+SMALL = re.compile(r"tiny|small|nano|atto|pico|femto|_s0|xx?s|t_|_b0|_0|18|26|micro")
+
+
+def smallest(file: str) -> str:
+    """Return a name of a small network of one of timm's files."""
+    names = timm.list_models(module=file)
+    return next((name for name in names if name.startswith("test_")), next(filter(SMALL.search, names), names[0]))
+
+
+OTHERS = [
+    pytest.param(file, marks=pytest.mark.thorough)
+    for file in timm.list_modules()
+    if file not in {*ADAPTERS, *BY_DEFAULT} and timm.list_models(module=file)
+]
+
+
+def build(name: str) -> tuple[Backbone, int]:
+    """Build a network for the smallest images that it takes."""
+    own = timm.get_pretrained_cfg(name)
+    for size in (64, 96, 128, 224, own.input_size[-1] if own else 256):
+        try:
+            torch.manual_seed(0)
+            return build_backbone(
+                BackboneSection(name=f"timm/{name}"), input_shape=(3, size, size), num_outputs=NUM_OUTPUTS
+            ), size
+        except EectlError as error:
+            fault = error
+    raise fault
+
+
+@pytest.fixture(scope="module", params=[*BY_DEFAULT, *OTHERS])
+def case(request: pytest.FixtureRequest) -> tuple[Backbone, int]:
+    name = BY_DEFAULT[request.param][0] if request.param in BY_DEFAULT else smallest(request.param)
+    return build(name)
+
+
+@pytest.fixture
+def backbone(case: tuple[Backbone, int]) -> Backbone:
+    return copy.deepcopy(case[0])
+
+
+@pytest.fixture
+def images(case: tuple[Backbone, int]) -> Tensor:
+    return torch.randn(5, 3, case[1], case[1], generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_the_pieces_give_the_librarys_bits(backbone: Backbone, images: Tensor, training: bool) -> None:
+    backbone.train(training)
+    twin = copy.deepcopy(backbone.net)
+    torch.manual_seed(3)
+    expected = twin(images)
+    torch.manual_seed(3)
+    assert torch.equal(backbone(images), expected)
+    assert expected.shape == (5, NUM_OUTPUTS) and expected.std() > 0
+    after = backbone.net.state_dict()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in twin.state_dict().items())
+
+
+def test_fewer_rows_go_on_after_every_block(backbone: Backbone, images: Tensor) -> None:
+    """Another row leaves after each of the first blocks; those that stay are as if the others had never been there."""
+    backbone.eval()
+    with torch.no_grad():
+        expected, kept = backbone.net(images), torch.arange(5)
+        hidden = backbone.stem(images)
+        for index in range(backbone.depth):
+            hidden = backbone.block(index, hidden)
+            assert backbone.feature(hidden).pooled().ndim == backbone.feature(hidden).cls().ndim == 2
+            if len(kept) > 1:
+                order = torch.arange(len(kept))[1:].flip(0)
+                hidden, kept = hidden.take(order), kept[order]
+        torch.testing.assert_close(backbone.head(hidden), expected[kept], rtol=1e-3, atol=1e-4)
+
+
+def test_costs_add_up_to_pytorchs(case: tuple[Backbone, int], backbone: Backbone, images: Tensor) -> None:
+    shape = images.shape[1:]
+    model = attach_exits(backbone, after=[0], heads="auto", num_outputs=NUM_OUTPUTS, input_shape=shape)
+    plain = measure_costs(model, shape).plain
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        backbone.eval().net(images[:1])
+    assert counter.get_total_flops() == pytest.approx(2 * plain, rel=1e-3)
+
+
+def test_frozen_blocks_stay_bit_equal(backbone: Backbone, images: Tensor) -> None:
+    """As phase 3 has it: only the heads train."""
+    model = attach_exits(backbone, after=[0], heads="auto", num_outputs=NUM_OUTPUTS, input_shape=images.shape[1:])
+    model.set_trainable((), {1})
+    model.train_parts((), {1})
+    before = copy.deepcopy(backbone.state_dict())
+    output = model(images)[0]
+    assert output is not None
+    output.logits.square().sum().backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "depth"), [each for each in BY_DEFAULT.values() if each[1] is not None])
+def test_block_numbers_are_pinned(name: str, depth: int) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(BackboneSection(name=f"timm/{name}"), input_shape=(3, 64, 64), num_outputs=2)
+    assert isinstance(backbone, TimmTraced) and backbone.depth == depth
+
+
+def test_other_images_are_refused_with_both_sizes() -> None:
+    backbone = build_backbone(BackboneSection(name="timm/vgg11"), input_shape=(3, 64, 64), num_outputs=2)
+    with pytest.raises(EectlError, match=r"3×64×64.*3×32×32"):
+        backbone(torch.zeros(1, 3, 32, 32))
+
+
+class Counts(nn.Module):
+    """Three layers whose code uses the number of rows, flags and sizes as networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(12, 4)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.bias = nn.Parameter(torch.randn(4, 4))
+        self.head = nn.Linear(4, NUM_OUTPUTS)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, _, height, width = x.shape
+        x = self.stem(x.reshape(rows, height * width * 3))
+        bias = self.bias.mean(0).expand(rows, -1)
+        for block in self.blocks:
+            x = torch.relu_(block(x) + bias).view(rows, 4)
+            if self.training:
+                x = x + 1
+        return self.head(x)
+
+
+def test_a_number_of_rows_is_asked_for_where_it_is_used() -> None:
+    torch.manual_seed(0)
+    net = Counts()
+    backbone = adapt(net, (3, 2, 2))
+    images = torch.randn(4, 3, 2, 2)
+    for training in (False, True):
+        assert torch.equal(backbone.train(training)(images), net(images))
+    backbone.eval()
+    hidden = backbone.block(0, backbone.stem(images)).take(torch.tensor([3, 1]))
+    for index in range(1, backbone.depth):
+        hidden = backbone.block(index, hidden)
+    torch.testing.assert_close(backbone.head(hidden), net(images[[3, 1]]))
