@@ -145,8 +145,11 @@ class View:
     def of(net: Any, shape: Sequence[int], input_shape: Sequence[int]) -> "View":
         """Find how features of `shape` (rows left out) are to be read."""
         if len(shape) == 3:
-            widths = {info["num_chs"] for info in getattr(net, "feature_info", None) or () if "num_chs" in info}
-            first, last = shape[0] in widths, shape[2] in widths
+            height, width = input_shape[1:]
+            first, last = shape[1] * width == shape[2] * height, shape[0] * width == shape[1] * height
+            if first == last:  # neither reading has the image's proportions alone
+                widths = {info["num_chs"] for info in getattr(net, "feature_info", None) or () if "num_chs" in info}
+                first, last = shape[0] in widths, shape[2] in widths
             if first != last:
                 return View("NCHW" if first else "NHWC")
             return View(str(getattr(net, "output_fmt", "NCHW")))
