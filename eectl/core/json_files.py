@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from eectl.core.errors import EectlError
-from eectl.core.files import MOST_BYTES, read_text, replacing
+from eectl.core.files import MOST_BYTES, read_text, write_all
 
 _Form = TypeVar("_Form")
 DIGEST = "digest"  # the key under which a file says what the rest of it hashes to
@@ -57,10 +57,9 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object in one step; raises EectlError where it cannot be written."""
-    with replacing(path) as temporary:
-        temporary.write_text(json_text(value), encoding="utf-8")
+def write_json(path: Path, value: Mapping[str, Any], *, overwrite: bool = True) -> None:
+    """Write a JSON object in one step; raises EectlError where it cannot be written, as `files.replacing` does."""
+    write_all({path: json_text(value)}, overwrite=overwrite)
 
 
 def json_text(value: Mapping[str, Any]) -> str:

@@ -121,7 +121,7 @@ def join_parts(temporary: Path, *, of: Path) -> Iterator[TensorParts]:
             f"{of}: process 0 writes to it, but not all processes can ({error.strerror}); name a place in a folder that all share"
         ) from error
     with _closing(handle):
-        yield _parts(of, handle)
+        yield _read_header(of, handle)[0]
 
 
 @contextmanager
@@ -138,8 +138,7 @@ def open_parts(path: Path, *, again: str = "write it again") -> Iterator[TensorP
     with reading(path):
         handle = os.open(path, os.O_RDONLY)
     with _closing(handle):
-        parts = _parts(path, handle)
-        saved = _metadata(handle).get(TENSORS)
+        parts, saved = _read_header(path, handle)
         if saved is not None and saved != digest_of_parts(parts):
             raise damaged(path, TENSORS, again)
         yield parts
@@ -172,25 +171,16 @@ def _header(layout: Layout, metadata: Mapping[str, Any]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _parts(path: Path, handle: int) -> TensorParts:
-    start, entries = _entries(handle)
+def _read_header(path: Path, handle: int) -> tuple[TensorParts, str | None]:
+    """Return an open file, whose header safetensors or `_header` has made whole, and the digest that it says its tensors have."""
+    (size,) = struct.unpack("<Q", os.pread(handle, 8, 0))
+    entries = json.loads(os.pread(handle, size, 8))
+    about = json.loads(entries.pop("__metadata__")[METADATA_KEY])
     for name, entry in entries.items():
-        if name != "__metadata__" and entry["dtype"] not in _SIZES:
+        if entry["dtype"] not in _SIZES:
             raise EectlError(
                 f"{path}: {name[:60]} is of the type {entry['dtype']}, which eectl does not write; name another file"
             )
-    entries.pop("__metadata__", None)
     layout = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
-    return TensorParts(path, layout, {name: start + entry["data_offsets"][0] for name, entry in entries.items()}, handle)
-
-
-def _entries(handle: int) -> tuple[int, dict[str, Any]]:
-    """Return where the tensors of a file begin, and its header, which safetensors has found to be whole."""
-    (size,) = struct.unpack("<Q", os.pread(handle, 8, 0))
-    entries: dict[str, Any] = json.loads(os.pread(handle, size, 8))
-    return 8 + size, entries
-
-
-def _metadata(handle: int) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(_entries(handle)[1]["__metadata__"][METADATA_KEY])
-    return value
+    starts = {name: 8 + size + entry["data_offsets"][0] for name, entry in entries.items()}
+    return TensorParts(path, layout, starts, handle), about.get(TENSORS)

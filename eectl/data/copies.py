@@ -29,7 +29,7 @@ SAMPLE = 65536  # bytes from the middle of a file, which tell most files of one 
 
 @dataclass(frozen=True)
 class Contents:
-    """What stands in the rows of a split: `ids` [row] are equal where contents are, whatever the `labels` [row].
+    """The contents of a split's rows, as numbers: `ids` [row] are equal where contents are, whatever the `labels` [row].
 
     `name` gives the name of a row: the file, or its place among what is stored.
     """

@@ -65,7 +65,7 @@ def load_data(spec: DataSection, *, device: torch.device, download: bool = False
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of data of one's own before it is decoded or tokenised: the labels [row] of each split, and its copies.
+    """Facts of data of one's own before it is decoded or tokenised: the labels [row] of each split, and its copies.
 
     `notes` say what is odd about its files.
     """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from eectl.core.errors import EectlError, visible
+from eectl.core.errors import EectlError, one_line, visible
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,7 +68,7 @@ _heard: ContextVar[list[str] | None] = ContextVar("_heard", default=None)
 
 
 class Oddities:
-    """What was odd about files that were read all the same: how many, and the first of them by name; for one note of each kind.
+    """Counts of files that were odd and read all the same, with the first of them by name, for one note of each kind.
 
     Several threads may add to it. It stays small, however many files are read.
     """
@@ -211,7 +211,7 @@ def _has_frames(opened: "Image.Image") -> bool:
 
 def shown_path(path: str | Path) -> str:
     """Return a path as messages show it, in one line of printable characters, whatever bytes its name has."""
-    return visible(str(path)).replace("\n", "\\n").replace("\t", "\\t").encode("utf-8", "backslashreplace").decode()
+    return one_line(str(path)).replace("\t", "\\t").encode("utf-8", "backslashreplace").decode()
 
 
 def from_pillow(image: "Image.Image", mode: str, *, background: str, where: str) -> "Image.Image":

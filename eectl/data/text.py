@@ -100,10 +100,10 @@ def load_text(spec: DataSection, *, device: torch.device, download: bool = False
     chosen, copies = _choose(source, spec)
     splits: dict[str, Split] = {}
     cut: dict[str, int] = {}
-    largest = 0
+    largest = padding = padding_id(tokenizer)
     for name, part in chosen.items():
         encoded = encode(tokenizer, part.texts, max_length=spec.max_length)
-        splits[name] = _split(name, part, encoded, tokenizer.pad_token_id or 0, spec.max_length, device)
+        splits[name] = _split(name, part, encoded, padding, spec.max_length, device)
         cut[name], largest = encoded.num_cut, max(largest, int(encoded.ids.max()))
     info = DataInfo(spec.name, source.classes, (PLANES, spec.max_length), (), (), spec.task, "text", largest)
     notes = (*without_test(spec, splits), *_notes(cut, splits, spec.max_length))
@@ -230,9 +230,20 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_length: int)
     size = int(lengths.sum())
     try:
         flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=size)
-        return Encoded(flat, np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=size), lengths, num_cut)
+        kinds = np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=size)
     except OverflowError as error:
         raise EectlError(f"data.tokenizer: gives token ids of 2^31 or more, or types over 255 ({error}); take another") from error
+    if flat.min() < 0 or kinds.max() > 1:
+        raise EectlError("data.tokenizer: gives token ids below 0, or types other than 0 and 1; take another")
+    return Encoded(flat, kinds, lengths, num_cut)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Return the token that short texts are filled up with, 0 where the tokenizer names none; raises EectlError below 0."""
+    padding = int(tokenizer.pad_token_id or 0)
+    if padding < 0:
+        raise EectlError(f"data.tokenizer: gives the padding token {padding}; take another")
+    return padding
 
 
 def _tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int | None) -> tuple[list[list[int]], list[list[int]]]:

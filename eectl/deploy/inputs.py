@@ -19,7 +19,7 @@ from eectl.data.images import centre_square, prepare
 from eectl.data.pictures import Oddities, from_pillow, open_image, warnings_heard
 from eectl.data.sources import FACTS
 from eectl.data.splits import DataInfo
-from eectl.data.text import Texts, encode, load_tokenizer
+from eectl.data.text import Texts, encode, load_tokenizer, padding_id
 from eectl.recipe.data_paths import expand
 from eectl.recipe.data_section import DataSection
 
@@ -40,7 +40,7 @@ class RawInputs(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know about inputs that were read."""
+        """Notes for the user on inputs that were read."""
 
     def split(self, inputs: Any) -> Iterator[Any]:
         """Take what a user passed apart: one input, or several."""
@@ -73,7 +73,7 @@ class ImageInputs:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was odd about files that were read all the same."""
+        """Notes on files that were odd and read all the same."""
         return self.odd.notes
 
     def reading(self) -> AbstractContextManager[None]:
@@ -225,7 +225,8 @@ class TextInputs:
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Make batches of texts of about one length, longest first, padded to the longest of each."""
         encoded = encode(self.tokenizer, values, max_length=self.max_length)
-        largest = int(encoded.ids.max())
+        padding = padding_id(self.tokenizer)
+        largest = max(padding, int(encoded.ids.max()))
         if self.vocabulary is not None and largest >= self.vocabulary:
             raise EectlError(
                 f"the tokenizer gives token ids up to {largest}, and the network takes those below {self.vocabulary}; "
@@ -233,7 +234,6 @@ class TextInputs:
             )
         lengths = torch.from_numpy(encoded.lengths)
         ids, types = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.types)
-        padding = self.tokenizer.pad_token_id or 0
         texts = Texts(ids, types, lengths, padding=padding, max_length=self.max_length, device=device)
         rows = torch.split(lengths.argsort(descending=True, stable=True), size)
         for places, inputs in zip(rows, texts.read(rows), strict=True):

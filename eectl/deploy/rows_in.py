@@ -167,7 +167,7 @@ def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...] | Eec
                     continue
                 try:
                     value = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     value = EectlError(f"not JSON ({error}); each line is one object")
                 if isinstance(value, dict):
                     if is_first:

@@ -12,8 +12,8 @@ from torch import Tensor
 from eectl import __version__
 from eectl.core.console import silent
 from eectl.core.errors import EectlError, out_of_memory
-from eectl.core.files import as_path, check_outputs, write_all
-from eectl.core.json_files import json_text
+from eectl.core.files import as_path, check_outputs
+from eectl.core.json_files import write_json
 from eectl.core.numbers import number_list, whole_number
 from eectl.core.precision import autocast, note_on_precision
 from eectl.core.seeds import check_seed
@@ -98,7 +98,7 @@ def bench(
             say(f"note: {note}")
         result = _measure(session, given, sizes, chosen, seconds=seconds, seed=seed, say=say)
         if out:
-            write_all({out: json_text(result.to_json())}, overwrite=overwrite)
+            write_json(out, result.to_json(), overwrite=overwrite)
         return result
 
 

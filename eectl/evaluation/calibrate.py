@@ -5,11 +5,10 @@ from pathlib import Path
 
 from eectl.core.console import silent
 from eectl.core.errors import EectlError, lookup
-from eectl.core.files import as_path, check_outputs, write_all
-from eectl.core.json_files import json_text
+from eectl.core.files import as_path, check_outputs
 from eectl.core.precision import note_on_precision
 from eectl.evaluation.opened import measuring, open_session, pass_kept, read_header, score_split
-from eectl.exits.policy import Policies
+from eectl.exits.policy import Policies, write_policies
 from eectl.exits.thresholds import SEARCHES, check_has_exits, choose_thresholds, notes_on_rows, threshold_metric
 from eectl.exits.times import BENCH, parse_cost, read_times
 from eectl.recipe.budgets import DEFAULT_BUDGETS, parse_budgets
@@ -96,5 +95,5 @@ def calibrate(
             say(f"note: {note}")
         policies = choose_thresholds(found, costs or session.macs, budgets=percentages, search=thresholds, metric=best_by)
         with pass_kept(save_to):
-            write_all({out: json_text(policies.to_json())}, overwrite=overwrite)
+            write_policies(out, policies, overwrite=overwrite)
         return policies

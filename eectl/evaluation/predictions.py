@@ -154,7 +154,7 @@ def keeping(
 
 @dataclass(frozen=True)
 class _Form:
-    """What a predictions file says beside its tensors."""
+    """The metadata of a predictions file, beside its tensors."""
 
     split: Text
     fingerprint: Text

@@ -193,9 +193,9 @@ class Policies:
             )
 
 
-def write_policies(path: Path, policies: Policies) -> None:
-    """Write a policy file."""
-    write_json(path, policies.to_json())
+def write_policies(path: Path, policies: Policies, *, overwrite: bool = True) -> None:
+    """Write a policy file; `overwrite` says whether one that came there meanwhile gives way."""
+    write_json(path, policies.to_json(), overwrite=overwrite)
 
 
 def read_policies(path: Path) -> Policies:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eectl.core.errors import EectlError
+from eectl.core.files import real
 from eectl.data import Dataset
 from eectl.models.build import build_model
 from eectl.models.checkpoint import load_checkpoint, read_about, read_checkpoint_metadata
@@ -41,7 +42,7 @@ def prepare_folder(folder: RunFolder, recipe: Recipe, data: Dataset, network: Ne
     phases = planned_phases(recipe)
     folder.remove_left_behind([phase.number for phase in phases])
     if not (resume and (folder.recipe.exists() or folder.results())):
-        if recipe.init is not None and recipe.init.resolve() in [path.resolve() for path in folder.results()]:
+        if recipe.init is not None and real(recipe.init) in map(real, folder.results()):
             raise EectlError(f"--from {recipe.init} lies in the folder whose run would be replaced; give another -o")
         folder.set_aside()
         folder.write_recipe(recipe)

@@ -13,10 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from eectl.core.kinds import NonNegative
 from eectl.recipe.recipe import ModelSpec
 
 Whole = Annotated[int, Field(ge=0, le=2**53)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class StateError(Exception):
@@ -68,7 +68,7 @@ class PhaseValues(_Form):
     best_epoch: Whole
     best_validation: dict[Literal["loss", "score", "balanced"], list[float | None]]
     stopper: StopperValues
-    seconds: Seconds
+    seconds: NonNegative
 
 
 class StateValues(_Form):

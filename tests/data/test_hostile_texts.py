@@ -16,7 +16,7 @@ from pyarrow import parquet
 from toy_text import write_tokenizer
 
 from eectl.core.errors import EectlError
-from eectl.data.text import encode, load_tokenizer
+from eectl.data.text import encode, load_tokenizer, padding_id
 from eectl.data.text_sources import TEXT_DATASETS, load_files
 from eectl.recipe.data_section import DataSection
 
@@ -246,3 +246,23 @@ def test_devices_and_files_without_end(folder):
 def test_a_folder_as_it_should_be(folder):
     assert read(folder).ids.tolist() == [2, 4, 9, 3]
     assert read(folder).lengths.dtype == np.int64
+
+
+class Odd:
+    """A tokenizer that gives every text these tokens and types, and this padding."""
+
+    def __init__(self, ids=(1, 2), types=(0, 0), pad_token_id=0):
+        self.ids, self.types, self.pad_token_id = list(ids), list(types), pad_token_id
+
+    def __call__(self, texts, **_):
+        return {"input_ids": [self.ids for _ in texts], "token_type_ids": [self.types for _ in texts]}
+
+
+def test_tokens_that_no_network_has_a_row_for():
+    for tokenizer, words in ((Odd(ids=(1, -5)), "token ids below 0"), (Odd(types=(0, 7)), "types other than 0 and 1")):
+        with pytest.raises(EectlError, match=words):
+            encode(tokenizer, [("a",)], max_length=8)
+    assert encode(Odd(types=(0, 1)), [("a",)], max_length=8).ids.tolist() == [1, 2]
+    assert [padding_id(Odd(pad_token_id=each)) for each in (None, 0, 9)] == [0, 0, 9]
+    with pytest.raises(EectlError, match="padding token -3"):
+        padding_id(Odd(pad_token_id=-3))

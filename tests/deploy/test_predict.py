@@ -166,6 +166,14 @@ def test_bytes_that_are_no_text_are_a_line_and_the_others_come(moods, run, tmp_p
         assert sum("2: not UTF-8, or half a character" in line for line in err.splitlines()) == 1
 
 
+def test_a_line_of_endless_nesting_is_a_line_and_the_others_come(moods, run, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "good film"}\n{"text": ' + "[" * 100_000 + "\n")
+    out, err, code = run("predict", moods.checkpoint, path, "--device", "cpu")
+    assert code == 1 and [row["text"] for row in rows_of(out)] == ["good film"]
+    assert sum("2: not JSON" in line for line in err.splitlines()) == 1
+
+
 def test_pairs_and_numbers(pairs, run, tmp_path):
     rows = [{"text": text, "second": "good film"} for text in TEXTS]
     write_csv(tmp_path / "pairs.csv", rows)

@@ -140,7 +140,7 @@ def test_a_file_that_is_not_text(tmp_path):
         ("data: {normalize: [[0, 0], [1, 1]]}", "2 means and 2 deviations; give one of each for grey images, three for colour"),
         ("data: {normalize: [[0], [1, 1, 1]]}", "1 means and 3 deviations"),
         ("data: {normalize: [[0], [1]], channels: 3}", "data: normalize has 1 means, and channels is 3"),
-        ("data: {normalize: [[0], [0]]}", "data.normalize[1][0]: is 0; input should be greater than or equal to 1e-06"),
+        ("data: {normalize: [[0], [0]]}", "data.normalize[1][0]: is 0; input should be greater than or equal to 1e-12"),
         ("data: {channels: true}", "data.channels: is True; input should be a whole number"),
         ("data: {channels: 1.0}", "data.channels: is 1.0; input should be a whole number"),
         ("data: {image_size: 1000000}", "data.image_size: is 1000000; input should be less than or equal to 8192"),

@@ -176,7 +176,7 @@ def test_staged_regimes_count_the_ensembles_as_their_last_stage():
         (["exits.head=gpf", "exits.after=[1]"], "exit head gpf foresees later exits and needs two attached exits"),
         (["exits.head=gpf-4", "exits.after=[1]", "phase=3"], "exit head gpf-4 foresees"),
         (["exits.head=gpf-lancopku"], r"states of one width \(they are 16, 32 wide\); name a width"),
-        (["exits.head=gpff"], "unknown exit head 'gpff'"),
+        (["exits.head=gpff"], "exits.head: is 'gpff'; no such head"),
     ],
 )  # fmt: skip
 def test_refused_before_anything_is_written(small, tmp_path, changes, says):
