@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eectl.core.errors import EectlError
 from eectl.exits.costs import measure_costs
+from eectl.models.adapters.layer_groups import own_groups
 from eectl.models.adapters.timm_parts import ADAPTERS
-from eectl.models.adapters.timm_traced import TimmTraced, adapt
+from eectl.models.adapters.traced import Facts, Traced, adapt
 from eectl.models.backbone import Backbone
 from eectl.models.build import attach_exits, build_backbone
 from eectl.recipe.recipe import BackboneSection
@@ -128,7 +129,7 @@ def test_block_numbers_are_pinned(name: str, depth: int) -> None:
     size = 240 if name.startswith("crossvit") else 64
     with torch.device("meta"):
         backbone = build_backbone(BackboneSection(name=f"timm/{name}"), input_shape=(3, size, size), num_outputs=2)
-    assert isinstance(backbone, TimmTraced) and backbone.depth == depth
+    assert isinstance(backbone, Traced) and backbone.depth == depth
 
 
 def test_other_images_are_refused_with_both_sizes() -> None:
@@ -147,9 +148,6 @@ class Counts(nn.Module):
         self.bias = nn.Parameter(torch.randn(4, 4))
         self.head = nn.Linear(4, NUM_OUTPUTS)
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
     def forward(self, x: Tensor) -> Tensor:
         rows, _, height, width = x.shape
         x = self.stem(x.reshape(rows, height * width * 3))
@@ -164,7 +162,7 @@ class Counts(nn.Module):
 def test_a_number_of_rows_is_asked_for_where_it_is_used() -> None:
     torch.manual_seed(0)
     net = Counts()
-    backbone = adapt(net, (3, 2, 2))
+    backbone = adapt(net, (3, 2, 2), Facts(own_groups(net), (), ("head",)))
     images = torch.randn(4, 3, 2, 2)
     for training in (False, True):
         assert torch.equal(backbone.train(training)(images), net(images))

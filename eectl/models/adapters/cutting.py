@@ -18,12 +18,42 @@ MOST_ALIVE = 4  # tensors that one cut may carry
 
 
 @dataclass(frozen=True)
+class End:
+    """Where a unit of layers ends: it may be cut from the next one after the steps from `first` to `last`.
+
+    `group` is the number of the group that the unit and the next one are in; None where they are in different ones.
+    """
+
+    first: int
+    last: int
+    group: int | None = None
+
+
+@dataclass(frozen=True)
 class Carried:
-    """A slot that is alive at a cut: a tensor, or a tuple or list (`form`) of `count` tensors."""
+    """A slot that is alive at a cut: a tensor, or a tuple or list (`form`) of tensors.
+
+    `times` says for each tensor how many of its rows there are for one image: patches of patches lie so.
+    """
 
     slot: int
     form: type | None
-    count: int
+    times: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of tensors."""
+        return len(self.times)
+
+    def value(self, tensors: Sequence[Tensor]) -> Any:
+        """Return the slot's value of tensors with a row for each image."""
+        parts = [tensor if times == 1 else tensor.flatten(0, 1) for tensor, times in zip(tensors, self.times, strict=True)]
+        return parts[0] if self.form is None else self.form(parts)
+
+    def tensors(self, value: Any) -> list[Tensor]:
+        """Return the tensors of the slot's value, with a row for each image."""
+        parts = [value] if self.form is None else value
+        return [part if times == 1 else part.unflatten(0, (-1, times)) for part, times in zip(parts, self.times, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -51,8 +81,7 @@ class Piece:
         if self.copies:
             tensors = [tensor.clone() for tensor in tensors]
         for each in self.given:
-            part = tensors[start : start + each.count]
-            values[each.slot] = part[0] if each.form is None else each.form(part)
+            values[each.slot] = each.value(tensors[start : start + each.count])
             start += each.count
         for step, done in zip(self.steps, self.last_use, strict=True):
             values[step.slot] = _run(net, step, values, num_rows)
@@ -60,7 +89,7 @@ class Piece:
                 del values[slot]
         found: list[Tensor] = []
         for each in self.made:
-            found += [values[each.slot]] if each.form is None else values[each.slot]
+            found += each.tensors(values[each.slot])
         return tuple(found)
 
     def names(self) -> list[str]:
@@ -84,13 +113,10 @@ def _run(net: nn.Module, step: Step, values: Mapping[int, Any], num_rows: int) -
     return step.target(*args, **kwargs)
 
 
-def cut(trace: Trace, ends: Sequence[tuple[int, int]]) -> list[Piece]:
-    """Return a trace as pieces.
+def cut(trace: Trace, ends: Sequence[End]) -> tuple[list[Piece], set[int]]:
+    """Return a trace as pieces, and the groups in which more than one tensor is alive where a unit ends.
 
-    Args:
-        trace: the forward pass.
-        ends: for each group of layers, in order, the first and last step after which it may be cut from the next. Where too much
-            is alive at all of them, the group stays with the next one.
+    Where too much is alive at a unit's end, it stays with the next one.
     """
     steps, free = trace.steps, _free(trace)
     last_read = {trace.result: len(steps)}
@@ -108,19 +134,23 @@ def cut(trace: Trace, ends: Sequence[tuple[int, int]]) -> list[Piece]:
         return carried if fits and carried[0].slot != 0 else None
 
     places: list[tuple[int, tuple[Carried, ...]]] = []
-    for first, last in ends:
-        options = [(place, found) for place in range(first, last + 1) if (found := alive(place)) is not None]
-        if options:
-            best = min(options, key=lambda option: sum(each.count for each in option[1]))
-            if not places or best[0] > places[-1][0]:
-                places.append(best)
+    tangled: set[int] = set()
+    for end in ends:
+        options = [(place, found) for place in range(end.first, end.last + 1) if (found := alive(place)) is not None]
+        if not places:  # what comes after the stem's last module (positions, class tokens) is the stem's
+            options.reverse()
+        best = min(options, key=lambda option: sum(each.count for each in option[1]), default=None)
+        if end.group is not None and (best is None or sum(each.count for each in best[1]) > 1):
+            tangled.add(end.group)
+        elif best is not None and (not places or best[0] > places[-1][0]):
+            places.append(best)
     pieces = []
     start = 0
-    given: tuple[Carried, ...] = (Carried(0, None, 1),)
-    for place, carried in [*places, (len(steps) - 1, (Carried(trace.result, None, 1),))]:
+    given: tuple[Carried, ...] = (Carried(0, None, (1,)),)
+    for place, carried in [*places, (len(steps) - 1, (Carried(trace.result, None, (1,)),))]:
         pieces.append(_piece(steps, start, place + 1, given, carried, free))
         start, given = place + 1, carried
-    return pieces
+    return pieces, tangled
 
 
 def _piece(
@@ -156,16 +186,19 @@ def _free(trace: Trace) -> set[int]:
 def _carried(slot: int, pair: tuple[Any, Any]) -> Carried | None:
     """Return how a slot is carried across a cut; None where it is not made of tensors with rows first."""
     if isinstance(pair[0], Tensor):
-        return Carried(slot, None, 1) if _has_rows(*pair) else None
-    if type(pair[0]) not in (tuple, list) or not pair[0]:
+        times = _times(*pair)
+        return None if times is None else Carried(slot, None, (times,))
+    if type(pair[0]) not in (tuple, list) or not pair[0] or not all(isinstance(each, Tensor) for each in pair[0]):
         return None
-    fits = all(isinstance(each, Tensor) for each in pair[0]) and all(map(_has_rows, *pair))
-    return Carried(slot, type(pair[0]), len(pair[0])) if fits else None
+    found = [times for times in map(_times, *pair) if times is not None]
+    return Carried(slot, type(pair[0]), tuple(found)) if len(found) == len(pair[0]) else None
 
 
-def _has_rows(first: Tensor, second: Tensor) -> bool:
-    """Return whether a tensor of the passes with 2 and 3 rows has a row for each, and nothing else that depends on them."""
-    return first.ndim > 1 and (len(first), len(second)) == ROWS and first.shape[1:] == second.shape[1:]
+def _times(first: Tensor, second: Tensor) -> int | None:
+    """Return how many rows a tensor of the passes with 2 and 3 images has for each; None where it is not made of them alone."""
+    times, rest = divmod(len(first), ROWS[0]) if first.ndim > 1 else (0, 1)
+    fits = times > 0 and not rest and len(second) == times * ROWS[1] and first.shape[1:] == second.shape[1:]
+    return times if fits else None
 
 
 def find_copies(pieces: Sequence[Piece], net: nn.Module, images: Tensor) -> tuple[list[Piece], list[tuple[int, ...]]]:

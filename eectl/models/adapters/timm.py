@@ -12,7 +12,8 @@ import torch
 from eectl.core.errors import EectlError
 from eectl.models.adapters.args_and_weights import check_names
 from eectl.models.adapters.timm_parts import ADAPTERS, TimmViT
-from eectl.models.adapters.timm_traced import TimmTraced, adapt
+from eectl.models.adapters.timm_traced import adapt_timm
+from eectl.models.adapters.traced import Traced
 from eectl.models.adapters.tracing import CannotTraceError
 from eectl.models.backbone import Backbone, dry_run
 
@@ -81,7 +82,7 @@ def _check_images(backbone: Backbone, input_shape: Sequence[int]) -> None:
         if 0 in backbone.grid:
             raise EectlError(f"{backbone.name} cuts images into patches, {size} is too small for one; set data.image_size")
         return
-    if isinstance(backbone, TimmTraced):  # it has run
+    if isinstance(backbone, Traced):  # it has run
         return
     try:
         dry_run(backbone, input_shape)
@@ -118,7 +119,7 @@ def _parameters(classes: Sequence[type]) -> list[str]:
 def _trace(name: str, net: torch.nn.Module, input_shape: Sequence[int]) -> Backbone:
     """Return a network without an adapter of its own, traced and cut."""
     try:
-        return adapt(net, input_shape)
+        return adapt_timm(net, input_shape)
     except (
         CannotTraceError,
         ArithmeticError,
