@@ -13,55 +13,58 @@ from torch.utils.flop_counter import FlopCounterMode
 from eectl.core.errors import EectlError
 from eectl.exits.costs import measure_costs
 from eectl.models.adapters.layer_groups import own_groups
-from eectl.models.adapters.timm_parts import ADAPTERS
+from eectl.models.adapters.timm_traced import adapt_timm
 from eectl.models.adapters.traced import Facts, Traced, adapt
 from eectl.models.backbone import Backbone
 from eectl.models.build import attach_exits, build_backbone
 from eectl.recipe.recipe import BackboneSection
 
+NUM_OUTPUTS = 5
 BY_DEFAULT = {  # parallel branches, tokens that come late, maps that are joined, three scales, channels last, flags in its code
     "crossvit": ("crossvit_tiny_240", 3),
     "convit": ("convit_tiny", 12),
-    "densenet": ("densenet121", None),
-    "edgenext": ("edgenext_xx_small", None),
+    "densenet": ("densenet121", 4),
+    "edgenext": ("edgenext_xx_small", 12),
     "vgg": ("vgg11", 7),
     "fasternet": ("fasternet_t0", 13),
 }
-NUM_OUTPUTS = 5
-SMALL = re.compile(r"tiny|small|nano|atto|pico|femto|_s0|xx?s|t_|_b0|_0|18|26|micro")
+SMALL = ("^test_", "atto", "femto", "pico", "nano", "xxs|xx_small", "tiny", "_ti", "_t0", "_xs|x_small|_005", "_t", "mini")
+SMALL += ("_m0|_b0|_s0|_0", "_s", "18", ".")
+SHALLOW = {"beit", "deepseek_vit", "gemma4_vit", "qwen3_vit"}  # whose smallest network is large: three blocks are enough
 
 
 def smallest(file: str) -> str:
-    """Return a name of a small network of one of timm's files."""
+    """Return the name of a small network of one of timm's files."""
     names = timm.list_models(module=file)
-    return next((name for name in names if name.startswith("test_")), next(filter(SMALL.search, names), names[0]))
+    return next(name for kind in SMALL for name in names if re.search(kind, name))
 
 
 OTHERS = [
     pytest.param(file, marks=pytest.mark.thorough)
     for file in timm.list_modules()
-    if file not in {*ADAPTERS, *BY_DEFAULT} and timm.list_models(module=file)
+    if file not in BY_DEFAULT and timm.list_models(module=file)
 ]
 
 
-def build(name: str) -> tuple[Backbone, int]:
-    """Build a network for the smallest images that it takes."""
+def build(name: str, args: dict[str, object]) -> tuple[Backbone, int]:
+    """Build a network for the smallest images that it takes, by the traced adapter."""
     own = timm.get_pretrained_cfg(name)
     for size in (64, 96, 128, 224, own.input_size[-1] if own else 256):
         try:
             torch.manual_seed(0)
-            return build_backbone(
-                BackboneSection(name=f"timm/{name}"), input_shape=(3, size, size), num_outputs=NUM_OUTPUTS
-            ), size
+            spec = BackboneSection(name=f"timm/{name}", args=args)
+            backbone = build_backbone(spec, input_shape=(3, size, size), num_outputs=NUM_OUTPUTS)
         except EectlError as error:
             fault = error
+        else:
+            return backbone if isinstance(backbone, Traced) else adapt_timm(backbone.net, (3, size, size)), size
     raise fault
 
 
 @pytest.fixture(scope="module", params=[*BY_DEFAULT, *OTHERS])
 def case(request: pytest.FixtureRequest) -> tuple[Backbone, int]:
     name = BY_DEFAULT[request.param][0] if request.param in BY_DEFAULT else smallest(request.param)
-    return build(name)
+    return build(name, {"depth": 3} if request.param in SHALLOW else {})
 
 
 @pytest.fixture
@@ -124,7 +127,7 @@ def test_frozen_blocks_stay_bit_equal(backbone: Backbone, images: Tensor) -> Non
     assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize(("name", "depth"), [each for each in BY_DEFAULT.values() if each[1] is not None])
+@pytest.mark.parametrize(("name", "depth"), BY_DEFAULT.values())
 def test_block_numbers_are_pinned(name: str, depth: int) -> None:
     size = 240 if name.startswith("crossvit") else 64
     with torch.device("meta"):

@@ -15,18 +15,24 @@ from torch import Tensor, nn
 from eectl.models.adapters.tracing import ROWS, Rows, Slot, Step, Trace, replaced
 
 MOST_ALIVE = 4  # tensors that one cut may carry
+MIN_CUTS = 3  # of a network that exits are worth while in: after the stem and between two blocks and the head
 
 
 @dataclass(frozen=True)
 class End:
     """Where a unit of layers ends: it may be cut from the next one after the steps from `first` to `last`.
 
-    `group` is the number of the group that the unit and the next one are in; None where they are in different ones.
+    Attributes:
+        first: the number of a step.
+        last: the same.
+        group: the number of the group that the unit and the next one are in; None where they are in different ones.
+        holder: the name of the smallest module that both are in.
     """
 
     first: int
     last: int
-    group: int | None = None
+    group: int | None
+    holder: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,8 @@ def _run(net: nn.Module, step: Step, values: Mapping[int, Any], num_rows: int) -
 def cut(trace: Trace, ends: Sequence[End]) -> tuple[list[Piece], set[int]]:
     """Return a trace as pieces, and the groups in which more than one tensor is alive where a unit ends.
 
-    Where too much is alive at a unit's end, it stays with the next one.
+    Where too much is alive at a unit's end, it stays with the next one, and so do the others in the module that holds both, as
+    long as there are other cuts: a dense block, whose every layer reads all layers before it, is not cut after its first ones.
     """
     steps, free = trace.steps, _free(trace)
     last_read = {trace.result: len(steps)}
@@ -133,8 +140,9 @@ def cut(trace: Trace, ends: Sequence[End]) -> tuple[list[Piece], set[int]]:
         fits = len(carried) == len(found) and 0 < sum(each.count for each in carried) <= MOST_ALIVE
         return carried if fits and carried[0].slot != 0 else None
 
-    places: list[tuple[int, tuple[Carried, ...]]] = []
+    places: list[tuple[int, tuple[Carried, ...], str]] = []
     tangled: set[int] = set()
+    uncut: set[str] = set()
     for end in ends:
         options = [(place, found) for place in range(end.first, end.last + 1) if (found := alive(place)) is not None]
         if not places:  # what comes after the stem's last module (positions, class tokens) is the stem's
@@ -142,12 +150,16 @@ def cut(trace: Trace, ends: Sequence[End]) -> tuple[list[Piece], set[int]]:
         best = min(options, key=lambda option: sum(each.count for each in option[1]), default=None)
         if end.group is not None and (best is None or sum(each.count for each in best[1]) > 1):
             tangled.add(end.group)
-        elif best is not None and (not places or best[0] > places[-1][0]):
-            places.append(best)
+        elif best is None:
+            uncut.add(end.holder)
+        elif not places or best[0] > places[-1][0]:
+            places.append((*best, end.holder))
+    outside = [place for place in places if place[2] not in uncut]
+    places = outside if len(outside) >= MIN_CUTS else places
     pieces = []
     start = 0
     given: tuple[Carried, ...] = (Carried(0, None, (1,)),)
-    for place, carried in [*places, (len(steps) - 1, (Carried(trace.result, None, (1,)),))]:
+    for place, carried, _ in [*places, (len(steps) - 1, (Carried(trace.result, None, (1,)),), "")]:
         pieces.append(_piece(steps, start, place + 1, given, carried, free))
         start, given = place + 1, carried
     return pieces, tangled
@@ -201,12 +213,9 @@ def _times(first: Tensor, second: Tensor) -> int | None:
     return times if fits else None
 
 
-def find_copies(pieces: Sequence[Piece], net: nn.Module, images: Tensor) -> tuple[list[Piece], list[tuple[int, ...]]]:
-    """Return the pieces, with `copies` set for those that change what they are given, and the shapes of what they make.
-
-    A shape is that of the last tensor that a piece makes, without rows.
-    """
-    found, shapes = [], []
+def find_copies(pieces: Sequence[Piece], net: nn.Module, images: Tensor) -> tuple[list[Piece], list[tuple[Tensor, ...]]]:
+    """Return the pieces, with `copies` set for those that change what they are given, and what they make of these images."""
+    found, results = [], []
     tensors: tuple[Tensor, ...] = (images,)
     with torch.no_grad():
         for piece in pieces:
@@ -216,6 +225,6 @@ def find_copies(pieces: Sequence[Piece], net: nn.Module, images: Tensor) -> tupl
             if changes:
                 made = replace(piece, copies=True).run(net, tensors)
             found.append(replace(piece, copies=changes))
-            shapes.append(tuple(made[-1].shape[1:]))
+            results.append(made)
             tensors = made
-    return found, shapes
+    return found, results

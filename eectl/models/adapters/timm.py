@@ -95,7 +95,7 @@ def _check_args(name: str, args: Mapping[str, Any], classes: Sequence[type]) -> 
 
     Nor is one allowed that the data decide, that is a class, or that drops patches, which leaves exits no grid of them.
     """
-    ours = ["self", "img_size", "in_chans", "num_classes", "device", "dtype", "patch_drop_rate", "cfg", "kwargs"]
+    ours = ["img_size", "in_chans", "num_classes", "device", "dtype", "patch_drop_rate", "cfg", "kwargs"]
     ours += ["embed_layer", "block_fn", "mlp_layer", "attn_layer", "block", "aa_layer", "block_args", "weight_init"]
     ours += ["block_layer", "conv_layer", "se_layer", "round_chs_fn"]
     check_names(f"timm/{name}", args, {key: None for key in _parameters(classes) if key not in ours})
@@ -105,15 +105,23 @@ def _classes(name: str) -> list[type]:
     """Return the class of the networks of this name, or all that it may be."""
     entrypoint = timm.model_entrypoint(name)
     said = inspect.signature(entrypoint).return_annotation
-    if isinstance(said, type):
+    if isinstance(said, type) and said is not inspect.Signature.empty:
         return [said]
     known = vars(sys.modules[entrypoint.__module__]).values()
-    return [each for each in known if isinstance(each, type) and hasattr(each, "group_matcher")]
+    return [each for each in known if isinstance(each, type) and hasattr(each, "get_classifier")]
 
 
 def _parameters(classes: Sequence[type]) -> list[str]:
-    """Return the names of what the constructors of these classes take."""
-    return list(dict.fromkeys(key for each in classes for key in inspect.signature(each).parameters))
+    """Return the names of what the constructors of these classes take; one that takes any hands them to the class above."""
+    found: list[str] = []
+    for each in classes:
+        for owner in inspect.getmro(each):
+            if "__init__" in vars(owner):
+                own = inspect.signature(owner).parameters
+                found += own
+                if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
+                    break
+    return [key for key in dict.fromkeys(found) if key not in ("args", "self")]
 
 
 def _trace(name: str, net: torch.nn.Module, input_shape: Sequence[int]) -> Backbone:

@@ -7,16 +7,19 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
+from os.path import commonpath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
-from eectl.models.adapters.cutting import End, Piece, cut, find_copies
+from eectl.models.adapters.cutting import MIN_CUTS, End, Piece, cut, find_copies
 from eectl.models.adapters.layer_groups import Unit, groups_below, split_stages
 from eectl.models.adapters.tracing import ROWS, CannotTraceError, Trace, trace
 from eectl.models.backbone import Backbone, Feature, Hidden, MapFeature, TokenFeature
+
+SMALL = 10**12  # parameters × pixels: a pass of so much work costs less with numbers than on torch's meta device
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Traced(Backbone):
         net: the network.
         pieces: in eval mode.
         training: the pieces in train mode, where they are others.
-        views: how features are read, by their shape without rows.
+        views: how features are read, by the shapes, rows left out, of all that is alive after a block.
         input_shape: of the images that it was cut for.
         classifiers: the layers whose size is the number of outputs.
     """
@@ -61,7 +64,7 @@ class Traced(Backbone):
         pieces: Sequence[Piece],
         training: Sequence[Piece] | None,
         *,
-        views: Mapping[tuple[int, ...], "View"],
+        views: Mapping["Shapes", "View"],
         input_shape: Sequence[int],
         classifiers: Sequence[str],
     ) -> None:
@@ -91,8 +94,7 @@ class Traced(Backbone):
         return self._run(self.depth + 1, hidden.scales)[0]
 
     def feature(self, hidden: Hidden) -> Feature:
-        x = hidden.scales[-1]
-        return self._views[tuple(map(int, x.shape[1:]))].feature(x)
+        return self._views[_shapes(hidden.scales)].feature(hidden.scales)
 
 
 class TracedMaps(Traced):
@@ -116,20 +118,27 @@ def adapt(net: nn.Module, input_shape: Sequence[int], facts: Facts) -> Backbone:
     try:
         net.eval()
         try:
-            pieces, training, shapes = _pieces(_without_numbers(net), input_shape, facts)
+            pieces, training, alive = _pieces(_cheapest(net, input_shape), input_shape, facts)
         except (AttributeError, CannotTraceError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            pieces, training, shapes = _pieces(net, input_shape, facts)  # its code asks for numbers
+            pieces, training, alive = _pieces(net, input_shape, facts)  # its code asks for numbers
         _check(net, pieces, _images(net, ROWS[1], input_shape))
     finally:
         for module, flag in modes.items():
             module.training = flag
-    views = {shape: View.of(facts, shape, input_shape) for shape in shapes[1:-1]}
-    kind = TracedMaps if views[shapes[1]].layout == "NCHW" else Traced
+    found = [_shapes(tensors) for tensors in alive[1:-1]]
+    views = {shapes: View.of(facts, shapes, input_shape) for shapes in found}
+    kind = TracedMaps if views[found[0]].layout == "NCHW" else Traced
     return kind(net, pieces, training, views=views, input_shape=input_shape, classifiers=facts.classifiers)
 
 
+def _cheapest(net: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+    """Return a network to trace: this one, or for much work a copy whose tensors are on torch's meta device."""
+    work = sum(parameter.numel() for parameter in net.parameters()) * input_shape[1] * input_shape[2]
+    return net if work <= SMALL else _without_numbers(net)
+
+
 def _without_numbers(net: nn.Module) -> nn.Module:
-    """Return a copy of a network whose tensors are on torch's meta device: on it a pass costs next to nothing."""
+    """Return a copy of a network whose tensors are on torch's meta device: the time of a pass depends on no size."""
     memo: dict[int, Any] = {}
     for parameter in net.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
@@ -150,15 +159,40 @@ def _check(net: nn.Module, pieces: Sequence[Piece], images: Tensor) -> None:
             raise CannotTraceError("its pieces give other logits than it does")
 
 
-class View:
-    """How a feature of one shape is read: its layout, and for tokens their grid and how many special ones come first."""
+Shapes = tuple[tuple[int, ...], ...]
+"""Those of several tensors, rows left out."""
 
-    def __init__(self, layout: str, grid: tuple[int, int] = (1, 1), prefix: int = 0) -> None:
-        self.layout, self.grid, self.prefix = layout, grid, prefix
+
+def _shapes(tensors: Sequence[Tensor]) -> Shapes:
+    return tuple(tuple(map(int, tensor.shape[1:])) for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a feature is read.
+
+    Attributes:
+        layout: `NCHW`, `NHWC`, `tokens`, or `row` for anything else.
+        grid: the (height, width) of tokens.
+        prefix: how many special tokens come first.
+        place: which of the tensors that are alive it is, counted from the last.
+    """
+
+    layout: str
+    grid: tuple[int, int] = (1, 1)
+    prefix: int = 0
+    place: int = -1
 
     @staticmethod
-    def of(facts: Facts, shape: Sequence[int], input_shape: Sequence[int]) -> "View":
-        """Find how features of `shape` (rows left out) are to be read."""
+    def of(facts: Facts, shapes: Shapes, input_shape: Sequence[int]) -> "View":
+        """Find how what is alive after a block is to be read: the last map there is, else the last tensor."""
+        views = [View._of_one(facts, shape, input_shape) for shape in shapes]
+        maps = [place for place, view in enumerate(views) if view.layout in ("NCHW", "NHWC")]
+        place = maps[-1] if maps else len(views) - 1
+        return replace(views[place], place=place - len(views))
+
+    @staticmethod
+    def _of_one(facts: Facts, shape: Sequence[int], input_shape: Sequence[int]) -> "View":
         if len(shape) == 3:
             height, width = input_shape[1:]
             first, last = shape[1] * width == shape[2] * height, shape[0] * width == shape[1] * height
@@ -175,8 +209,9 @@ class View:
             return View("tokens", (1, shape[0]))
         return View("row")
 
-    def feature(self, x: Tensor) -> Feature:
-        """Return a tensor of this shape, rows first, as a feature."""
+    def feature(self, tensors: Sequence[Tensor]) -> Feature:
+        """Return one of tensors of these shapes, rows first, as a feature."""
+        x = tensors[self.place]
         if self.layout == "NCHW":
             return MapFeature(x)
         if self.layout == "NHWC":
@@ -205,46 +240,51 @@ def _images(net: nn.Module, rows: int, input_shape: Sequence[int]) -> Tensor:
     return values.to(parameter.dtype).reshape(rows, *input_shape)
 
 
-Pieces = tuple[list[Piece], list[Piece] | None, list[tuple[int, ...]]]
-"""The pieces of a network in eval mode, those in train mode where they are others, and the shapes of what they give."""
+Pieces = tuple[list[Piece], list[Piece] | None, list[tuple[Tensor, ...]]]
+"""The pieces of a network in eval mode, those in train mode where they are others, and what is alive after each."""
 
 
 def _pieces(net: nn.Module, input_shape: Sequence[int], facts: Facts) -> Pieces:
     """Cut `net` at the ends of its groups, and at those of the blocks of a stage where a single tensor is alive at each."""
     images = [_images(net, rows, input_shape) for rows in ROWS]
     try:
-        tangled = _Cutter(net, images, facts, split_stages(net, facts.groups, but=set())).tangled()
-        return _Cutter(net, images, facts, split_stages(net, facts.groups, but=tangled)).pieces()
-    except (CannotTraceError, RuntimeError, TypeError, ValueError):
-        stages = set(facts.groups.values())
-    return _Cutter(net, images, facts, split_stages(net, facts.groups, but=stages)).pieces()
+        cutter = _Cutter(net, images, facts, but=set())
+        return (_Cutter(net, images, facts, but=cutter.tangled) if cutter.tangled else cutter).pieces()
+    except (CannotTraceError, RuntimeError, TypeError, ValueError):  # a stage's own code cannot be followed
+        return _Cutter(net, images, facts, but=set(facts.groups.values())).pieces()
 
 
 class _Cutter:
-    """Traces and cuts one network by the units of its parameters; those modules whose parameters share one are whole."""
+    """Traces and cuts one network by the units of its parameters; those modules whose parameters share one are whole.
 
-    def __init__(self, net: nn.Module, images: Sequence[Tensor], facts: Facts, units: Mapping[str, Unit]) -> None:
+    Args:
+        net: the network.
+        images: two batches, of ROWS rows.
+        facts: what its library says of it.
+        but: the groups that are not split into blocks.
+
+    Attributes:
+        tangled: the groups in which more than one tensor is alive between two blocks.
+    """
+
+    def __init__(self, net: nn.Module, images: Sequence[Tensor], facts: Facts, *, but: set[int]) -> None:
+        units = split_stages(net, facts.groups, but=but)
         self._net, self._images, self._functions = net, images, facts.functions
         self._below, self._head = groups_below(units), max(units.values()).group
-
-    def tangled(self) -> set[int]:
-        """Return the stages in which more than one tensor is alive between two blocks."""
-        if all(unit.block == 0 for units in self._below.values() for unit in units):
-            return set()
-        return self._cut(False)[2]
+        self._trace, self._plain, self.tangled = self._cut(False)
 
     def pieces(self) -> Pieces:
         """Return the pieces."""
-        found, pieces, _ = self._cut(False)
-        if len(pieces) < 4:
+        found, pieces = self._trace, self._plain
+        if len(pieces) <= MIN_CUTS:
             raise CannotTraceError("there are not two places between its layers where few enough tensors are alive")
-        pieces, shapes = find_copies(pieces, self._net, self._images[0])
+        pieces, alive = find_copies(pieces, self._net, self._images[0])
         also, training, _ = self._cut(True)
         if also.steps == found.steps:
-            return pieces, None, shapes
+            return pieces, None, alive
         if [len(piece.made) for piece in training] != [len(piece.made) for piece in pieces]:
             raise CannotTraceError("other tensors are alive between its layers in train mode than in eval mode")
-        return pieces, [replace(one, copies=two.copies) for one, two in zip(training, pieces, strict=True)], shapes
+        return pieces, [replace(one, copies=two.copies) for one, two in zip(training, pieces, strict=True)], alive
 
     def _cut(self, mode: bool) -> tuple[Trace, list[Piece], set[int]]:
         self._net.eval()
@@ -259,26 +299,27 @@ class _Cutter:
     def _ends(self, found: Trace) -> list[End]:
         """Return for each unit but the head the steps after which it may be cut: from its last one to before the next unit's."""
         runs = [(place, str(step.target)) for place, step in enumerate(found.steps) if step.kind == "module"]
-        places: dict[tuple[Unit, str], list[int]] = {}  # of the modules of each unit, apart by the children of the network
-        for (place, name), unit in zip(runs, self._units([name for _, name in runs]), strict=True):
-            if unit is not None:
-                places.setdefault((unit, name.partition(".")[0]), []).append(place)
+        units = self._units([name for _, name in runs])
+        owned = [(place, name, unit) for (place, name), unit in zip(runs, units, strict=True) if unit is not None]
+        apart: dict[tuple[Unit, str], list[int]] = {}  # of the modules of each unit, by the children of the network
+        for place, name, unit in owned:
+            apart.setdefault((unit, name.partition(".")[0]), []).append(place)
         joined: list[tuple[Unit, list[int]]] = []
-        for (unit, _), own in places.items():  # in the order in which they first run
+        for (unit, _), own in apart.items():  # in the order in which they first run
             if joined and joined[-1][0] == unit:
                 joined[-1] = (unit, joined[-1][1] + own)
             else:
                 joined.append((unit, own))
-        everything = sorted(place for own in places.values() for place in own)
         ends = []
         reached = -1
         for number, (unit, own) in enumerate(joined):
             if unit.group == self._head and reached >= 0:
                 continue
             reached = max(reached, *own)
+            after = next((place for place, _, _ in owned if place > reached), len(found.steps))
             following = joined[number + 1][0].group if number + 1 < len(joined) else None
-            last = next((place for place in everything if place > reached), len(found.steps)) - 1
-            ends.append(End(reached, last, unit.group if unit.group == following else None))
+            holder = _common([name for place, name, _ in owned if place in (reached, after)])
+            ends.append(End(reached, after - 1, unit.group if unit.group == following else None, holder))
         return ends
 
     def _units(self, names: Sequence[str]) -> list[Unit | None]:
@@ -297,6 +338,11 @@ class _Cutter:
                     latest[unit.group] = unit
                 found[place] = latest.get(unit.group, unit)
         return found
+
+
+def _common(names: Sequence[str]) -> str:
+    """Return the name of the smallest module that holds all of these."""
+    return commonpath([name.rpartition(".")[0].replace(".", "/") for name in names]).replace("/", ".")
 
 
 def _inside_whole(name: str, whole: Callable[[str], bool]) -> bool:

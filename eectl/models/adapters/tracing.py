@@ -195,8 +195,9 @@ class _Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __iter__(self) -> Iterator[Any]:
-        places = range(len(self.tracer.values[self.node]))
-        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, place), {}) for place in places])
+        held = list(self.tracer.values[self.node])
+        parts = [self.tracer.create_proxy("call_function", operator.getitem, (self, place), {}) for place in range(len(held))]
+        return iter([None if value is None else part for value, part in zip(held, parts, strict=True)])
 
     def __len__(self) -> int:
         value = self.tracer.values[self.node]
