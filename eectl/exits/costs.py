@@ -197,8 +197,8 @@ COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::_scaled_dot_product_cudnn_attention": _attention,
 }
 
-_ELEMENTWISE = """abs sign square addcmul add add_ sub sub_ rsub mul mul_ div div_ pow sqrt sqrt_ rsqrt exp log log2 neg reciprocal
-    sin cos atan2 erf outer lerp clamp clamp_ clamp_min clamp_min_ clamp_max maximum minimum where
+_ELEMENTWISE = """abs sign square addcmul add add_ sub sub_ rsub mul mul_ div div_ pow sqrt sqrt_ rsqrt exp log log2 neg
+    reciprocal sin cos atan2 erf outer lerp clamp clamp_ clamp_min clamp_min_ clamp_max maximum minimum where
     ge gt le lt eq ne isinf isnan logical_and logical_or logical_not bitwise_not bitwise_and __and__ __or__ masked_fill
     masked_fill_ relu relu_ relu6 relu6_ leaky_relu leaky_relu_ prelu celu selu elu elu_ gelu gelu_ glu silu silu_ mish mish_
     sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ softplus softmax log_softmax

@@ -23,16 +23,35 @@ class Unit:
 
 
 def own_groups(net: nn.Module) -> dict[str, int]:
-    """Return the group of each parameter of a network that no library says them for: its children, and those of its lists."""
-    numbers: dict[tuple[str, ...], int] = {}
-    groups = {}
+    """Return the group of each parameter of a network that no library says them for.
+
+    A group is a child of the network or, where that is a list, one of its children; lists of blocks in it are followed further.
+    The network's own parameters belong to the first group, norms to the one before them, and the last child is the head.
+    """
+    *_, head = [name for name, child in net.named_children() if next(child.parameters(), None) is not None]
+    places: list[tuple[str, ...]] = []
+    groups: dict[str, int] = {}
     for name, _ in net.named_parameters():
         parts = name.split(".")
         place: tuple[str, ...] = (parts[0],)
-        while len(place) < len(parts) and isinstance(net.get_submodule(".".join(place)), LISTS):
+        while parts[0] != head and len(place) < len(parts) - 1 and _is_followed(net.get_submodule(".".join(place)), place):
             place = (*place, parts[len(place)])
-        groups[name] = numbers.setdefault(place, len(numbers))
+        if len(parts) == 1:
+            groups[name] = 0
+            continue
+        if place not in places and not (places and parts[0] != head and _is_norm(net.get_submodule(".".join(place)))):
+            places.append(place)
+        groups[name] = places.index(place) if place in places else len(places) - 1
     return groups
+
+
+def _is_followed(module: nn.Module, place: tuple[str, ...]) -> bool:
+    """Return whether the children of a list are groups of their own."""
+    return isinstance(module, LISTS) and (len(place) == 1 or len(list(_blocks(module, ""))) > 1)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return next(module.children(), None) is None and all(parameter.ndim < 2 for parameter in module.parameters())
 
 
 def split_stages(net: nn.Module, groups: Mapping[str, int], *, but: set[int]) -> dict[str, Unit]:

@@ -121,6 +121,7 @@ def adapt(net: nn.Module, input_shape: Sequence[int], facts: Facts) -> Backbone:
             pieces, training, alive = _pieces(_cheapest(net, input_shape), input_shape, facts)
         except (AttributeError, CannotTraceError, NotImplementedError, RuntimeError, TypeError, ValueError):
             pieces, training, alive = _pieces(net, input_shape, facts)  # its code asks for numbers
+        net.eval()
         _check(net, pieces, _images(net, ROWS[1], input_shape))
     finally:
         for module, flag in modes.items():
