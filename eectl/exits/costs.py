@@ -220,11 +220,12 @@ _ELEMENTWISE = """abs sign square addcmul add add_ sub sub_ rsub mul mul_ div di
 _REDUCE = """sum mean max min amax amin any all argmax var std var_mean std_mean cumsum norm linalg_vector_norm logsumexp
     topk prod sort histc scatter_reduce index_add"""
 _NORM_POOL = """batch_norm layer_norm group_norm instance_norm rms_norm max_pool1d avg_pool1d adaptive_avg_pool1d max_pool2d
-    avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d"""
+    avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa"""
 _MOVE = """Int IntImplicit ScalarImplicit Bool size numel arange linspace meshgrid cat concat stack chunk split
     split_with_sizes unbind tensor_split narrow select slice index index_select index_put_ gather scatter embedding expand
-    expand_as repeat repeat_interleave broadcast_to reshape reshape_as view view_as flatten unflatten permute transpose
-    transpose_ swapaxes t mT movedim roll flip rot90 pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone copy_
+    expand_as repeat repeat_interleave tile one_hot broadcast_to reshape reshape_as view view_as flatten unflatten permute
+    transpose transpose_ swapaxes t mT movedim roll flip rot90 pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone copy_
     detach to type_as alias im2col col2im unfold pixel_shuffle pixel_unshuffle channel_shuffle empty empty_like full
     full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like scalar_tensor lift_fresh tril triu
     as_strided nonzero nonzero_numpy scatter_ numpy_T view_as_complex view_as_real"""

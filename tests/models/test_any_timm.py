@@ -17,6 +17,7 @@ from eectl.models.adapters.timm_traced import adapt_timm
 from eectl.models.adapters.traced import Facts, Traced, adapt
 from eectl.models.backbone import Backbone
 from eectl.models.build import attach_exits, build_backbone
+from eectl.models.recompute import RecomputedBlocks
 from eectl.recipe.recipe import BackboneSection
 
 NUM_OUTPUTS = 5
@@ -31,6 +32,9 @@ BY_DEFAULT = {  # parallel branches, tokens that come late, maps that are joined
 SMALL = ("^test_", "atto", "femto", "pico", "nano", "xxs|xx_small", "tiny", "_ti", "_t0", "_xs|x_small|_005", "_t", "mini")
 SMALL += ("_m0|_b0|_s0|_0", "_s", "18", ".")
 SHALLOW = {"beit", "deepseek_vit", "gemma4_vit", "qwen3_vit"}  # whose smallest network is large: three blocks are enough
+
+
+RESULTS = {"mobilevit_xxs": 10, "efficientformerv2_s0": 14, "pvt_v2_b0": 8, "eva02_tiny_patch14_224": 12}
 
 
 def smallest(file: str) -> str:
@@ -57,6 +61,8 @@ def build(name: str, args: dict[str, object]) -> tuple[Backbone, int]:
         except EectlError as error:
             fault = error
         else:
+            for classifier in backbone.classifiers:  # some start at zero, and say nothing of what comes before them
+                nn.init.normal_(backbone.net.get_submodule(classifier).weight)
             return backbone if isinstance(backbone, Traced) else adapt_timm(backbone.net, (3, size, size)), size
     raise fault
 
@@ -127,7 +133,31 @@ def test_frozen_blocks_stay_bit_equal(backbone: Backbone, images: Tensor) -> Non
     assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize(("name", "depth"), BY_DEFAULT.values())
+def test_autocast_and_channels_last_do_what_they_do_to_the_library(backbone: Backbone, images: Tensor) -> None:
+    backbone.eval().to(memory_format=torch.channels_last)
+    rows = images[:2].contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(backbone(rows), backbone.net(rows))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(backbone(rows), backbone.net(rows))
+
+
+def test_blocks_that_run_again_have_the_librarys_gradients(backbone: Backbone, images: Tensor) -> None:
+    twin = copy.deepcopy(backbone.net)
+    recomputed = RecomputedBlocks(backbone)
+    torch.manual_seed(3)
+    twin.train()(images).square().sum().backward()
+    torch.manual_seed(3)
+    hidden = backbone.train().stem(images)
+    for index in range(backbone.depth):
+        hidden = recomputed.block(index, hidden)
+    backbone.head(hidden).square().sum().backward()
+    found = dict(backbone.net.named_parameters())
+    for name, parameter in twin.named_parameters():
+        torch.testing.assert_close(found[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("name", "depth"), [*BY_DEFAULT.values(), *RESULTS.items()])
 def test_block_numbers_are_pinned(name: str, depth: int) -> None:
     size = 240 if name.startswith("crossvit") else 64
     with torch.device("meta"):

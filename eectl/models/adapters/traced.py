@@ -186,9 +186,14 @@ class View:
 
     @staticmethod
     def of(facts: Facts, shapes: Shapes, input_shape: Sequence[int]) -> "View":
-        """Find how what is alive after a block is to be read: the last map there is, else the last tensor."""
+        """Find how what is alive after a block is to be read: the last map of a known width there is, else the last tensor."""
         views = [View._of_one(facts, shape, input_shape) for shape in shapes]
-        maps = [place for place, view in enumerate(views) if view.layout in ("NCHW", "NHWC")]
+        channels = {"NCHW": 0, "NHWC": -1}
+        maps = [
+            place
+            for place, (view, shape) in enumerate(zip(views, shapes, strict=True))
+            if view.layout in channels and shape[channels[view.layout]] in facts.widths
+        ]
         place = maps[-1] if maps else len(views) - 1
         return replace(views[place], place=place - len(views))
 
