@@ -33,6 +33,7 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     window: int | None = None,
+    repeats: int = 1,
 ) -> Iterator[Batch]:
     """Yield this process's part (rows `rank::world`) of every global batch of the epoch, from step `start`.
 
@@ -41,6 +42,9 @@ def train_batches(
     with others of about their length, in batches that come in random order. Raises EectlError where a process would get no rows.
 
     With a `window`, images come that many batches at a time, the last ones fewer: as one Batch with rows [batch, row].
+
+    With `repeats`, each image comes that often in a row, so in one batch or two and in different processes, and the epoch ends
+    after as many rows as without (repeated augmentation, arXiv 1901.09335, in the order of timm's RepeatAugSampler).
     """
     rows_at_most = min(batch_size, _num_rows(split))
     if rows_at_most < world:
@@ -49,11 +53,20 @@ def train_batches(
     order = _shuffled(split, generator) if split.epoch_rows is None else _next_rows(split, split.epoch_rows, seed, epoch)
     if split.lengths is not None:
         order = _by_length(order[: num_batches(split, batch_size) * batch_size], split.lengths, batch_size, generator)
-    steps = range(start, num_batches(split, batch_size))
-    rows = [order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps]
-    if window is not None:
-        rows = [torch.stack(rows[first : first + window]) for first in range(0, len(rows), window)]
-    yield from split.batches(rows, draw=key)
+
+    def parts(places: Tensor) -> list[Tensor]:
+        """Cut what stands in the places of the epoch's order into this process's parts of batches, or of windows of them."""
+        steps = range(start, num_batches(split, batch_size))
+        batches = [places[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps]
+        if window is None:
+            return batches
+        return [torch.stack(batches[first : first + window]) for first in range(0, len(batches), window)]
+
+    if repeats == 1:
+        yield from split.batches(parts(order), draw=key)
+        return
+    places = torch.arange(len(order))
+    yield from split.batches(parts(order[places // repeats]), draw=key, visits=parts(places % repeats))
 
 
 def _drawing(name: str) -> tuple[int, torch.Generator]:

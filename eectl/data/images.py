@@ -32,7 +32,13 @@ class MemoryImages:
     def __init__(self, pixels: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> None:
         self._pixels, self._prepare = pixels, prepare
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
+    def read(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        draw: int | None = None,  # noqa: ARG002 (nothing is drawn)
+        visits: Sequence[Tensor] | None = None,  # noqa: ARG002
+    ) -> Iterator[Tensor]:
         """Yield the images of each tensor of rows."""
         for rows in send_all(batches, self._pixels.device):
             images = self._pixels.index_select(0, rows.flatten())
@@ -64,25 +70,34 @@ class FileImages(Dataset[Tensor | str]):
         return replace(self, encoded=self.encoded.select(list(rows)), device=device)
 
     def __getitem__(self, rows: Tensor) -> Tensor | str:
-        """Return images [n, C, H, W], or the text of an EectlError: a DataLoader would wrap a raised one in a traceback."""
+        """Return images [n, C, H, W], or the text of an EectlError: a DataLoader would wrap a raised one in a traceback.
+
+        `rows` is [n], or [n, 2] with how often each row has come before in the epoch beside it.
+        """
         images = torch.empty(len(rows), *self.shape, dtype=torch.uint8)
         try:
             with warnings_heard():
-                for image, row in zip(images, rows.tolist(), strict=True):
-                    seed = None if self.crop is None or self.draw is None else derive_seed(self.draw, row)
+                for image, (row, *visit) in zip(images, rows.view(len(rows), -1).tolist(), strict=True):
+                    again = filter(None, visit)  # the first visit draws as the only one does
+                    seed = None if self.crop is None or self.draw is None else derive_seed(self.draw, row, *again)
                     image.copy_(torch.from_numpy(self.decode(row, seed)))
         except EectlError as error:
             return str(error)
         return images
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
+    def read(
+        self, batches: Sequence[Tensor], *, draw: int | None = None, visits: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Yield the images of each tensor of rows, in order, read ahead; raises EectlError that names a bad file.
 
-        A row's random box is a function of `draw` and the row alone, so neither workers nor a resumed epoch change it. Of several
-        batches at once, [batch, row], each is still read on its own.
+        A row's random box is a function of `draw`, the row and its visit alone, so neither workers nor a resumed epoch change it.
+        Of several batches at once, [batch, row], each is still read on its own.
         """
         counts = [len(rows) if rows.dim() > 1 else 1 for rows in batches]
         alone = [batch for rows in batches for batch in rows.view(-1, rows.shape[-1])]
+        if visits is not None:
+            again = [batch for each in visits for batch in each.view(-1, each.shape[-1])]
+            alone = [torch.stack(pair, dim=1) for pair in zip(alone, again, strict=True)]
         loader = DataLoader(
             replace(self, draw=draw),
             sampler=alone,  # a "sample" is a batch of rows

@@ -73,10 +73,13 @@ class DataInfo:
 class Inputs(Protocol):
     """A split's images or texts: in memory or in files."""
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
+    def read(
+        self, batches: Sequence[Tensor], *, draw: int | None = None, visits: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Yield the inputs on the device, as in Batch, for each int64 tensor of rows in turn; of images also for [batch, row].
 
-        `draw` seeds what reading for training draws for each row; None: nothing is drawn, as in evaluation.
+        `draw` seeds what reading for training draws for each row; None: nothing is drawn, as in evaluation. `visits`, shaped as
+        `batches`, say how often each row has come before in the epoch, so that each visit draws anew; None: never.
         """
 
 
@@ -151,10 +154,12 @@ class Split:
             return next(self._inputs.read([index.cpu()]))
         return torch.cat(list(self._inputs.read(torch.split(index.cpu(), 64))))
 
-    def batches(self, rows: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Batch]:
-        """Yield a Batch for each int64 CPU tensor of rows, read ahead where the images are in files; `draw` as for Inputs."""
+    def batches(
+        self, rows: Sequence[Tensor], *, draw: int | None = None, visits: Sequence[Tensor] | None = None
+    ) -> Iterator[Batch]:
+        """Yield a Batch for each int64 CPU tensor of rows, read ahead where images are in files; the rest is as for Inputs."""
         sent = send_all(rows, self._targets.device)
-        for index, there, inputs in zip(rows, sent, self._inputs.read(rows, draw=draw), strict=True):
+        for index, there, inputs in zip(rows, sent, self._inputs.read(rows, draw=draw, visits=visits), strict=True):
             yield Batch(inputs, self._targets.index_select(0, there.flatten()), index)
 
 

@@ -62,7 +62,13 @@ class Texts:
             tensor.to(device) for tensor in (ids, types, starts, starts + lengths)
         )
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
+    def read(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        draw: int | None = None,  # noqa: ARG002 (nothing is drawn)
+        visits: Sequence[Tensor] | None = None,  # noqa: ARG002
+    ) -> Iterator[Tensor]:
         """Yield int64 [n, 3, token] on the device for each tensor of rows: token ids, attention mask, token type ids."""
         for rows, index in zip(batches, send_all(batches, self._device), strict=True):
             longest = int(self.lengths[rows].max()) if len(rows) else 0

@@ -149,6 +149,13 @@ QUESTION_CHOICES = {
     "loss-landscape": "how the losses rise around the weights (Figure 6)",
 }
 TRACK_CHOICES = {"gradient-dominance": QUESTION_CHOICES["gradient-dominance"]}
+TRACKER_CHOICES = {
+    "tensorboard": "event files in the run's folder",
+    "wandb": "Weights & Biases, offline in the run's folder unless WANDB_MODE says otherwise",
+    "mlflow": "files in the run's folder unless MLFLOW_TRACKING_URI names another store",
+    "trackio": "trackio's local store",
+    "none": "nothing",
+}
 VIEW_CHOICES = {
     "flattened": "all numbers of a block's output; for images",
     "pooled": "the mean over space or tokens",
@@ -158,6 +165,12 @@ MOVED_CHOICES = {
     "all": "every weight",
     "backbone": "the backbone's weights",
     "heads": "the weights of the attached exits and of the network's own head",
+}
+DECAY_CHOICES = {
+    "norms": "the numbers of normalisation layers, and all other vectors that are no biases",
+    "biases": "all biases",
+    "positions": "position embeddings, class and other special tokens, tables of relative positions, and what a network of timm "
+    "says itself",
 }
 PRECISION_CHOICES = {
     "auto": "bf16 on a GPU that has it, else float32",
