@@ -205,7 +205,8 @@ def _find_adapter(name: str) -> "tuple[str, AdapterLoader]":
         return name, BACKBONES[name]
     raise EectlError(
         f"unknown backbone '{name}'{closest(name, BACKBONES)}; known: {', '.join(BACKBONES)}; "
-        "timm/NAME reaches timm's, such as timm/vit_tiny_patch16_224, hf/NAME transformers' text encoders, such as hf/bert"
+        "timm/NAME reaches timm's, such as timm/vit_tiny_patch16_224, torchvision/NAME torchvision's, "
+        "hf/NAME transformers' text encoders, such as hf/bert"
     )
 
 
@@ -225,6 +226,12 @@ def _torchvision() -> "Callable[..., Backbone]":
     from eectl.models.adapters import torchvision
 
     return torchvision.build
+
+
+def _torchvision_traced() -> "Callable[..., Backbone]":
+    from eectl.models.adapters import torchvision_traced
+
+    return torchvision_traced.build
 
 
 def _timm() -> "Callable[..., Backbone]":
@@ -249,8 +256,8 @@ BACKBONES: dict[str, AdapterLoader] = {
     **dict.fromkeys(("vit", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"), _torchvision),
 }
 TIMM, TRANSFORMERS = "timm/", "hf/"  # what the names of their networks begin with
-LIBRARIES: dict[str, AdapterLoader] = {TIMM: _timm, TRANSFORMERS: _transformers}
+LIBRARIES: dict[str, AdapterLoader] = {TIMM: _timm, "torchvision/": _torchvision_traced, TRANSFORMERS: _transformers}
 INPUTS: dict[AdapterLoader, str] = {
-    **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _timm), "images"),
+    **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _torchvision_traced, _timm), "images"),
     _transformers: "texts",
 }

@@ -125,6 +125,7 @@ def begin_phase(
         settings.phase,
         execution,
         num_steps=settings.epochs * settings.steps_per_epoch,
+        freeze_until=settings.freeze_until,
         plain_because=plain_because,
         say=display.say,
     )
@@ -158,8 +159,11 @@ def _run(phase: RunningPhase, data: TrainingData, journal: Journal, resumed: Sav
         train_epoch(phase, feed, journal=journal)
         _check_finite(phase)
         share_buffers(model)
-        validation = phase.validate(feed)
-        improved = progress.end_epoch(model, settings, validation)
+        with progress.evaluated():
+            if progress.average is not None:
+                share_buffers(model)
+            validation = phase.validate(feed)
+            improved = progress.end_epoch(model, settings, validation)
         progress.seconds += time.monotonic() - started
         row = _row(settings, progress, sums.take(), validation, improved)
         if world.is_main:
@@ -205,7 +209,7 @@ def make_feed(
 def train_epoch(phase: RunningPhase, feed: Feed, *, journal: Journal) -> None:
     """Run the rest of an epoch, from batch `progress.batch` on."""
     settings, progress, parts = phase.settings, phase.progress, phase.settings.phase
-    phase.net.model.train_parts(parts.segments, parts.heads, combine=parts.combine)
+    phase.net.model.train_parts(parts.segments, parts.heads, combine=parts.combine, freeze_until=settings.freeze_until)
     loss_sets = settings.objective.loss_sets(parts, progress.epoch, device=phase.world.device)
     done = progress.step - progress.batch
     batches = feed.training(

@@ -1,11 +1,13 @@
 """The network between phases: what the first phase starts from, how exits are attached, and its history."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from eectl.core.errors import EectlError
+from eectl.core.hub import local_path
 from eectl.core.seeds import derive_seed
 from eectl.data import DataInfo
 from eectl.models.adapters.dropout import RATES
@@ -50,7 +52,7 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
         _check_tokens(recipe, info, backbone)
         model = MultiExitModel(backbone)
         return Network(model, model_spec(model, recipe.backbone, input_shape=info.input_shape, num_outputs=outputs))
-    loaded = load_checkpoint(recipe.init)
+    loaded = load_checkpoint(local_path(recipe.init))
     spec = loaded.about.spec
     check_inputs_fit(spec.backbone.name, info.input_shape)
     if (spec.num_outputs, loaded.about.task) != (outputs, info.task):
@@ -134,6 +136,24 @@ def with_combine(network: Network, *, seed: int) -> Network:
     return replace(network, model=model, spec=spec, history=(*network.history, {"combined": kind}))
 
 
+def network_for(phase: Phase, network: Network, recipe: Recipe, *, say: Callable[[str], None]) -> tuple[Network, Phase]:
+    """Return the network with what the phase trains: exits, or ensembles; and the phase as that network numbers its exits.
+
+    Args:
+        phase: one of `planned_phases`.
+        network: the network as the phase before it left it.
+        recipe: the resolved one.
+        say: is called with what the user should know.
+    """
+    if phase.needs_heads(len(recipe.exits.after or ()) + 1) and not network.model.after:
+        network = with_exits(network, recipe.exits, seed=recipe.seed)
+        blocks = ", ".join(map(str, network.model.after))
+        say(f"attaching {recipe.exits.head} exits after blocks {blocks}")
+    if not network.model.after:
+        phase = phase_numbered(recipe.regime, 1, phase.number)
+    return with_combine(network, seed=recipe.seed) if phase.combine else without_combine(network), phase
+
+
 def without_combine(network: Network) -> Network:
     """Return the network without ensembles, as every phase but the ensembles' own trains it."""
     if network.model.combine is None:
@@ -151,6 +171,18 @@ def later_specs(network: Network, exits: ExitsSection) -> list[ModelSpec]:
         specs.append(network.spec.model_copy(update={"after": after, "heads": (exits.head,) * len(after)}))
     kinds = {head_class(kind)[0].ensemble for spec in specs for kind in spec.heads}
     return [spec.model_copy(update={"combine": kind}) for spec in specs for kind in (None, network.spec.combine, *kinds)]
+
+
+def check_frozen(recipe: Recipe, network: Network) -> list[str]:
+    """Raise EectlError where `freeze_until` is no block of the network; returns what the user should know of it."""
+    last, depth = recipe.freeze_until, network.model.backbone.depth
+    if last is None:
+        return []
+    if last >= depth:
+        raise EectlError(f"freeze_until is {last}; {network.spec.backbone.name} has blocks 0–{depth - 1}, and its head trains")
+    if recipe.start != "random":
+        return []
+    return [f"the stem and blocks 0–{last} are frozen at random weights; start from trained ones, --pretrained or --from"]
 
 
 def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:

@@ -12,13 +12,12 @@ import torch
 
 from eectl.core.console import silent
 from eectl.core.distributed import World, joined, main_first
-from eectl.core.errors import EectlError, out_of_memory
-from eectl.core.precision import not_deterministic, resolve_precision, settings
+from eectl.core.errors import EectlError
 from eectl.core.progress import Display
 from eectl.data import Dataset, class_counts, load_data, note_on_classes
 from eectl.models.checkpoint import About, read_about, save_checkpoint
 from eectl.recipe.recipe import SCORE_NAMES, Recipe
-from eectl.recipe.regimes import Phase, phase_numbered
+from eectl.training.conditions import explained, set_up
 from eectl.training.experiment_logs import ExperimentLogs, choose_trackers, experiment_logs
 from eectl.training.feed import training_data
 from eectl.training.find_recipe import find_recipe
@@ -27,12 +26,12 @@ from eectl.training.l2w import check_run
 from eectl.training.loop import Journal, NotFiniteError, Tracking, run_phase
 from eectl.training.network import (
     Network,
+    check_frozen,
     first_network,
+    network_for,
     planned_phases,
     resolve,
-    with_combine,
     with_exits,
-    without_combine,
 )
 from eectl.training.phase import phase_settings
 from eectl.training.prepare import network_from, prepare_folder, split_facts, with_way_out
@@ -90,7 +89,7 @@ def train(
         recipe: a recipe, the name of a shipped one, or a path; default: that of `start`, else `digits`.
         regime: disjoint, joint, mixed, branch-wise, separate, alternating or mixed-gradual; default: the recipe's.
         phase: run this phase alone: 1 backbone, 2 everything, 3 heads; staged regimes count their stages.
-        start: a checkpoint to start from.
+        start: a checkpoint to start from: a file, or one on the hub, as hf://OWNER/NAME[/FILE][@REVISION].
         out: the run's folder; default: runs/RECIPE-REGIME[-phase-N]-seed-S.
         changes: changes of the recipe, such as `"optimizer.lr=1e-4"`.
         seed: seed of weights, order and augmentation; default: the recipe's.
@@ -128,7 +127,7 @@ def train(
         >>> done.path  # doctest: +SKIP
         PosixPath('runs/joint/model.safetensors')
     """
-    given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "start": start and Path(start)}
+    given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "start": start}
     given |= {"data_root": data_root and Path(data_root), "pretrained": pretrained or None, "data": data, "text": text or None}
     given |= {"target": target, "task": task, "backbone": backbone, "weights": weights}
     given |= {"precision": precision, "deterministic": deterministic}
@@ -144,7 +143,7 @@ def train(
         for note in found.notes:
             display.say(note)
         try:
-            with _explained(found.recipe, world), _set_up(found.recipe, world):
+            with explained(found.recipe, world), set_up(found.recipe, world):
                 return _train(
                     found.recipe,
                     RunFolder(Path(out) if out else found.folder),
@@ -213,42 +212,9 @@ def _holds_a_run(folder: RunFolder) -> EectlError:
     )
 
 
-@contextmanager
-def _set_up(recipe: Recipe, world: World) -> Iterator[None]:
-    """Set torch up for the recipe's precision, and for the same bits each time where it asks for them."""
-    precision = resolve_precision(recipe.precision, world.device)
-    with settings(precision, world.device, deterministic=recipe.deterministic, training=True):
-        yield
-
-
-@contextmanager
-def _explained(recipe: Recipe, world: World) -> Iterator[None]:
-    """Turn what a user can mend into an EectlError that says what to change.
-
-    That is a full memory, a batch too small for BatchNorm, and an operation that has no deterministic form.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise EectlError(
-            f"batch_size {recipe.batch_size} leaves a process one image, of which BatchNorm takes no statistics; raise batch_size"
-        ) from error
-    except torch.OutOfMemoryError as error:
-        also = f", --set eval_batch_size={max(recipe.eval_batch_size // 2, 1)}, or --set precision=bf16"
-        note = "; ".join(["over all processes", *getattr(error, "__notes__", ())])  # what CUDA graphs hold
-        raise out_of_memory(world.device, "--set batch_size=", recipe.batch_size, note=note, also=also) from error
-    except RuntimeError as error:
-        found = not_deterministic(error) if recipe.deterministic else None
-        if found is None:
-            raise
-        raise found from error
-
-
 def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
     """Refuse what would fail later, before anything is written; returns what the user should know of a resolved recipe."""
-    phases = planned_phases(recipe)
+    phases, frozen = planned_phases(recipe), check_frozen(recipe, network)
     fresh = network.model.backbone.fresh
     notes = [f"not in the weights that were loaded, so fresh: {', '.join(fresh)}"] if fresh else []
     if network.model.after:
@@ -267,7 +233,7 @@ def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
         notes.append(
             f"phase {phases[0].number} trains on a backbone that is frozen at random weights; start from a checkpoint, --from"
         )
-    return notes
+    return notes + frozen
 
 
 def _notes_on_rows(data: Dataset) -> list[str]:
@@ -328,7 +294,7 @@ def _run_phases(run: TrainingRun, network: Network, state: SavedState | None, lo
         start = str(folder.phase(phases[done - 1].number)) if done else start
         display.say(f"{folder.path}: going on with phase {phases[min(done, len(phases) - 1)].number}")
     for position, phase in enumerate(phases[done:], done):
-        network, phase = _network_for(phase, network, recipe, display)
+        network, phase = network_for(phase, network, recipe, say=display.say)
         settings = phase_settings(recipe, phase, network.model, data, num_processes=run.world.size)
         journal = Journal(folder, display, run.values(network, position), run.signals, logs)
         try:
@@ -355,17 +321,6 @@ def _run_phases(run: TrainingRun, network: Network, state: SavedState | None, lo
         logs.final(network.history[-1].get("validation") or {})
         _write_results(run, network)
     main_first(run.world, lambda: folder.finish(folder.phase(phases[-1].number)))
-
-
-def _network_for(phase: Phase, network: Network, recipe: Recipe, display: Display) -> tuple[Network, Phase]:
-    """Return the network with what the phase trains: exits, or ensembles; and the phase as that network numbers its exits."""
-    if phase.needs_heads(len(recipe.exits.after or ()) + 1) and not network.model.after:
-        network = with_exits(network, recipe.exits, seed=recipe.seed)
-        blocks = ", ".join(map(str, network.model.after))
-        display.say(f"attaching {recipe.exits.head} exits after blocks {blocks}")
-    if not network.model.after:
-        phase = phase_numbered(recipe.regime, 1, phase.number)
-    return with_combine(network, seed=recipe.seed) if phase.combine else without_combine(network), phase
 
 
 def _write_results(run: TrainingRun, network: Network) -> None:

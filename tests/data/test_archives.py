@@ -235,7 +235,7 @@ def photos(tmp_path):
 
 
 def paths_of(split):
-    return split._inputs.paths
+    return split._inputs.encoded.paths
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])

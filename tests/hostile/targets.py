@@ -21,6 +21,7 @@ from hostile.mutators import (
     damage_option,
     damage_recipe,
     damage_setting,
+    damage_shard,
     damage_table,
     damage_tensors,
 )
@@ -283,6 +284,13 @@ def _data() -> list[Target]:
             "idx", f"idx/{name}", ("train", "digits", *line, *SMALL, *SHORT, "-o", "r"), damage_bytes, ("idx",), ("r/",)
         )
 
+    def stored(kind: str, source: str, damage: Callable[[bytes, Random], bytes], *line: str) -> list[Target]:
+        run = ("train", *line, *PHOTOS, *SHORT)
+        return [
+            Target(kind, source, (*run, "--dry-run"), damage, many=True),
+            Target(kind, source, (*run, "-o", "r"), damage, (), ("r/",), many=True),
+        ]
+
     files = [("config.json", "config.json"), ("tokenizer", "tokenizer.json"), ("tokenizer", "tokenizer_config.json")]
     return [
         *(table(kind, *learn, f"texts.{kind}", *TEXTS, "--dry-run") for kind in _TABLES),
@@ -302,6 +310,9 @@ def _data() -> list[Target]:
         image(*learn, "photos", *PHOTOS, *SHORT, "--dry-run"),
         image(*learn, "photos", *PHOTOS, *SHORT, "-o", "r", writes=("r/",)),
         image("evaluate", "photos-run/model.safetensors", *CPU),
+        *stored("Parquet of images", "pictures.parquet", damage_bytes, "folder", "--data-root", "pictures.parquet"),
+        *stored("Arrow of images", "saved/train.arrow", damage_bytes, "--data", "hfds/./saved"),
+        *stored("shard", "shards/train-0.tar", damage_shard, "--data", "shards"),
         image("predict", "photos-run/model.safetensors", "photos", *CPU),
         *(encoder(*file, *learn, "texts.csv", *TEXTS, "--dry-run") for file in files),
         Target(

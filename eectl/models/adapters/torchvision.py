@@ -87,7 +87,7 @@ def build(
         backbone = TorchvisionResNet(_resnet(name, args, input_shape, num_outputs))
     backbone.name = name
     if pretrained:
-        load_weights(backbone, _published(name, input_shape), where=f"torchvision's weights of {name}")
+        load_weights(backbone, published_weights(name, input_shape), where=f"torchvision's weights of {name}")
     return backbone
 
 
@@ -141,7 +141,7 @@ def _vit(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_out
     return net
 
 
-def _published(name: str, input_shape: Sequence[int]) -> dict[str, Tensor]:
+def published_weights(name: str, input_shape: Sequence[int]) -> dict[str, Tensor]:
     """Return torchvision's default weights, from its cache or by a download; raises EectlError where none fit these images."""
     if name == "vit":
         raise EectlError(
