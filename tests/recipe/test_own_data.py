@@ -50,6 +50,8 @@ def test_a_folder_of_images_is_the_folder_recipe_with_these_keys(photos):
         "args": {},
         "pretrained": False,
         "weights": "resnet18.safetensors",
+        "drop_path": None,
+        "dropout": None,
     }
     assert (recipe.optimizer, recipe.exits, recipe.epochs) == (template.optimizer, template.exits, template.epochs)
     assert any("224" in note and "data.image_size" in note for note in given.notes)
