@@ -30,6 +30,7 @@ from eectl.recipe.choices import (
     REGIME_CHOICES,
     TASK_CHOICES,
     TRACK_CHOICES,
+    TRACKER_CHOICES,
     completions,
     described,
     listed,
@@ -64,11 +65,11 @@ def train(
                                                show_default=False)] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="start from the weights that torchvision or timm publish; "
                                              "that library downloads them")] = False,
-    data: Annotated[Path | None, typer.Option(help="data of your own: a folder of images by class, or a file of texts "
-                                              f"({listed(FILE_CHOICES)})", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option(help="data of your own: a folder of images by class or in shards, a file of "
+                                              f"texts ({listed(FILE_CHOICES)}), or hfds/OWNER/NAME", show_default=False)] = None,
     text: Annotated[list[str] | None, typer.Option(help="the column with the text; twice for pairs of texts", metavar="COLUMN",
                                                    show_default=False)] = None,
-    target: Annotated[str | None, typer.Option(help="the column to predict, for texts", metavar="COLUMN",
+    target: Annotated[str | None, typer.Option(help="the column to predict, in a table", metavar="COLUMN",
                                                show_default=False)] = None,
     task: Annotated[str | None, typer.Option(help=described(TASK_CHOICES), autocompletion=among(*TASK_CHOICES),
                                              show_default=False)] = None,
@@ -95,6 +96,10 @@ def train(
                                               autocompletion=among(*TRACK_CHOICES), show_default=False)] = None,
     track_every: Annotated[int | None, typer.Option(parser=whole(1, MOST_COUNT), help="on every N-th batch; default: as a tenth "
                                                     "of the time allows", metavar="N", show_default=False)] = None,
+    track_to: Annotated[list[str] | None, typer.Option(help="log the numbers of metrics.jsonl to an experiment tracker: "
+                                                       f"{described(TRACKER_CHOICES)}; may be repeated; default: tensorboard "
+                                                       "where it is installed", metavar="NAME", show_default=False,
+                                                       autocompletion=among(*TRACKER_CHOICES))] = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Train a regime, or one phase of it, into a run folder.
@@ -102,6 +107,7 @@ def train(
     Example: eectl train digits --regime disjoint --phase 1 -o runs/backbone
     Data of your own: eectl train --data photos --backbone timm/resnet18 --weights resnet18.safetensors
     """
+    from eectl.training.experiment_logs import choose_trackers
     from eectl.training.find_recipe import find_recipe
 
     given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data_root": data_root}
@@ -116,6 +122,7 @@ def train(
         _show_rates(found.recipe, recipe, out=out, device=device, overwrite=overwrite, quiet=quiet)
         return
     if dry_run:
+        choose_trackers(track_to)
         found = find_recipe(recipe, changes=changes or (), given=given)
         for note in found.notes:
             say(note)
@@ -126,7 +133,7 @@ def train(
 
     done = run(
         recipe, out=out, changes=changes or (), device=device, download=download, resume=resume, overwrite=overwrite, track=track,
-        track_every=track_every, quiet=quiet, **given | {"pretrained": pretrained},
+        track_every=track_every, track_to=track_to, quiet=quiet, **given | {"pretrained": pretrained},
     )  # fmt: skip
     if done is not None:
         show_training(done.path, done.about)

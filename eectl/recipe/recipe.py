@@ -49,7 +49,7 @@ from eectl.recipe.section import (
     Weight,
     Width,
 )
-from eectl.recipe.text_sets import is_text
+from eectl.recipe.text_sets import is_text, kind_asked
 
 MOST_EXITS = 1000
 MOST_INPUTS = 3 * 8192 * 8192  # numbers of one row
@@ -125,6 +125,17 @@ class BackboneSection(Section):
         None,
         description="Start from this .safetensors file, with the library's parameter names or those of an eectl checkpoint. A "
         "classifier for another number of classes is left random. Default: no file.",
+    )
+
+    drop_path: Fraction | None = Field(
+        None,
+        description="Drop path (stochastic depth): how often a residual branch is left out of a training step, where the library "
+        "says so at the last block, less before it. Default: the network's own.",
+    )
+    dropout: Fraction | None = Field(
+        None,
+        description="Dropout: timm's drop_rate, torchvision's dropout, and all of transformers' rates but a classifier's own. "
+        "Default: the network's own.",
     )
 
     @model_validator(mode="after")
@@ -322,7 +333,7 @@ class Recipe(Section):
         if not isinstance(value, Mapping):
             return value
         data, backbone = value.get("data"), value.get("backbone")
-        if not (isinstance(data, Mapping) and isinstance(backbone, Mapping) and is_text(str(data.get("name")))):
+        if not (isinstance(data, Mapping) and isinstance(backbone, Mapping) and is_text(str(data.get("name")), kind_asked(data))):
             return value
         name = str(backbone.get("name"))
         if data.get("tokenizer") is not None or not name.startswith("hf/"):

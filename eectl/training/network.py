@@ -10,12 +10,21 @@ from eectl.core.errors import EectlError
 from eectl.core.hub import local_path
 from eectl.core.seeds import derive_seed
 from eectl.data import DataInfo
+from eectl.models.adapters.dropout import RATES
 from eectl.models.backbone import Backbone
-from eectl.models.build import attach_ensembles, attach_exits, build_backbone, check_inputs_fit, model_spec
+from eectl.models.build import (
+    attach_ensembles,
+    attach_exits,
+    build_backbone,
+    build_model,
+    check_inputs_fit,
+    model_spec,
+    with_dropout,
+)
 from eectl.models.checkpoint import load_checkpoint
 from eectl.models.heads import head_class
 from eectl.models.multi_exit import MultiExitModel, blocks_of
-from eectl.recipe.recipe import ExitsSection, ModelSpec, Recipe
+from eectl.recipe.recipe import BackboneSection, ExitsSection, ModelSpec, Recipe
 from eectl.recipe.regimes import Phase, phase_numbered, regime_phases
 from eectl.recipe.weighting import exit_weights
 from eectl.training.l2w import check_phases
@@ -54,7 +63,21 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
         keys = f"data.max_length={spec.input_shape[-1]}" if info.kind == "text" else "data.image_size or data.channels"
         raise EectlError(f"{recipe.init}: a network for {wanted} inputs, but {info.name} gives {found}; set {keys}")
     _check_tokens(recipe, info, loaded.model.backbone)
-    return Network(loaded.model, spec, tuple(dict(entry) for entry in loaded.about.history), loaded.digest)
+    model, spec = _with_rates(loaded.model, spec, recipe.backbone)
+    return Network(model, spec, tuple(dict(entry) for entry in loaded.about.history), loaded.digest)
+
+
+def _with_rates(model: MultiExitModel, spec: ModelSpec, asked: BackboneSection) -> tuple[MultiExitModel, ModelSpec]:
+    """Return a network of `init`, and its spec, with the drop path and dropout that a recipe asks for; its weights stay."""
+    rates = {key: rate for key in ("drop_path", "dropout") if (rate := getattr(asked, key)) is not None}
+    old = {key: value for key, value in spec.backbone.args.items() if not any(key in RATES[rate][0] for rate in rates)}
+    changed = with_dropout(spec.backbone.model_copy(update={"args": old, **rates}))
+    if changed.args == spec.backbone.args:
+        return model, spec
+    spec = spec.model_copy(update={"backbone": changed})
+    other = build_model(spec)
+    other.load_state_dict(model.state_dict())
+    return other, spec
 
 
 def _amount(task: str, outputs: int) -> str:

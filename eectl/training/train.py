@@ -18,6 +18,7 @@ from eectl.data import Dataset, class_counts, load_data, note_on_classes
 from eectl.models.checkpoint import About, read_about, save_checkpoint
 from eectl.recipe.recipe import SCORE_NAMES, Recipe
 from eectl.training.conditions import explained, set_up
+from eectl.training.experiment_logs import ExperimentLogs, choose_trackers, experiment_logs
 from eectl.training.feed import training_data
 from eectl.training.find_recipe import find_recipe
 from eectl.training.gradient_dominance import check_track
@@ -78,6 +79,7 @@ def train(
     overwrite: bool = False,
     track: str | None = None,
     track_every: int | None = None,
+    track_to: str | Sequence[str] | None = None,
     quiet: bool = True,
     say: Callable[[str], None] = silent,
 ) -> Trained | None:
@@ -108,6 +110,8 @@ def train(
         overwrite: replace a run that `out` holds.
         track: `gradient-dominance` measures it on the way, into metrics.jsonl. It changes no weight.
         track_every: on every N-th batch; default: as often as a tenth of the time allows.
+        track_to: experiment trackers that get the numbers of metrics.jsonl: tensorboard, wandb, mlflow, trackio, or none;
+            default: tensorboard where it is installed.
         quiet: show no progress on stderr.
         say: is called with each line of that progress, in the first process, whether quiet or not.
 
@@ -132,6 +136,7 @@ def train(
         check_track(track, compiled=found.recipe.compile is True)
     elif track_every is not None:
         raise EectlError(f"--track-every {track_every}: nothing is tracked; add --track gradient-dominance")
+    trackers = choose_trackers([track_to] if isinstance(track_to, str) else track_to)
     hint = "the state that was saved last is whole: the same command with --resume goes on from there"
     with joined(device, hint=hint) as world:
         display = Display(quiet=quiet or not world.is_main, say=say if world.is_main else silent)
@@ -148,6 +153,8 @@ def train(
                     resume=resume,
                     overwrite=overwrite,
                     tracking=None if track is None else Tracking(track_every),
+                    trackers=trackers if world.is_main else (),
+                    are_asked_for=bool(track_to),
                 )
         finally:
             display.close()
@@ -163,6 +170,8 @@ def _train(
     resume: bool,
     overwrite: bool,
     tracking: Tracking | None,
+    trackers: Sequence[str],
+    are_asked_for: bool,
 ) -> Trained | None:
     """Read the data, make the network, check both against the recipe, and run the phases that are left."""
     if world.is_main and folder.holds_a_run() and not (resume or overwrite):
@@ -188,7 +197,12 @@ def _train(
         else:
             with _signals() as signals:
                 run = TrainingRun(recipe, folder, data, world, display, signals, tracking)
-                _run_phases(run, network, folder.load_state())
+                state = folder.load_state()
+                rows = None if state is None or not trackers else _rows(run)
+                with experiment_logs(
+                    trackers, folder.path, recipe=recipe.plain(), rows=rows, are_asked_for=are_asked_for, say=display.say
+                ) as logs:
+                    _run_phases(run, network, state, logs)
         return Trained(folder.model, read_about(folder.model)) if world.is_main else None
 
 
@@ -257,7 +271,16 @@ class TrainingRun:
         }
 
 
-def _run_phases(run: TrainingRun, network: Network, state: SavedState | None) -> None:
+def _rows(run: TrainingRun) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl of a run that goes on, none where they are damaged."""
+    try:
+        return run.folder.rows()
+    except EectlError as error:
+        run.display.say(f"{error}; trackers go on without them")
+        return []
+
+
+def _run_phases(run: TrainingRun, network: Network, state: SavedState | None, logs: ExperimentLogs) -> None:
     """Run the phases from where the state stands, or from the first, and save a checkpoint after each."""
     recipe, folder, display = run.recipe, run.folder, run.display
     phases = planned_phases(recipe)
@@ -273,7 +296,7 @@ def _run_phases(run: TrainingRun, network: Network, state: SavedState | None) ->
     for position, phase in enumerate(phases[done:], done):
         network, phase = network_for(phase, network, recipe, say=display.say)
         settings = phase_settings(recipe, phase, network.model, data, num_processes=run.world.size)
-        journal = Journal(folder, display, run.values(network, position), run.signals)
+        journal = Journal(folder, display, run.values(network, position), run.signals, logs)
         try:
             entry = run_phase(
                 network.model,
@@ -295,6 +318,7 @@ def _run_phases(run: TrainingRun, network: Network, state: SavedState | None) ->
             folder.save_state(_between_phases(run, network, position + 1))
         start = str(path)
     if run.world.is_main:
+        logs.final(network.history[-1].get("validation") or {})
         _write_results(run, network)
     main_first(run.world, lambda: folder.finish(folder.phase(phases[-1].number)))
 
