@@ -41,7 +41,7 @@ def layer_groups(net: Any) -> dict[str, int]:
         groups: dict[str, int] = group_with_matcher(net.named_parameters(), matcher, reverse=True)
     except (AttributeError, AssertionError, NotImplementedError, TypeError, ValueError):
         return own_groups(net)
-    if len(set(groups.values())) < 4:
+    if len(set(groups.values())) < 3:
         return own_groups(net)
     if isinstance(matcher, dict):
         _set_head_apart(groups, group_with_matcher(net.named_parameters(), _set_apart(matcher), reverse=True))

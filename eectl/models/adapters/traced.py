@@ -283,7 +283,7 @@ class _Cutter:
         """Return the pieces."""
         found, pieces = self._trace, self._plain
         if len(pieces) <= MIN_CUTS:
-            raise CannotTraceError("there are not two places between its layers where few enough tensors are alive")
+            raise CannotTraceError("it has no block, or none before and after which few enough tensors are alive")
         pieces, alive = find_copies(pieces, self._net, self._images[0])
         also, training, _ = self._cut(True)
         if also.steps == found.steps:
