@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eectl.core.errors import EectlError
 from eectl.exits.costs import measure_costs
+from eectl.models.adapters.feature_views import Facts
 from eectl.models.adapters.layer_groups import own_groups
-from eectl.models.adapters.traced import Facts, Traced, adapt
+from eectl.models.adapters.traced import Traced, adapt
 from eectl.models.backbone import Backbone
 from eectl.models.build import attach_exits, build_backbone
 from eectl.models.recompute import RecomputedBlocks
