@@ -17,6 +17,7 @@ from eectl.models.adapters.args_and_weights import Option, load_weights, read_ar
 from eectl.models.backbone import Backbone, Feature, Hidden, StagedBackbone, TokenFeature
 
 RESNET_OPTIONS: dict[str, Option] = {"stem": ("standard", "small")}
+VIT_DROPOUT: dict[str, Option] = {"dropout": 0.0, "attention_dropout": 0.0}
 
 
 class TorchvisionResNet(StagedBackbone):
@@ -90,6 +91,11 @@ def build(
     return backbone
 
 
+def option_names(name: str) -> tuple[str, ...]:
+    """Return the names of the options that a network takes."""
+    return (*VITS[name], *VIT_DROPOUT) if name in VITS else tuple(RESNET_OPTIONS)
+
+
 def _resnet(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_outputs: int) -> ResNet:
     options = read_args(name, args, RESNET_OPTIONS)
     net: ResNet = models.get_model(name, weights=None, num_classes=num_outputs)
@@ -105,7 +111,7 @@ def _resnet(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_
 
 
 def _vit(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_outputs: int) -> VisionTransformer:
-    options = read_args(name, args, VITS[name] | {"dropout": 0.0, "attention_dropout": 0.0})
+    options = read_args(name, args, VITS[name] | VIT_DROPOUT)
     channels, height, width = input_shape
     patch, dim, heads = options["patch_size"], options["dim"], options["heads"]
     if dim % heads:
