@@ -50,9 +50,7 @@ def option_names(name: str) -> tuple[str, ...]:
     """Return the names of what the constructor of a network takes; those of most for a name that `build` refuses."""
     if not timm.is_model(name):
         return ("drop_rate", "drop_path_rate")
-    with torch.device("meta"):
-        kinds = inspect.getmro(type(timm.create_model(name)))
-    return tuple({key for kind in kinds if "__init__" in vars(kind) for key in inspect.signature(kind).parameters})
+    return tuple(_parameters(_classes(name)))
 
 
 def _create(
