@@ -41,7 +41,7 @@ def load_folder(spec: DataSection, download: bool) -> StoredImages:
     if not is_folder:
         advice = "; --download does not apply to a folder of yours" if download else ""
         raise EectlError(f"data.root is '{root}': no such folder; {LAYOUT}{advice}")
-    found = {name: _only(root, names) for name, names in FOLDERS.items()}
+    found = {name: only_folder(root, names) for name, names in FOLDERS.items()}
     if not any(found.values()) and class_names(root):
         found["train"] = root
     train = found["train"]
@@ -59,7 +59,7 @@ def load_folder(spec: DataSection, download: bool) -> StoredImages:
             continue
         check_same_classes(folder, classes, train, layout=LAYOUT)
         files = class_files(folder, classes, others)
-        shape = shape or _shape(files[0][0], spec)
+        shape = shape or first_shape(files[0][0], spec)
         parts[name] = file_part(files, root, shape, spec, resize=spec.image_size is not None)
     return StoredImages(classes, IMAGENET_MEAN, IMAGENET_STD, parts, _left_out(others, root))
 
@@ -105,13 +105,18 @@ def file_part(
     files: Sequence[tuple[Path, int]], root: Path, shape: tuple[int, int, int], spec: DataSection, *, resize: bool
 ) -> Part:
     """Return labelled image files as a part; with `resize` they may have any size, else all have that of `shape`."""
-    short = (spec.resize or shape[1]) if resize else None
-    paths = tuple(path for path, _ in files)
-    images = FileImages(paths, root, shape, short, spec.workers, torch.device("cpu"), spec.interpolation, spec.background)
+    images = file_images([path for path, _ in files], root, shape, spec, resize=resize)
     return Part(images, np.array([label for _, label in files], dtype=np.int64))
 
 
-def _only(root: Path, names: tuple[str, ...]) -> Path | None:
+def file_images(paths: Sequence[Path], root: Path, shape: tuple[int, int, int], spec: DataSection, *, resize: bool) -> FileImages:
+    """Return image files of one `shape`, to which they are brought with `resize`."""
+    short = (spec.resize or shape[1]) if resize else None
+    return FileImages(tuple(paths), root, shape, short, spec.workers, torch.device("cpu"), spec.interpolation, spec.background)
+
+
+def only_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the one folder below `root` with one of these names, None where there is none; raises EectlError for two."""
     with reading(root):
         present = [root / name for name in names if (root / name).is_dir()]
     if len(present) > 1:
@@ -172,7 +177,7 @@ def _real(folder: Path) -> Path:
     return Path(os.path.realpath(folder))
 
 
-def _shape(first: Path, spec: DataSection) -> tuple[int, int, int]:
+def first_shape(first: Path, spec: DataSection) -> tuple[int, int, int]:
     """Return the channels, height and width that all images have or get: image_size, or the size of the first, as it is shown."""
     channels = spec.channels or 3
     if spec.image_size is not None:

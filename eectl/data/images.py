@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -120,7 +120,7 @@ class FileImages(Dataset[Tensor | str]):
                 raise
         return images
 
-    def ids(self, labels: Sequence[int]) -> Ids:
+    def ids(self, labels: Sequence[Any]) -> Ids:
         """Return the 64-bit ids of files that are not read ahead of time: BLAKE2b over relative path, size and label."""
         keys = (
             os.fsencode(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\0{label}")
@@ -207,10 +207,13 @@ def reduced(constants: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a data set as it is stored: images, uint8 [N, C, H, W] on the CPU or files, and their int64 labels [N]."""
+    """One part of a data set as it is stored: images, uint8 [N, C, H, W] on the CPU or files, and their labels [N, …].
+
+    Labels are int64 classes, or what `targets.read_targets` gives.
+    """
 
     images: Tensor | FileImages
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,21 @@ from eectl.core.errors import EectlError
 from eectl.data.copies import Contents, Copies, file_ids
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, StoredImages, prepare, reduced
+from eectl.data.listing import load_listed
 from eectl.data.pictures import Oddities, look_for_frames, shown_path
 from eectl.data.sources import DATASETS, FACTS, VARIANTS
-from eectl.data.splits import DataInfo, Dataset, Ids, Rows, Split, choose_rows, pixel_ids, without_copies, without_test
+from eectl.data.splits import (
+    DataInfo,
+    Dataset,
+    Ids,
+    Rows,
+    Split,
+    choose_rows,
+    pixel_ids,
+    row_groups,
+    without_copies,
+    without_test,
+)
 from eectl.data.text import load_text, outline_text, text_info
 from eectl.recipe.data_section import DataSection
 
@@ -52,7 +64,7 @@ def load_data(spec: DataSection, *, device: torch.device, download: bool = False
     odd = Oddities()
     found = {name: _rows(source.parts[part], rows, in_memory=in_memory, odd=odd) for name, (part, rows) in chosen.items()}
     kept, copies = without_copies(
-        _contents(source, chosen, {name: rows.contents for name, rows in found.items()}), spec, info.classes
+        _contents(source, chosen, {name: rows.contents for name, rows in found.items()}), spec, _row_classes(source, spec)
     )
     splits: dict[str, Split] = {
         name: _split(name, found.pop(name).at(kept[name]), fit=prepared, in_memory=in_memory, device=device, crop=crop)
@@ -86,7 +98,7 @@ def outline(spec: DataSection) -> Outline:
     source = _read(spec, download=False)
     chosen = _choose(source, spec)
     contents = _contents(source, chosen, {})
-    kept, copies = without_copies(contents, spec, source.classes)
+    kept, copies = without_copies(contents, spec, _row_classes(source, spec))
     return Outline({name: contents[name].labels[rows] for name, rows in kept.items()}, copies, tuple(source.notes))
 
 
@@ -110,13 +122,14 @@ def _read(spec: DataSection, download: bool) -> StoredImages:
     if spec.variant is not None and spec.variant not in VARIANTS.get(spec.name, ()):
         known = f"it comes as {', '.join(VARIANTS[spec.name])}" if spec.name in VARIANTS else "it has none"
         raise EectlError(f"data.variant is '{spec.variant}', which {spec.name} does not have; {known}")
-    return DATASETS[spec.name](spec, download)
+    return load_listed(spec) if spec.is_listed else DATASETS[spec.name](spec, download)
 
 
 def _info(source: StoredImages, spec: DataSection) -> DataInfo:
     shape = _shape(source.parts["train"], spec)
     mean, std = _constants(source, spec, shape[0])
-    return DataInfo(spec.name, source.classes, shape, mean, std)
+    targets = spec.targets if spec.task == "regression" else ()
+    return DataInfo(spec.name, source.classes, shape, mean, std, spec.task, targets=targets)
 
 
 def _shape(part: Part, spec: DataSection) -> tuple[int, int, int]:
@@ -126,7 +139,13 @@ def _shape(part: Part, spec: DataSection) -> tuple[int, int, int]:
 
 def _choose(source: StoredImages, spec: DataSection) -> dict[str, tuple[str, Rows]]:
     """Return of each split the part that it comes from and its rows in there."""
-    return choose_rows({name: part.labels for name, part in source.parts.items()}, spec, source.classes)
+    groups = {name: row_groups(name, part.labels, spec) for name, part in source.parts.items()}
+    return choose_rows(groups, spec, _row_classes(source, spec))
+
+
+def _row_classes(source: StoredImages, spec: DataSection) -> tuple[str, ...]:
+    """Return the classes of which every row has one: none where it may have several labels."""
+    return () if spec.task == "multilabel" else source.classes
 
 
 @dataclass(frozen=True)
@@ -137,7 +156,7 @@ class _Rows:
     """
 
     images: Tensor | FileImages
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     ids: Ids | None = None
     contents: Ids | None = None
 
@@ -198,6 +217,7 @@ def _split(
 ) -> Split:  # fmt: skip
     """Return rows as a split; `fit` brings stored pixels to the network's shape."""
     targets = torch.from_numpy(rows.labels)
+    targets = targets.float() if targets.is_floating_point() else targets
     if isinstance(rows.images, FileImages):
         files = replace(rows.images, crop=crop, device=device)
         return Split(name, files, targets, files.ids(rows.labels.tolist()), device=device)

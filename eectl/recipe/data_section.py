@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from eectl.core.errors import EectlError, closest
-from eectl.recipe.choices import COPY_CHOICES, IMAGE_CHOICES, TEXT_CHOICES, described, listed
+from eectl.recipe.choices import COPY_CHOICES, IMAGE_CHOICES, TASK_CHOICES, TEXT_CHOICES, TaskName, described, listed
 from eectl.recipe.data_paths import expand
 from eectl.recipe.section import (
     Count,
@@ -27,6 +27,7 @@ from eectl.recipe.text_sets import TEXT_SETS, is_text
 
 OWN_FILES = ("folder", "text")  # data sets of the user's own, which may lack a test split
 LEAST_ALPHA = 1e-3  # of Mixup and CutMix, where float32 still draws shares
+MOST_TARGETS = 10_000  # columns, or levels
 ROOTLESS = ("digits",)  # data sets that need no folder
 HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -248,10 +249,17 @@ class DataSection(Section):
         ("text",),
         description="The column with the text, or the two columns of a pair of texts. Published data sets bring their own.",
     )
-    target: ShortText = Field("label", description="The column to predict, for texts. Published data sets bring their own.")
-    task: Literal["classification", "regression"] = Field(
-        "classification",
-        description="What the target of texts is: a class, scored by accuracy, or a number, scored by mean squared error.",
+    target: ShortText | Annotated[tuple[ShortText, ...], Field(min_length=1, max_length=MOST_TARGETS)] = Field(
+        "label",
+        description="The column to predict, of texts, or of the file metadata.csv that lists the images of a folder; for "
+        "regression and multilabel several may be named, as [a, b]. One column of labels has them as a list, or as a|b. "
+        "Published data sets bring their own.",
+    )
+    task: TaskName = Field("classification", description=f"What the target of data of your own is. {described(TASK_CHOICES)}.")
+    levels: Annotated[tuple[ShortText, ...], Field(min_length=2, max_length=MOST_TARGETS)] | None = Field(
+        None,
+        description="ordinal: the classes in their order, the lowest first. Default: those of the training rows, which must then "
+        "be whole numbers.",
     )
     tokenizer: ShortText | None = Field(
         None,
@@ -271,6 +279,16 @@ class DataSection(Section):
     def is_text(self) -> bool:
         """True where the data set holds texts, and not images."""
         return is_text(self.name)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns that `target` names."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def is_listed(self) -> bool:
+        """True where a file lists the images of a folder with their targets, rather than a folder for each class."""
+        return self.name == "folder" and (self.task != "classification" or self.target != "label")
 
     @property
     def folder(self) -> Path:
@@ -313,6 +331,12 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> "DataSection":
         foreign, other = (_IMAGE_KEYS, "images") if self.is_text else (_TEXT_KEYS, "text")
+        own = [key for key in _TARGET_KEYS if getattr(self, key) != type(self).model_fields[key].get_default()]
+        if own and not self.is_text and self.name != "folder":
+            it, verb = ("it", "is") if len(own) == 1 else ("them", "are")
+            raise ValueError(
+                f"{listed(own)} {verb} for folder and text, data of your own, and this is {self.name}; leave {it} out"
+            )
         changed = [key for key in foreign if getattr(self, key) != type(self).model_fields[key].get_default()]
         if changed:
             verb = "is" if len(changed) == 1 else "are"
@@ -324,6 +348,18 @@ class DataSection(Section):
             raise ValueError(f"{self.name} has its own columns and task ({known.task}); leave out text, target and task")
         if self.strip and self.name != "20newsgroups":
             raise ValueError(f"strip is for 20newsgroups, and this is {self.name}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_of_its_task(self) -> "DataSection":
+        if len(self.targets) > 1 and self.task not in ("regression", "multilabel"):
+            raise ValueError(f"target names {len(self.targets)} columns, and {self.task} has one; name one")
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"target has a column twice: {listed(self.targets)}")
+        if self.levels is not None and self.task != "ordinal":
+            raise ValueError(f"levels are for task ordinal, and this is {self.task}; leave them out")
+        if self.levels is not None and len(set(self.levels)) < len(self.levels):
+            raise ValueError(f"levels has one twice: {listed(self.levels)}")
         return self
 
     @model_validator(mode="after")
@@ -340,6 +376,24 @@ class DataSection(Section):
         return self
 
 
+def num_outputs(task: str, *, num_classes: int, num_targets: int) -> int:
+    """Return how many outputs a network has: a logit per class or label, one less than levels, or a number per target."""
+    if task == "regression":
+        return max(num_targets, 1)
+    return num_classes - 1 if task == "ordinal" else num_classes
+
+
+def describe_outputs(task: str, outputs: int) -> str:
+    """Return in words what a network with so many outputs gives."""
+    words = {
+        "classification": f"{outputs} classes",
+        "regression": "a number (regression)" if outputs == 1 else f"{outputs} numbers (regression)",
+        "multilabel": f"{outputs} labels (multilabel)",
+        "ordinal": f"{outputs + 1} levels (ordinal)",
+    }
+    return words[task]
+
+
 _IMAGE_KEYS = (
     "image_size",
     "channels",
@@ -352,4 +406,5 @@ _IMAGE_KEYS = (
     "resize",
     "interpolation",
 )
-_TEXT_KEYS = ("text", "target", "task", "tokenizer", "max_length", "strip")
+_TEXT_KEYS = ("text", "tokenizer", "max_length", "strip")
+_TARGET_KEYS = ("target", "task", "levels")  # of data of one's own

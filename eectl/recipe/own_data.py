@@ -40,7 +40,7 @@ def own_data(
     *,
     data: str | Path | None = None,
     text: str | Sequence[str] = (),
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     task: str | None = None,
     backbone: str | None = None,
     weights: str | Path | None = None,
@@ -53,8 +53,8 @@ def own_data(
         recipe: the recipe that the user names. Default: the shipped recipe `folder` or `text`, as `data` is one or the other.
         data: a folder of images by class, a file of texts, or a folder with `train.csv` or another such file.
         text: the column of the text, or the two columns of pairs.
-        target: the column to predict.
-        task: `classification` or `regression`, for texts.
+        target: the column to predict, or several.
+        task: an entry of TASK_CHOICES.
         backbone: the network, such as `timm/resnet18` or `hf/./minilm`. The weights in a folder `hf/./FOLDER` are used.
         weights: a `.safetensors` file to start from.
         has_start: whether the run starts from a checkpoint (`--from`), whose recipe then takes the place of a shipped one.
@@ -81,6 +81,8 @@ def own_data(
         keys |= {"data.name": kind, "data.root": str(data)}
     columns = [text] if isinstance(text, str) else list(text)
     keys |= {"data.text": columns} if columns else {}
+    wanted = [target] if isinstance(target, str) else list(target or ())
+    target = wanted[0] if len(wanted) == 1 else wanted or None
     keys |= {f"data.{key}": value for key, value in (("target", target), ("task", task)) if value is not None}
     written = [f"{key}={inline_yaml(value)}" for key, value in keys.items()]
     if data is not None and kind == "folder" and recipe is not None:

@@ -84,7 +84,7 @@ def cell_texts(cell: Cell | PublishedCell | None, task: str) -> tuple[str, str]:
 
 
 def _value(value: float, task: str, *, digits: int = 4) -> str:
-    return f"{100 * value:.2f}" if task == "classification" else f"{value:.{digits}g}"
+    return f"{value:.{digits}g}" if TASKS[task].predicts_number else f"{100 * value:.2f}"
 
 
 def plus_minus(mean: str, std: str) -> str:

@@ -55,8 +55,10 @@ def check_grids(found: Mapping[str, Evaluation]) -> None:
     """Raise EectlError unless all evaluations, by their runs' names, have values at the same thresholds of the authors' grid."""
     first = next(iter(found))
     for name, evaluation in found.items():
-        if evaluation.task == "regression":
-            raise EectlError("--lookup average-first: the paper names no thresholds for regression; use --lookup per-seed")
+        if evaluation.task != "classification":
+            raise EectlError(
+                f"--lookup average-first: the paper names no thresholds for {evaluation.task}; use --lookup per-seed"
+            )
         if evaluation.grid is None:
             raise EectlError(
                 f"--lookup average-first: {name} has no values at the authors' thresholds; write it again with "
