@@ -111,7 +111,7 @@ def test_measuring_from_end_to_end(trained, tmp_path):
     assert "MSE ± s.e." in out and "Pearson" in out and "Spearman" in out
     assert f"{result['exits'][3]['pearson']:.4f}" in out and f"{result['exits'][3]['value']:.4g} ±" in out
     out, _ = eectl("info", path)
-    assert "3×20 inputs, a number out (regression)" in out and "validation MSE" in out
+    assert "3×20 inputs, a number (regression)" in out and "validation MSE" in out
     assert f"{read_about(path).history[-1]['validation']['score'][0]:.4g}" in out
     eectl("evaluate", path, "--criterion", "difference-2", "--budgets", "100", "--json")
     _, err = eectl("evaluate", path, "--protocol", "paper", code=1)
