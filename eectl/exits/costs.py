@@ -7,10 +7,10 @@ counted; any operation on neither list is an error, so that no cost is lost in s
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from math import prod
+from math import ceil, log2, prod
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ def _flat(hidden: Hidden) -> tuple[Tensor, ...]:
 def _like(hidden: Hidden, flat: Sequence[Tensor]) -> Hidden:
     """Return `flat` in the form of `hidden`; the inverse of _flat."""
     scales, mask = (flat, None) if hidden.mask is None else (flat[:-1], flat[-1])
-    return Hidden(scales[0] if isinstance(hidden.x, Tensor) else tuple(scales), mask)
+    return replace(hidden, x=scales[0] if isinstance(hidden.x, Tensor) else tuple(scales), mask=mask)
 
 
 def _count_hidden(place: str, owner: nn.Module, run: Callable[[Hidden], Hidden], hidden: Hidden) -> tuple[int, Hidden]:
@@ -179,6 +179,17 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+def _fourier(inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the MACs of fast Fourier transforms: n log₂ n butterflies of 4 for each two numbers, along each dimension."""
+    shape, dims = _shape(outputs[0]), inputs[2].toIValue()
+    return sum(ceil(2 * prod(shape) * log2(shape[dim])) for dim in (range(len(shape)) if dims is None else dims))
+
+
+def _triangular(inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the MACs of solving triangular systems [equation, unknown]: each is half a product with a square matrix."""
+    return prod(_shape(outputs[0])) * _shape(inputs[0])[-1] // 2
+
+
 COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::_convolution": conv_flop_jit,
     "aten::linear": linear_flop_jit,
@@ -188,6 +199,9 @@ COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::bmm": _product(0),
     "aten::mv": _product(0),
     "aten::dot": _product(0),
+    "aten::_grouped_mm": _product(0),
+    "aten::linalg_solve_triangular": _triangular,
+    "aten::fft_fftn": _fourier,
     "aten::addmm": _product(1),
     "aten::baddbmm": _product(1),
     "aten::scaled_dot_product_attention": _attention,
@@ -201,13 +215,17 @@ _ELEMENTWISE = """abs sign addcmul add add_ sub sub_ rsub mul mul_ div div_ pow 
     clamp_min where
     ge gt le lt eq ne isinf isnan logical_and logical_or logical_not bitwise_not bitwise_and __and__ __or__ masked_fill
     masked_fill_ relu relu_ relu6 leaky_relu elu gelu silu silu_ mish sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardsigmoid
-    hardswish hardswish_ softplus softmax log_softmax dropout dropout_ feature_dropout floor_divide remainder floor ceil"""
-_REDUCE = """sum mean max min amax amin any all argmax var std var_mean cumsum norm linalg_vector_norm logsumexp topk"""
+    hardswish hardswish_ softplus softmax log_softmax square erf real
+    dropout dropout_ feature_dropout floor_divide remainder floor ceil"""
+_REDUCE = """sum mean max min amax amin any all argmax var std var_mean cumsum norm linalg_vector_norm logsumexp topk sort
+    histc scatter_reduce index_add"""
 _NORM_POOL = """batch_norm layer_norm group_norm instance_norm rms_norm max_pool2d avg_pool2d adaptive_avg_pool2d
     adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d"""
 _MOVE = """Int ScalarImplicit size numel arange cat stack chunk split split_with_sizes unbind narrow select slice index
     index_select gather scatter embedding expand expand_as repeat repeat_interleave reshape reshape_as view view_as flatten
     unflatten permute transpose t mT movedim roll flip pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone
     copy_ detach to type_as alias empty full full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like
-    scalar_tensor lift_fresh tril triu"""
-UNCOUNTED = frozenset(f"aten::{name}" for name in " ".join((_ELEMENTWISE, _REDUCE, _NORM_POOL, _MOVE)).split())
+    scalar_tensor lift_fresh tril triu as_strided nonzero
+    nonzero_numpy scatter_ numpy_T im2col empty_like view_as_complex view_as_real"""
+_OWN = frozenset({"prim::PythonOp.GeLUFunction"})  # element-wise functions that networks write themselves
+UNCOUNTED = _OWN | {f"aten::{name}" for name in " ".join((_ELEMENTWISE, _REDUCE, _NORM_POOL, _MOVE)).split()}

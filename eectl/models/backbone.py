@@ -6,7 +6,7 @@ composition equals the library's own forward bitwise. Parameters keep the librar
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 class Hidden:
     """A block's input or output: `x`, rows first, is a tensor, or a tuple of them where a network has several scales.
 
-    `mask` [row, token] is True for real tokens, and None where inputs are not texts.
+    `mask` [row, token] is True for real tokens, and None where inputs are not texts. Where blocks need more of a text than which
+    tokens are real, it is the text itself: [row, token, 3] of ids, mask and types. `known` is what an adapter has found out about
+    exactly these rows; where rows leave or come it is forgotten.
     """
 
     x: Tensor | tuple[Tensor, ...]
     mask: Tensor | None = None
+    known: object = field(default=None, compare=False, repr=False)
 
     @property
     def scales(self) -> tuple[Tensor, ...]:
@@ -48,7 +51,7 @@ class Hidden:
             return x[: len(order)]
 
         x = change(self.x) if isinstance(self.x, Tensor) else tuple(change(scale) for scale in self.x)
-        return replace(self, x=x, mask=None if self.mask is None else self.mask.index_select(0, order))
+        return Hidden(x, None if self.mask is None else self.mask.index_select(0, order))
 
     def split(self, count: int) -> "tuple[Hidden, Hidden]":
         """Return the first `count` rows and the rest, as views."""
@@ -66,7 +69,7 @@ class Hidden:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Hidden":
         x = change(self.x) if isinstance(self.x, Tensor) else tuple(change(scale) for scale in self.x)
-        return replace(self, x=x, mask=None if self.mask is None else change(self.mask))
+        return Hidden(x, None if self.mask is None else change(self.mask))
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -5,6 +5,7 @@ No value changes. BatchNorm's statistics move when a block runs first; when it r
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class RecomputedBlocks:
         """Run block `index`. When it runs again, dropout draws the same numbers and autocast is as it was."""
 
         def run(x: Tensor | tuple[Tensor, ...], mask: Tensor | None) -> Hidden:
-            return self._backbone.block(index, Hidden(x, mask))
+            return self._backbone.block(index, replace(hidden, x=x, mask=mask))
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             return nullcontext(), _CopiedStatistics(self._norms[index])

@@ -14,6 +14,7 @@ from eectl.core.precision import settings
 from eectl.core.stopwatch import device_name, settle
 from eectl.data import DataInfo, class_counts, data_info, note_on_classes, outline
 from eectl.exits.costs import Costs, measure_costs
+from eectl.models.adapters.args_and_weights import NotOnThisMachineError
 from eectl.models.build import TRANSFORMERS
 from eectl.models.checkpoint import load_checkpoint
 from eectl.models.multi_exit import MultiExitModel
@@ -119,27 +120,21 @@ def _planned_network(recipe: Recipe, info: DataInfo) -> tuple[Network, tuple[str
     plain = recipe.backbone.model_copy(update={"pretrained": False})
     try:
         return first_network(recipe.model_copy(update={"backbone": plain}), info), ()
-    except EectlError:
-        kind = _model_type(plain.name)
-        if kind is None or recipe.init is not None:
+    except NotOnThisMachineError as missing:
+        if not recipe.backbone.pretrained:
             raise
+        kind = missing.model_type
+        if kind is None:
+            raise EectlError(
+                f"{plain.name} is not on this machine, and its name says no model type to plan with; without --dry-run it is "
+                "downloaded, a folder with its config.json is hf/./FOLDER"
+            ) from missing
     stand_in = plain.model_copy(update={"name": TRANSFORMERS + kind})
-    network = first_network(recipe.model_copy(update={"backbone": stand_in}), info)
     note = f"{plain.name} is not on this machine: planned with the sizes that transformers' {kind} has by default"
-    return network, (note,)
-
-
-def _model_type(name: str) -> str | None:
-    """Return the model type that an id on the hub names, such as `bert` of `hf/google-bert/bert-base-uncased`; else None."""
-    if not name.startswith(TRANSFORMERS):
-        return None
-    from eectl.models.adapters.transformers_parts import ADAPTERS
-
-    own = name.removeprefix(TRANSFORMERS)
-    if own.startswith((".", "/", "~")) or own in ADAPTERS:
-        return None
-    title = own.rpartition("/")[2].lower()
-    return max((kind for kind in ADAPTERS if title.startswith(kind)), key=len, default=None)
+    try:
+        return first_network(recipe.model_copy(update={"backbone": stand_in}), info), (note,)
+    except EectlError as error:
+        raise EectlError(f"{note}, where {error}") from error
 
 
 @dataclass(frozen=True)

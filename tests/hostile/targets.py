@@ -24,7 +24,7 @@ from hostile.mutators import (
     damage_tensors,
 )
 from hostile.sealing import seal_json, seal_tensors
-from hostile.world import PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
+from hostile.world import DECODER, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
 
 OPTION = "VALUE"  # stands in a line for the value of an option that is damaged
 
@@ -111,6 +111,8 @@ def _checkpoint() -> list[Target]:
                answer=weights_of("t/model.safetensors"), many=True),
         target(f"analyze numerical-rank {MODEL} -o rank --device cpu -q", writes=("rank/",)),
         target(f"report {MODEL}", "run/evaluation.json", answer=printed),
+        Target("checkpoint", "decoder-run/model.safetensors", words("flops decoder-run/model.safetensors"), damage_tensors,
+               seal=seal_tensors, answer=printed),
     ]  # fmt: skip
 
 
@@ -190,6 +192,21 @@ def _options() -> list[Target]:
         Target("--set", each, ("train", "digits", *SMALL, "--dry-run", "--set", OPTION), damage_setting, many=True)
         for each in keys
     ]
+    small = "{num_hidden_layers: 2, hidden_size: 16, num_attention_heads: 2, pad_token_id: 0, num_key_value_heads: 2}"
+    networks = {  # what is damaged alone: without a size, a network is as large as published ones are
+        "rope_parameters={rope_type: linear, factor: 2.0, rope_theta: 100.0}": ("hf/llama", small),
+        "hidden_size=16": ("hf/llama", small),
+        "pad_token_id=0": ("hf/qwen3", small),
+        "layer_types=[full_attention, sliding_attention]": ("hf/modernbert", small.replace(", num_key_value_heads: 2", "")),
+        "num_experts_per_tok=1": ("hf/qwen3_moe", small),
+        "attention_window=4": ("hf/longformer", small.replace(", num_key_value_heads: 2", "")),
+        "n_head=2": ("hf/gpt2", "{n_layer: 2, n_embd: 16, n_head: 2, pad_token_id: 0}"),
+    }
+    sets += [
+        Target("--set", f"backbone.args.{option}", ("train", "--backbone", name, *DECODER, "--set", f"backbone.args={args}",
+               "--dry-run", "--set", OPTION), damage_setting, ("texts.csv", "tiny"), many=True)
+        for option, (name, args) in networks.items()
+    ]  # fmt: skip
     others = [
         option("25,50,75", f"evaluate {MODEL} --predictions {TEST} --budgets {OPTION} --device cpu", MODEL, TEST),
         option("25,50", f"calibrate-thresholds {MODEL} --budgets {OPTION} -o p.json --device cpu", MODEL, writes=("p.json",)),
@@ -277,6 +294,14 @@ def _data() -> list[Target]:
         image("evaluate", "photos-run/model.safetensors", *CPU),
         image("predict", "photos-run/model.safetensors", "photos", *CPU),
         *(encoder(*file, *learn, "texts.csv", *TEXTS, "--dry-run") for file in files),
+        Target(
+            "config.json",
+            "decoder/config.json",
+            ("train", "--backbone", "hf/./decoder", *DECODER, "--dry-run"),
+            damage_config,
+            ("texts.csv", "tiny", "decoder"),
+            many=True,
+        ),
         *(encoder(*file, *answer_texts, "texts.csv", "--text", "text", *CPU) for file in files),
     ]
 

@@ -33,12 +33,18 @@ TEXTS = words(
     "--backbone hf/./tiny --text text --target mood --set data.tokenizer=./tiny --set exits.after=[1] --set data.max_length=12 "
     "--set batch_size=16 -q --device cpu"
 )
+DECODER = words(
+    "--data texts.csv --text text --target mood --set data.tokenizer=./tiny --set exits.after=[0] --set data.max_length=12 "
+    "--set batch_size=16 -q --device cpu"
+)
 PHOTOS = words(
     "--backbone resnet20 --set data.image_size=12 --set data.test=0.25 --set exits.after=[1] --set batch_size=8 "
     "--set data.workers=0 -q --device cpu"
 )
 TINY_BERT = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
              "max_position_embeddings": 16}  # fmt: skip
+TINY_DECODER = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+                "intermediate_size": 16, "max_position_embeddings": 16, "pad_token_id": 0}  # fmt: skip
 CANARY = "open('canary', 'w').write('code of a folder ran')\nclass Config: pass\n"
 LAZY = [
     *("timm", "transformers.models.bert", "fvcore.nn", "torch.utils.flop_counter", "sklearn.datasets", "sklearn.model_selection"),
@@ -61,7 +67,8 @@ def make_world(folder: Path) -> Path:
 
     `run/` is a finished run on digits with its policy, evaluation and bench; `half/` one that was stopped in its second phase,
     and `whole/` the same undisturbed; `photos/` holds classes of images and `photos-run/` a run on them; `texts.*` are tables
-    and `text-run/` a run on them, `tiny/` its encoder and tokenizer; `labels/` is a data set with files of labels,
+    and `text-run/` a run on them, `tiny/` its encoder and tokenizer; `decoder-run/` one with `decoder/`, which is cut layer by
+    layer; `labels/` is a data set with files of labels,
     `idx/` one in arrays.
     """
     _digits(folder)
@@ -134,8 +141,11 @@ def _texts(folder: Path) -> None:
     config = transformers.AutoConfig.for_model("bert", **TINY_BERT)
     config.save_pretrained(folder / "tiny")
     save_file(transformers.AutoModel.from_config(config).state_dict(), folder / "tiny/model.safetensors")
-    (folder / "tiny/canary.py").write_text(CANARY)
+    transformers.AutoConfig.for_model("gemma3_text", **TINY_DECODER, head_dim=8).save_pretrained(folder / "decoder")
+    for name in ("tiny", "decoder"):
+        (folder / name / "canary.py").write_text(CANARY)
     run("train", "--data", "texts.csv", *TEXTS, *SHORT, "-o", "text-run", cwd=folder)
+    run("train", "--backbone", "hf/./decoder", *DECODER, *SHORT, "-o", "decoder-run", cwd=folder)
 
 
 def _labelled(folder: Path) -> None:

@@ -331,7 +331,17 @@ def test_parameter_names_are_the_librarys() -> None:
         **{"timm/swinv2_tiny_window8_256": 12, "timm/efficientnet_b0": 16, "timm/mobilenetv2_100": 17},
         **{"timm/mobilenetv3_large_100": 16, "timm/hardcorenas_a": 12, "timm/regnety_002": 13, "timm/regnetz_005": 21},
         **{"timm/mixer_s32_224": 8, "timm/gmlp_s16_224": 30, "timm/resmlp_12_224": 12, "timm/repvgg_a0": 21},
-        **{"hf/bert": 24, "hf/roberta": 24, "hf/distilbert": 12, "hf/albert": 24, "hf/electra": 24, "hf/deberta-v2": 48},
+        **{
+            "hf/modernbert": 22,
+            "hf/mpnet": 12,
+            "hf/gte": 12,
+            "hf/bert": 24,
+            "hf/roberta": 24,
+            "hf/distilbert": 12,
+            "hf/albert": 24,
+            "hf/electra": 24,
+            "hf/deberta-v2": 48,
+        },
         **{"timm/resnetv2_50": 16, "timm/nfnet_f0": 12, "timm/resnest14d": 4, "timm/skresnet18": 8, "timm/res2net50_26w_4s": 16},
     }.items(),
 )

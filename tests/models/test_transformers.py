@@ -232,9 +232,16 @@ def test_texts_longer_than_the_positions(name: str, max_length: int, args: dict[
         (
             "hf/gpt2",
             {},
-            r"hf/gpt2 .*bert, roberta.*transformers_parts\.py.*",
+            r"hf/gpt2 .*backbone\.args\.pad_token_id.*",
         ),
-        ("hf/t5", {}, r"hf/t5 .*type t5.*"),
+        ("hf/t5", {}, r"hf/t5 takes no exits: .*a decoder.*bert, roberta.*"),
+        ("hf/gemma3", {}, r"hf/gemma3 takes no exits: .*vision_config.*"),
+        (
+            "hf/flaubert",
+            {"args": {"vocab_size": 40, "emb_dim": 32, "n_layers": 2, "n_heads": 4}},
+            r"hf/flaubert takes no exits: .*",
+        ),
+        ("hf/vit", {}, r"hf/vit .*type vit.*no text classifier.*"),
         ("hf/brt", {}, r"hf/brt .*'bert'.*--pretrained.*"),
         ("hf/./nowhere", {"pretrained": True}, r"backbone\.name: .*\./nowhere.*"),
         ("hf/bert", {"pretrained": True}, r"backbone\.pretrained: hf/bert .*backbone\.weights"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from eectl.core.errors import EectlError
 from eectl.data import load_data
 from eectl.recipe.data_section import DataSection
 from eectl.recipe.published_rows import published_parts, split_sizes
@@ -34,19 +35,21 @@ def test_a_network_on_the_hub_is_planned_as_its_type_is(name, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("changes", "message"),
     [
-        ("hf/google-bert/bert-base-uncased", "bert"),
-        ("hf/microsoft/deberta-v3-small", "deberta"),
-        ("hf/distilbert-base-uncased", "distilbert"),
-        ("hf/./minilm", None),
-        ("hf/bert", None),
-        ("hf/owner/gpt2", None),
-        ("resnet20", None),
+        (["backbone.name=hf/no-one/bert", "backbone.pretrained=false"], r"hf/no-one/bert is not a model type.*"),
+        (["backbone.name=hf/no-one/minilm"], r"hf/no-one/minilm is not on this machine.*no model type.*hf/\./FOLDER"),
+        (["backbone.name=hf/no-one/gpt2-x"], r"hf/no-one/gpt2-x is not on .* transformers' gpt2 .*, where .*pad_token_id.*"),
+        (
+            ["backbone.name=hf/no-one/bert", "backbone.args={hidden_sise: 8}"],
+            r".* transformers' bert .*, where backbone\.args\.hidden_sise: no such.*",
+        ),
     ],
 )
-def test_the_type_that_a_name_says(name, kind):
-    assert dry_run._model_type(name) == kind
+def test_a_network_on_the_hub_that_cannot_be_planned_is_one_line(changes, message):
+    recipe = read_recipe("20newsgroups-bert", changes=changes)
+    with torch.device("meta"), pytest.raises(EectlError, match=f"^{message}$"):
+        dry_run._planned_network(recipe, dry_run.data_info(recipe.data))
 
 
 def test_an_estimate_follows_the_rate_the_rows_and_what_trains(small, monkeypatch):

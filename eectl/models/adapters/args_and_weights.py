@@ -13,6 +13,18 @@ PREFIX = "backbone.net."  # where a MultiExitModel's state dict holds the librar
 Option = int | float | tuple[str, ...]
 
 
+class NotOnThisMachineError(EectlError):
+    """A network that is neither a folder nor in a library's cache.
+
+    Attributes:
+        model_type: the type that its name says; None where it says none.
+    """
+
+    def __init__(self, message: str, *, model_type: str | None) -> None:
+        super().__init__(message)
+        self.model_type = model_type
+
+
 def read_args(name: str, args: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
     """Return the `backbone.args` of the network `name` with defaults filled in.
 

@@ -1,7 +1,8 @@
 """Build transformers' text classifiers, and refuse names, options and weights that do not work.
 
 A name is a model type, a local folder or an id on the Hugging Face hub. Nothing is downloaded unless pretrained weights are asked
-for, and no pickle is read. The adapters are in transformers_parts; tokenizers are read in the room data.
+for, and no pickle is read. The adapters are in transformers_parts and, for all types that have none there, in transformers_tower;
+tokenizers are read in the room data.
 """
 
 import contextlib
@@ -13,17 +14,20 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from eectl.core.errors import EectlError, closest, lookup
 from eectl.core.files import read_text
 from eectl.core.json_files import parse_json
-from eectl.models.adapters.args_and_weights import check_names
-from eectl.models.adapters.transformers_parts import ADAPTERS, BertBackbone
+from eectl.models.adapters.args_and_weights import NotOnThisMachineError, check_names
+from eectl.models.adapters.transformers_parts import ADAPTERS, TextBackbone
+from eectl.models.adapters.transformers_tower import CannotBeCutError, TowerBackbone
+from eectl.models.limits import MOST_TENSORS
 
 
-def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> BertBackbone:
+def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> TextBackbone:
     """Build a sequence classifier of transformers'.
 
     `rebuilds_as` of the result is its model type with all options, so that a checkpoint needs neither a folder nor the hub.
@@ -36,8 +40,8 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
         pretrained: whether the weights in the folder, or on the hub, are loaded.
 
     Raises:
-        EectlError: for an unknown name, a model type without an adapter, options it does not take, weights that are missing, not
-            safetensors or another network's, and texts that are longer than its positions.
+        EectlError: for an unknown name, a model type that is no text classifier or cannot be cut, options it does not take,
+            weights that are missing, not safetensors or another network's, and texts that are longer than its positions.
     """
     if name in CONFIG_MAPPING and pretrained:
         raise EectlError(
@@ -46,12 +50,11 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
         )
     given = {"model_type": name} if name in CONFIG_MAPPING else _read_config(name, download=pretrained)
     model_type = given["model_type"]
-    if model_type not in ADAPTERS:
-        raise _no_adapter(name, model_type)
-    adapter = ADAPTERS[model_type]
+    _check_type(name, model_type)
+    adapter = ADAPTERS.get(model_type, TowerBackbone)
     fresh: tuple[str, ...] = ()
-    with _explained(name, args):
-        options = _options(name, given, adapter, args)
+    with _explained(name, args), _quiet():
+        options = _options(name, given, args)
         config = AutoConfig.for_model(model_type, **options, num_labels=num_outputs)
         if pretrained:
             net, fresh = _load(name, config)
@@ -70,20 +73,59 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
 
 def check_rebuilds(name: str) -> None:
     """Raise EectlError unless a checkpoint's network `name`, without `hf/`, is a model type: no folder is read on its word."""
-    lookup(ADAPTERS, name, what="kind of text network")
+    lookup(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, name, what="kind of text network")
 
 
-def _options(name: str, given: Mapping[str, Any], adapter: type[BertBackbone], args: Mapping[str, Any]) -> dict[str, Any]:
+def _options(name: str, given: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the library's configuration, changed by one that was read and by `args`: only what shapes the network."""
-    aliases: Mapping[str, str] = CONFIG_MAPPING[given["model_type"]].attribute_map
-    check_names(f"hf/{name}", args, dict.fromkeys((*adapter.options, *aliases)))
-    if given.get("position_embedding_type") not in (None, "absolute"):
+    model_type = given["model_type"]
+    aliases: Mapping[str, str] = CONFIG_MAPPING[model_type].attribute_map
+    adapter = ADAPTERS.get(model_type)
+    names = adapter.options if adapter else _shaping(AutoConfig.for_model(model_type).to_dict())
+    check_names(f"hf/{name}", args, dict.fromkeys((*names, *aliases)))
+    if adapter and given.get("position_embedding_type") not in (None, "absolute"):
         kind = given["position_embedding_type"]
         raise EectlError(f"hf/{name} has {kind} positions; eectl takes absolute ones, as transformers 5 does")
-    shaping = {aliases.get(key, key): given[key] for key in (*aliases, *adapter.options) if key in given}
-    whole = AutoConfig.for_model(**{"model_type": given["model_type"]} | shaping).to_dict()
-    options = {key: whole[key] for key in adapter.options if key in whole}
-    return options | {aliases.get(key, key): value for key, value in args.items()}
+    changes = {aliases.get(key, key): value for key, value in args.items()}
+    if adapter:
+        shaping = {aliases.get(key, key): given[key] for key in (*aliases, *names) if key in given}
+        whole = AutoConfig.for_model(**{"model_type": model_type} | shaping).to_dict() | changes
+    else:  # the library's class knows the keys of older files, and what follows from others, as the kinds of all layers do
+        shaping = {aliases.get(key, key): given[key] for key in given if key not in _NOT_SHAPING and not key.startswith("_")}
+        _check_sizes(name, shaping | changes)
+        whole = AutoConfig.for_model(**{"model_type": model_type} | shaping | changes).to_dict()
+    return {key: whole[key] for key in names if key in whole}
+
+
+def _shaping(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of a configuration that shape the network; raises EectlError where they are those of several networks."""
+    parts = [key for key, value in config.items() if isinstance(value, dict) and "model_type" in value]
+    if parts:
+        raise CannotBeCutError(f"its configuration has parts of their own ({', '.join(parts)})")
+    return tuple(key for key in config if key not in _NOT_SHAPING and not key.startswith("_"))
+
+
+def _check_sizes(name: str, options: Mapping[str, Any]) -> None:
+    """Raise EectlError for sizes that no limit on a network's tensors bounds.
+
+    A configuration lists all layers before there is one, and texts are filled up to windows that no tensor has.
+    """
+    for key, value in options.items():
+        most = next((most for words, most in _MOST.items() if any(word in key for word in words.split())), None)
+        sizes = value if isinstance(value, (list, tuple)) else [value]
+        if most is not None and any(isinstance(size, (int, float)) and size > most for size in sizes):
+            raise EectlError(f"hf/{name}: backbone.args.{key} is {value}; allowed are {most:,} at most")
+
+
+def _check_type(name: str, model_type: str) -> None:
+    """Raise EectlError for a model type that is none, or of which transformers has no text classifier."""
+    if model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        return
+    known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    what = "has no text classifier" if model_type in CONFIG_MAPPING else "does not know"
+    raise EectlError(
+        f"hf/{name} is of the type {model_type}, of which transformers {what}{closest(model_type, known)}; {_OTHERS}"
+    )
 
 
 def _read_config(name: str, *, download: bool) -> dict[str, Any]:
@@ -112,10 +154,24 @@ def _config_on_hub(name: str, *, download: bool) -> Path:
     except (OSError, ValueError) as error:
         if download:
             raise EectlError(f"hf/{name} cannot be downloaded ({_reason(error)}); a local folder is hf/./FOLDER") from error
-        raise EectlError(
-            f"hf/{name} is not a model type{closest(name, ADAPTERS)}, not a folder and not in the local cache; "
-            f"model types: {', '.join(ADAPTERS)}; --pretrained downloads from the Hugging Face hub, a folder is hf/./FOLDER"
+        known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+        raise NotOnThisMachineError(
+            f"hf/{name} is not a model type{closest(name, known)}, not a folder and not in the local cache; "
+            f"{_OTHERS}; --pretrained downloads from the Hugging Face hub, a folder is hf/./FOLDER",
+            model_type=_type_in(name),
         ) from error
+
+
+def _type_in(name: str) -> str | None:
+    """Return the model type with which an id on the hub begins, such as `gemma3_text` of `google/gemma-3-1b-pt`; else None."""
+    title = _bare(name.rpartition("/")[2])
+    kinds = {_bare(kind.removesuffix("_text")): kind for kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES}
+    longest = max((bare for bare in kinds if title.startswith(bare)), key=len, default=None)
+    return None if longest is None else kinds[longest]
+
+
+def _bare(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _load(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
@@ -146,7 +202,7 @@ def _load(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
     return net.float(), tuple(key for key in net.state_dict() if key in missing)
 
 
-def _check_fresh(backbone: BertBackbone) -> None:
+def _check_fresh(backbone: TextBackbone) -> None:
     """Raise EectlError where weights left more of the network freshly drawn than its head."""
     odd = [key for key in backbone.fresh if backbone.locate(key) != backbone.depth]
     if odd:
@@ -159,11 +215,14 @@ def _explained(name: str, args: Mapping[str, Any]) -> Iterator[None]:
     """Turn what transformers raises for options that do not go together into an EectlError."""
     try:
         yield
+    except CannotBeCutError as error:
+        raise EectlError(f"hf/{name} takes no exits: {error}; {_OTHERS}") from error
     except (
         StrictDataclassError,
         ArithmeticError,
         AssertionError,
         AttributeError,
+        ImportError,
         LookupError,
         RuntimeError,
         TypeError,
@@ -192,9 +251,15 @@ def _reason(error: Exception) -> str:
     return text.partition(". ")[0].rstrip(".") or type(error).__name__
 
 
-def _no_adapter(name: str, model_type: str) -> EectlError:
-    return EectlError(
-        f"hf/{name} is of the type {model_type}; eectl takes transformers' {', '.join(ADAPTERS)}. "
-        "Another needs an adapter in eectl/models/adapters/transformers_parts.py that gives its stem, blocks (the halves of its "
-        "layers), head and feature"
-    )
+_MOST = {"layer": MOST_TENSORS, "window chunk block stride rate landmark": 2**17}
+"""The most that options with one of these words in their names may be; published networks take 2¹⁷ tokens at most."""
+_OTHERS = "types that take exits are bert, roberta, modernbert, mpnet, gpt2, llama, qwen3 and their like"
+
+_LABELS_AND_FILES = """architectures auto_map dtype finetuning_task id2label label2id model_type name_or_path num_labels prefix
+    problem_type task_specific_params tokenizer_class torch_dtype transformers_version"""
+_GENERATION = """bos_token_id decoder_start_token_id eos_token_id forced_bos_token_id forced_eos_token_id is_decoder
+    is_encoder_decoder sep_token_id tie_encoder_decoder use_cache"""
+_WAYS_TO_RUN = """attn_implementation chunk_size_feed_forward experts_implementation output_attentions output_hidden_states
+    quantization_config return_dict torchscript trust_remote_code use_bfloat16 use_return_dict"""
+_NOT_SHAPING = frozenset(" ".join((_LABELS_AND_FILES, _GENERATION, _WAYS_TO_RUN)).split())
+"""The keys of a configuration that do not shape the network, or would run what a file names."""

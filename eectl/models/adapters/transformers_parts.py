@@ -39,7 +39,45 @@ class TextFeature(Feature):
         return self.x[:, 0]
 
 
-class BertBackbone(Backbone):
+class TextBackbone(Backbone):
+    """What all text classifiers of transformers have in common: the encoder's name, rows of texts, and names of weights."""
+
+    net: Any
+
+    @property
+    def base(self) -> Any:
+        """The encoder in the library's network."""
+        return self.net.base_model
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The length of the longest row that it has positions for; None where positions are only relative."""
+        return None
+
+    def example(self, input_shape: Sequence[int]) -> Tensor:
+        """Return one row [1, 3, token] that is full of real tokens, with ids and types 0."""
+        row = torch.zeros(1, *input_shape, dtype=torch.int64, device=next(self.parameters()).device)
+        row[:, 1] = 1
+        return row
+
+    def own_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Put the library's prefix before an encoder's names, and drop the pooler and the heads of other tasks."""
+        prefix, own = f"{self.net.base_model_prefix}.", self.net.state_dict()
+        bare = not any(name.startswith(prefix) for name in weights)
+        named = {name if name in own or not bare else prefix + name: tensor for name, tensor in weights.items()}
+        others = (f"{prefix}pooler.", f"{prefix}embeddings.position_ids")
+        return {
+            name: tensor
+            for name, tensor in named.items()
+            if name in own or (name.startswith(prefix) and not name.startswith(others))
+        }
+
+    def feature(self, hidden: Hidden) -> Feature:
+        assert isinstance(hidden.x, Tensor) and hidden.mask is not None
+        return TextFeature(hidden.x, hidden.mask)
+
+
+class BertBackbone(TextBackbone):
     """The adapter of BERT: embeddings → half-layers → pooler, dropout and classifier. Those of similar layouts derive from it.
 
     Every attention block gets the mask. The library leaves it out where no row of the batch is padded: that waits for the device,
@@ -63,8 +101,6 @@ class BertBackbone(Backbone):
     halves: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("attention",), ("intermediate", "output"))
     ends: ClassVar[tuple[str, ...]] = ("{base}.pooler", "dropout", "classifier")
 
-    net: Any
-
     def __init__(self, net: Any) -> None:
         prefix = net.base_model_prefix
         ends = [name.format(base=prefix) for name in self.ends]
@@ -75,32 +111,8 @@ class BertBackbone(Backbone):
         self.vocabulary = int(net.config.vocab_size)
 
     @property
-    def base(self) -> Any:
-        """The encoder in the library's network."""
-        return self.net.base_model
-
-    @property
     def max_tokens(self) -> int | None:
-        """The length of the longest row that it has positions for; None where positions are only relative."""
         return int(self.net.config.max_position_embeddings)
-
-    def example(self, input_shape: Sequence[int]) -> Tensor:
-        """Return one row [1, 3, token] that is full of real tokens, with ids and types 0."""
-        row = torch.zeros(1, *input_shape, dtype=torch.int64, device=next(self.parameters()).device)
-        row[:, 1] = 1
-        return row
-
-    def own_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put the library's prefix before an encoder's names, and drop the pooler and the heads of other tasks."""
-        prefix, own = f"{self.net.base_model_prefix}.", self.net.state_dict()
-        bare = not any(name.startswith(prefix) for name in weights)
-        named = {name if name in own or not bare else prefix + name: tensor for name, tensor in weights.items()}
-        others = (f"{prefix}pooler.", f"{prefix}embeddings.position_ids")
-        return {
-            name: tensor
-            for name, tensor in named.items()
-            if name in own or (name.startswith(prefix) and not name.startswith(others))
-        }
 
     def stem(self, inputs: Tensor) -> Hidden:
         ids, mask, types = inputs.unbind(dim=1)
@@ -115,10 +127,6 @@ class BertBackbone(Backbone):
     def head(self, hidden: Hidden) -> Tensor:
         logits: Tensor = self.net.classifier(self.net.dropout(self.base.pooler(hidden.x)))
         return logits
-
-    def feature(self, hidden: Hidden) -> Feature:
-        assert isinstance(hidden.x, Tensor) and hidden.mask is not None
-        return TextFeature(hidden.x, hidden.mask)
 
     def _used(self, net: Any) -> list[tuple[str, ...]]:
         """Return the modules of the encoder that each block uses."""
