@@ -192,6 +192,8 @@ MEASURES = in_order(
         "kappa": "kappa",
     },
 )  # what tables call each of them
+IN_PERCENT = ("balanced", "macro_f1", "micro_f1", "f1", "auroc", "map")
+ERRORS = ("mae", "mse")  # of which less is better
 _BY_TASK: dict[str, Callable[[ScoredRows, Tensor, Sequence[str], Decisions | None], dict[str, Any]]] = in_order(
     TASK_CHOICES,
     {"classification": _of_classes, "regression": _of_numbers, "multilabel": _of_labels, "ordinal": _of_levels},

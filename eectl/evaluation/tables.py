@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eectl.core.console import make_console, make_table, print_table, score_text
-from eectl.evaluation.measures import MEASURES
+from eectl.evaluation.measures import ERRORS, IN_PERCENT, MEASURES
 from eectl.evaluation.results import BudgetResult, Evaluation, ExitResult
 from eectl.exits.criteria import Criterion, criterion_named
 from eectl.exits.policy import ALWAYS, COSTS, NEVER, BudgetPolicy, Policies
@@ -26,7 +26,6 @@ _EXPLAINED = {
     "kappa": "MAE: in levels; kappa: Cohen's, with quadratic weights.",
 }
 _BESIDE = {"regression": ("pearson", "spearman"), "multilabel": ("map", "macro_f1"), "ordinal": ("mae", "kappa")}  # the score
-_IN_PERCENT = ("balanced", "macro_f1", "micro_f1", "f1", "auroc", "map")
 METRIC_NAMES = {"balanced": "balanced accuracy"}  # of what thresholds are chosen by; else it is the task's score
 
 
@@ -150,7 +149,7 @@ def _measures(entry: BudgetResult | ExitResult, names: Sequence[str]) -> list[st
 def _measure_text(value: float | None, name: str) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.2f}" if name in _IN_PERCENT else f"{value:.4g}" if name in ("mae", "mse") else f"{value:.4f}"
+    return f"{100 * value:.2f}" if name in IN_PERCENT else f"{value:.4g}" if name in ERRORS else f"{value:.4f}"
 
 
 def _show_other_measures(console: Console, result: Evaluation) -> None:

@@ -426,7 +426,7 @@ class ModelSpec(Section):
         min_length=2, max_length=3, description="Channels, height and width; for texts 3 and max_length."
     )
     num_outputs: Annotated[int, Field(ge=1, le=10**6, strict=True)] = Field(
-        description="The number of classes, or 1 for regression."
+        description="The number of classes or labels, of levels one less, or of the numbers of a regression."
     )
     after: tuple[Block, ...] = Field((), max_length=MOST_EXITS, description="The blocks that the attached exits follow, from 0.")
     heads: tuple[Annotated[ShortText, AfterValidator(_known_head)], ...] = Field(

@@ -225,6 +225,7 @@ def _options() -> list[Target]:
         option("photos", f"train --data {OPTION} --backbone resnet20 --dry-run --device cpu", "photos"),
         option("run", f"report {OPTION}", "run/evaluation.json"),
         option("10", f"report run --published {OPTION}", "run/evaluation.json"),
+        option("mcc", f"report run --measure {OPTION}", "run/evaluation.json"),
         option("run=x", f"report run --label {OPTION}", "run/evaluation.json"),
         option("50", f"predict {MODEL} --policy {POLICY} --budget {OPTION} {PICTURES}/00.png --device cpu", MODEL, POLICY,
                PICTURES),
