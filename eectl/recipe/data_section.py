@@ -331,18 +331,18 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> "DataSection":
         foreign, other = (_IMAGE_KEYS, "images") if self.is_text else (_TEXT_KEYS, "text")
-        own = [key for key in _TARGET_KEYS if getattr(self, key) != type(self).model_fields[key].get_default()]
-        if own and not self.is_text and self.name != "folder":
-            it, verb = ("it", "is") if len(own) == 1 else ("them", "are")
-            raise ValueError(
-                f"{listed(own)} {verb} for folder and text, data of your own, and this is {self.name}; leave {it} out"
-            )
         changed = [key for key in foreign if getattr(self, key) != type(self).model_fields[key].get_default()]
         if changed:
             verb = "is" if len(changed) == 1 else "are"
             kind = "text" if self.is_text else "images"
             it = "it" if len(changed) == 1 else "them"
             raise ValueError(f"{', '.join(changed)} {verb} for {other}, and {self.name} holds {kind}; leave {it} out")
+        own = [key for key in _TARGET_KEYS if getattr(self, key) != type(self).model_fields[key].get_default()]
+        if own and not self.is_text and self.name != "folder":
+            it, verb = ("it", "is") if len(own) == 1 else ("them", "are")
+            raise ValueError(
+                f"{listed(own)} {verb} for folder and text, data of your own, and this is {self.name}; leave {it} out"
+            )
         known = TEXT_SETS.get(self.name)
         if known is not None and (self.text, self.target, self.task) != (known.text, known.target, known.task):
             raise ValueError(f"{self.name} has its own columns and task ({known.task}); leave out text, target and task")

@@ -24,7 +24,7 @@ from hostile.mutators import (
     damage_tensors,
 )
 from hostile.sealing import seal_json, seal_tensors
-from hostile.world import DECODER, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
+from hostile.world import DECODER, LISTED, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
 
 OPTION = "VALUE"  # stands in a line for the value of an option that is damaged
 
@@ -292,6 +292,19 @@ def _data() -> list[Target]:
         ),
         image(*learn, "photos", *PHOTOS, *SHORT, "--dry-run"),
         image(*learn, "photos", *PHOTOS, *SHORT, "-o", "r", writes=("r/",)),
+        Target(
+            "listed images", "listed/metadata.csv", ("train", *LISTED, *SHORT, "--dry-run"), damage_table, ("listed",), many=True
+        ),
+        Target(
+            "policy",
+            "listed-run/policy.json",
+            words("predict listed-run/model.safetensors --policy listed-run/policy.json listed/0.png --device cpu"),
+            damage_json,
+            ("listed-run/model.safetensors", "listed"),
+            seal=seal_json,
+            answer=printed,
+            many=True,
+        ),
         image("evaluate", "photos-run/model.safetensors", *CPU),
         image("predict", "photos-run/model.safetensors", "photos", *CPU),
         *(encoder(*file, *learn, "texts.csv", *TEXTS, "--dry-run") for file in files),

@@ -160,7 +160,7 @@ REFUSED = [
     ("regression", ["label_smoothing=0.1"], "label_smoothing is for classes, and data.task is regression; set it to 0"),
     ("regression", ["data.augment={mixup: 0.8}"], "data: augment is for images, and text holds text; leave it out"),
     ("classification", ["data.image_size=32", "data.workers=2"], "data: image_size, workers are for images, and text holds text"),
-    ("regression", ["data.name=mnist"], "data: target, task, tokenizer, max_length are for text, and mnist holds images"),
+    ("regression", ["data.name=mnist"], "data: tokenizer, max_length are for text, and mnist holds images; leave them out"),
     ("regression", ["data.max_length=2"], "data.max_length: is 2; input should be greater than or equal to 3"),
     ("regression", ["data.text=[a, b, c]"], "data.text: is "),
     ("regression", ["data.strip=[quotes]"], "data: strip is for 20newsgroups, and this is text; leave it out"),
