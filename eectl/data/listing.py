@@ -9,8 +9,9 @@ from pathlib import Path
 
 from eectl.core.errors import EectlError
 from eectl.core.files import reading
-from eectl.data.folder import FOLDERS, IMAGENET_MEAN, IMAGENET_STD, LISTED, file_images, first_shape, only_folder
-from eectl.data.images import Part, StoredImages
+from eectl.data.encoded import Files
+from eectl.data.folder import FOLDERS, IMAGENET_MEAN, IMAGENET_STD, LISTED, encoded_part, first_shape, only_folder
+from eectl.data.images import StoredImages
 from eectl.data.pictures import EXTENSIONS, shown_path
 from eectl.data.targets import classes_in, read_targets
 from eectl.data.text_tables import READERS, Table, find_table, read_table, texts
@@ -18,6 +19,15 @@ from eectl.recipe.data_section import DataSection
 
 FILE_NAME = "file_name"  # the column of a path, from the folder of the file that lists it
 STEM = "metadata"
+
+
+def is_listed(spec: DataSection) -> bool:
+    """Return whether a file lists the images of a folder: one is there and a target is named, or no class folders can say it."""
+    if spec.task != "classification":
+        return True
+    with reading(spec.folder):
+        is_there = any(find_table(folder, (STEM,)) for folder in (spec.folder / "train", spec.folder))
+    return is_there and spec.target != type(spec).model_fields["target"].default
 
 
 def load_listed(spec: DataSection) -> StoredImages:
@@ -28,11 +38,10 @@ def load_listed(spec: DataSection) -> StoredImages:
     """
     tables = {name: read_table(files, [FILE_NAME, *spec.targets]) for name, files in _find(spec).items()}
     classes = classes_in(tables["train"], spec)
-    paths = {name: _paths(table) for name, table in tables.items()}
-    shape = first_shape(paths["train"][0], spec)
-    resize = spec.image_size is not None
+    files = {name: Files(tuple(_paths(table)), spec.folder) for name, table in tables.items()}
+    shape = first_shape(files["train"], spec)
     parts = {
-        name: Part(file_images(paths[name], spec.folder, shape, spec, resize=resize), read_targets(table, spec, classes))
+        name: encoded_part(files[name], read_targets(table, spec, classes), shape, spec, resize=spec.image_size is not None)
         for name, table in tables.items()
     }
     return StoredImages(classes, IMAGENET_MEAN, IMAGENET_STD, parts)

@@ -76,10 +76,13 @@ class DataInfo:
 class Inputs(Protocol):
     """A split's images or texts: in memory or in files."""
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
+    def read(
+        self, batches: Sequence[Tensor], *, draw: int | None = None, visits: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Yield the inputs on the device, as in Batch, for each int64 tensor of rows in turn; of images also for [batch, row].
 
-        `draw` seeds what reading for training draws for each row; None: nothing is drawn, as in evaluation.
+        `draw` seeds what reading for training draws for each row; None: nothing is drawn, as in evaluation. `visits`, shaped as
+        `batches`, say how often each row has come before in the epoch, so that each visit draws anew; None: never.
         """
 
 
@@ -99,11 +102,20 @@ class Batch:
     rows: Tensor
 
 
+@dataclass(frozen=True)
+class Shards:
+    """The shard that each row of a split is kept in (int64 [N], CPU), and the rows ahead among which the next one is drawn."""
+
+    numbers: Tensor
+    buffer: int
+
+
 class Split:
     """The rows of one split: `labels` [N, …] on the CPU, int64 or float32, `ids` a 64-bit content hash of each, and the inputs.
 
     `lengths` (int64 [N], CPU) are the tokens of texts, None for images. `read_as` says how they were made into inputs, where
-    that is not the recipe's alone; it goes into the fingerprint.
+    that is not the recipe's alone; it goes into the fingerprint. `shards` says where rows are kept that are best read in turn.
+    An epoch has `epoch_rows` rows, by default all.
     """
 
     def __init__(
@@ -116,8 +128,11 @@ class Split:
         device: torch.device,
         lengths: Tensor | None = None,
         read_as: bytes = b"",
+        shards: Shards | None = None,
+        epoch_rows: int | None = None,
     ) -> None:
         assert len(labels) == len(ids)
+        self.shards, self.epoch_rows = shards, epoch_rows
         self.name, self.labels, self.ids, self.lengths = name, labels, ids, lengths
         self.fingerprint = hashlib.sha256(ids.tobytes() + read_as).hexdigest()
         self._inputs = inputs
@@ -143,10 +158,12 @@ class Split:
             return next(self._inputs.read([index.cpu()]))
         return torch.cat(list(self._inputs.read(torch.split(index.cpu(), 64))))
 
-    def batches(self, rows: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Batch]:
-        """Yield a Batch for each int64 CPU tensor of rows, read ahead where the images are in files; `draw` as for Inputs."""
+    def batches(
+        self, rows: Sequence[Tensor], *, draw: int | None = None, visits: Sequence[Tensor] | None = None
+    ) -> Iterator[Batch]:
+        """Yield a Batch for each int64 CPU tensor of rows, read ahead where images are in files; the rest is as for Inputs."""
         sent = send_all(rows, self._targets.device)
-        for index, there, inputs in zip(rows, sent, self._inputs.read(rows, draw=draw), strict=True):
+        for index, there, inputs in zip(rows, sent, self._inputs.read(rows, draw=draw, visits=visits), strict=True):
             yield Batch(inputs, self._targets.index_select(0, there.flatten()), index)
 
 
@@ -168,18 +185,27 @@ class Dataset:
 def check_test(spec: DataSection, parts: Collection[str]) -> None:
     """Raise EectlError where `data.test` asks for a test split and the data set has one among its `parts`."""
     if spec.test is not None and "test" in parts:
-        raise EectlError(f"data.test is {spec.test:g}, and '{spec.root}' has a test split of its own; leave out one of the two")
+        where = spec.name if spec.is_of_library else f"'{spec.root}'"
+        raise EectlError(f"data.test is {spec.test:g}, and {where} has a test split of its own; leave out one of the two")
 
 
 def without_test(spec: DataSection, splits: Collection[str]) -> tuple[str, ...]:
     """Return the note that a data set without a test split deserves before anything is trained on it."""
     if "test" in splits:
         return ()
-    where = "test.csv beside the training file" if spec.is_text else f"test/<class>/ in '{spec.root}'"
     return (
         f"{spec.name}: there is no test split, so eectl evaluate, bench and report will have nothing to measure on; "
-        f"--set data.test=0.15 carves one out of the training rows, or add {where}",
+        f"--set data.test=0.15 carves one out of the training rows, or add {place_of('test', spec)}",
     )
+
+
+def place_of(name: str, spec: DataSection) -> str:
+    """Return where a data set of the user's own would have the split `name`, in words."""
+    if spec.is_of_library:
+        return f"a split {name} to it"
+    if spec.name == "wds":
+        return f"shards of it, as data.shards.{name}"
+    return f"a {name} file beside train" if spec.is_text else f"a folder {name}/<class>/ beside train/ in '{spec.root}'"
 
 
 def pixel_ids(pixels: NDArray[np.uint8], labels: Sequence[Any]) -> tuple[Ids, Ids]:

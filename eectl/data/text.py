@@ -32,7 +32,7 @@ from eectl.data.splits import (
     without_copies,
     without_test,
 )
-from eectl.data.text_sources import TEXT_DATASETS, StoredTexts, TextPart, text_classes
+from eectl.data.text_sources import StoredTexts, TextPart, stored_texts, text_classes
 from eectl.recipe.data_paths import expand
 from eectl.recipe.data_section import DataSection
 
@@ -60,7 +60,13 @@ class Texts:
             tensor.to(device) for tensor in (ids, types, starts, starts + lengths)
         )
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
+    def read(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        draw: int | None = None,  # noqa: ARG002 (nothing is drawn)
+        visits: Sequence[Tensor] | None = None,  # noqa: ARG002
+    ) -> Iterator[Tensor]:
         """Yield int64 [n, 3, token] on the device for each tensor of rows: token ids, attention mask, token type ids."""
         for rows, index in zip(batches, send_all(batches, self._device), strict=True):
             longest = int(self.lengths[rows].max()) if len(rows) else 0
@@ -93,7 +99,7 @@ def load_text(spec: DataSection, *, device: torch.device, download: bool = False
     and targets; a fingerprint is of the tokens too, so that another tokenizer is noticed. Raises EectlError for anything missing
     or broken.
     """
-    source = TEXT_DATASETS[spec.name](spec, download)
+    source = stored_texts(spec, download)
     tokenizer = load_tokenizer(spec.tokenizer or "", download=download)
     chosen, copies = _choose(source, spec)
     splits: dict[str, Split] = {}
@@ -101,16 +107,16 @@ def load_text(spec: DataSection, *, device: torch.device, download: bool = False
     largest = padding = padding_id(tokenizer)
     for name, part in chosen.items():
         encoded = encode(tokenizer, part.texts, max_length=spec.max_length)
-        splits[name] = _split(name, part, encoded, padding, spec.max_length, device)
+        splits[name] = _split(name, part, encoded, padding, spec, device)
         cut[name], largest = encoded.num_cut, max(largest, int(encoded.ids.max()))
     info = DataInfo(spec.name, source.classes, (PLANES, spec.max_length), (), (), spec.task, "text", largest, _targets(spec))
-    notes = (*without_test(spec, splits), *_notes(cut, splits, spec.max_length))
+    notes = (*source.notes, *without_test(spec, splits), *_notes(cut, splits, spec.max_length))
     return Dataset(info, splits, notes, copies=copies)
 
 
 def outline_text(spec: DataSection) -> tuple[dict[str, NDArray[Any]], Copies]:
     """Return the targets [row] of each split, and the copies among them, without tokenising any text."""
-    chosen, copies = _choose(TEXT_DATASETS[spec.name](spec, False), spec)
+    chosen, copies = _choose(stored_texts(spec, False), spec)
     return {name: part.targets for name, part in chosen.items()}, copies
 
 
@@ -264,14 +270,15 @@ def _take(part: TextPart, rows: NDArray[np.int64]) -> TextPart:
     return TextPart([part.texts[row] for row in rows.tolist()], part.targets[rows])
 
 
-def _split(name: str, part: TextPart, encoded: Encoded, padding: int, max_length: int, device: torch.device) -> Split:
+def _split(name: str, part: TextPart, encoded: Encoded, padding: int, spec: DataSection, device: torch.device) -> Split:
     lengths = torch.from_numpy(encoded.lengths)
     flat = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.types)
-    texts = Texts(*flat, lengths, padding=padding, max_length=max_length, device=device)
+    texts = Texts(*flat, lengths, padding=padding, max_length=spec.max_length, device=device)
     labels = torch.from_numpy(part.targets)
     labels = labels.float() if labels.is_floating_point() else labels
     ids = text_ids(part)
-    return Split(name, texts, labels, ids, device=device, lengths=lengths, read_as=encoded.digest())
+    epoch_rows = spec.epoch_rows if name == "train" else None
+    return Split(name, texts, labels, ids, device=device, lengths=lengths, read_as=encoded.digest(), epoch_rows=epoch_rows)
 
 
 def text_ids(part: TextPart) -> Ids:

@@ -13,7 +13,7 @@ from eectl.core.capture import recorder_for
 from eectl.core.distributed import World, gather_rows, joined
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision, settings
-from eectl.data import Augmenter, Dataset, Split, eval_batches, eval_order, load_data
+from eectl.data import Augmenter, Dataset, Split, eval_batches, eval_order, load_data, place_of
 from eectl.evaluation.predictions import Keeper, check_belongs, keeping, predict_rows, read_provenance, read_scored
 from eectl.exits.costs import Costs, measure_costs
 from eectl.exits.criteria import Criterion, find_criterion
@@ -137,9 +137,8 @@ def open_session(
     data = next(read, None) or load_data(spec.at(data_root), device=world.device)
     for name in needs:
         if name not in data.splits:
-            what = f"a {name} file beside train" if data.info.kind == "text" else f"a folder {name}/<class>/ beside train/"
             carve = ", or train with --set data.test=0.15, which carves one" if name == "test" else ""
-            raise EectlError(f"{spec.name}: there is no {name} split; add {what}{carve}")
+            raise EectlError(f"{spec.name}: there is no {name} split; add {place_of(name, spec)}{carve}")
     notes = [*data.notes, *_check_splits(checkpoint, data)]
     if checkpoint.about.untrained:
         notes.append(

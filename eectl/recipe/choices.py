@@ -88,7 +88,8 @@ IMAGE_CHOICES = {
     "tinyimagenet": "TinyImageNet, 200 classes, 64×64 colour",
     "imagenette": "Imagenette, 10 classes of ImageNet, colour",
     "imagenet": "ImageNet-1k, colour",
-    "folder": "images of your own, one folder a class",
+    "folder": "images of your own, one folder a class, or in a column of Parquet",
+    "wds": "images of your own in shards, the tar archives of WebDataset",
 }
 TEXT_CHOICES = {
     "text": "texts of your own: CSV, TSV, JSONL or Parquet",
@@ -102,6 +103,19 @@ TEXT_CHOICES = {
     "glue/qnli": "GLUE: does a sentence answer a question",
     "glue/rte": "GLUE: does a premise entail a hypothesis, two classes",
     "glue/wnli": "GLUE: does a sentence follow with its pronoun replaced",
+}
+HUB_PREFIX = "hfds/"
+HUB_CHOICES = {
+    "hfds/NAME": "images or texts of the datasets library: OWNER/NAME on the Hugging Face hub, or ./FOLDER; needs the extra "
+    "eectl[text]",
+}
+KIND_CHOICES = {
+    "images": "a column of images",
+    "texts": "a column of texts, or two of pairs",
+}
+DAMAGE_CHOICES = {
+    "error": "nothing is trained, and the message names the shard and the member",
+    "skip": "what is whole in it is used, and a note names it",
 }
 FILE_CHOICES = {
     ".csv": "comma-separated, with a header",
@@ -163,6 +177,13 @@ QUESTION_CHOICES = {
     "loss-landscape": "how the losses rise around the weights (Figure 6)",
 }
 TRACK_CHOICES = {"gradient-dominance": QUESTION_CHOICES["gradient-dominance"]}
+TRACKER_CHOICES = {
+    "tensorboard": "event files in the run's folder",
+    "wandb": "Weights & Biases, offline in the run's folder unless WANDB_MODE says otherwise",
+    "mlflow": "files in the run's folder unless MLFLOW_TRACKING_URI names another store",
+    "trackio": "trackio's local store",
+    "none": "nothing",
+}
 VIEW_CHOICES = {
     "flattened": "all numbers of a block's output; for images",
     "pooled": "the mean over space or tokens",
@@ -172,6 +193,12 @@ MOVED_CHOICES = {
     "all": "every weight",
     "backbone": "the backbone's weights",
     "heads": "the weights of the attached exits and of the network's own head",
+}
+DECAY_CHOICES = {
+    "norms": "the numbers of normalisation layers, and all other vectors that are no biases",
+    "biases": "all biases",
+    "positions": "position embeddings, class and other special tokens, tables of relative positions, and what a network of timm "
+    "says itself",
 }
 PRECISION_CHOICES = {
     "auto": "bf16 on a GPU that has it, else float32",

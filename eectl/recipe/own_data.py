@@ -1,7 +1,8 @@
 """Data of one's own without writing YAML: what `--data`, `--text`, `--target`, `--backbone` and `--weights` say as recipe keys.
 
-The flags are shorthands: a folder of images becomes `data.name: folder`, a file of texts `data.name: text`, and the rest of the
-recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, never into them; no torch.
+The flags are shorthands: a folder of images becomes `data.name: folder`, a file of texts `data.name: text`, shards `wds`, and
+the rest of the recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, never into
+them; no torch.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 from eectl.core.errors import EectlError
 from eectl.core.files import reading
+from eectl.recipe.choices import HUB_PREFIX
 from eectl.recipe.data_paths import expand, kind_of
 from eectl.recipe.reading import read_recipe
 from eectl.recipe.yaml_text import inline_yaml
@@ -51,7 +53,8 @@ def own_data(
 
     Args:
         recipe: the recipe that the user names. Default: the shipped recipe `folder` or `text`, as `data` is one or the other.
-        data: a folder of images by class, a file of texts, or a folder with `train.csv` or another such file.
+        data: a folder of images by class, a file of texts, a folder with `train.csv` or another such file, shards of images,
+            what save_to_disk wrote, or hfds/OWNER/NAME.
         text: the column of the text, or the two columns of pairs.
         target: the column to predict, or several.
         task: an entry of TASK_CHOICES.
@@ -65,6 +68,7 @@ def own_data(
     """
     keys: dict[str, Any] = {}
     name, notes = None, []
+    columns = [text] if isinstance(text, str) else list(text)
     changes = list(changes)
     if data is not None and any(change.startswith("data.root=") for change in changes):
         raise EectlError(f"--data {data} says where the data lies, and so does data.root (--data-root); give one of the two")
@@ -77,17 +81,18 @@ def own_data(
         keys |= {"backbone.weights": str(weights)} | ({} if backbone else {"backbone.pretrained": False})
     if data is not None:
         kind, name = kind_of(data)
-        recipe = recipe or (None if has_start else kind)
-        keys |= {"data.name": kind, "data.root": str(data)}
-    columns = [text] if isinstance(text, str) else list(text)
+        is_of_library = kind.startswith(HUB_PREFIX)
+        usual = "text" if kind == "text" or (is_of_library and columns) else "folder"
+        recipe = recipe or (None if has_start else usual)
+        keys |= {"data.name": kind} | ({} if is_of_library else {"data.root": str(data)})
     keys |= {"data.text": columns} if columns else {}
     wanted = [target] if isinstance(target, str) else list(target or ())
     target = wanted[0] if len(wanted) == 1 else wanted or None
     keys |= {f"data.{key}": value for key, value in (("target", target), ("task", task)) if value is not None}
     written = [f"{key}={inline_yaml(value)}" for key, value in keys.items()]
-    if data is not None and kind == "folder" and recipe is not None:
+    if data is not None and kind != "text" and recipe is not None:
         planned = read_recipe(recipe, changes=[*written, *changes])
-        if planned.data.image_size is None and planned.data.name == "folder":
+        if planned.data.image_size is None and not planned.data.is_text and planned.data.name == kind:
             size = usual_size(planned.backbone.name)
             written.append(f"data.image_size={size}")
             notes.append(

@@ -23,7 +23,7 @@ from eectl.recipe.published_rows import published_parts, split_sizes
 from eectl.recipe.reading import is_recipe, read_recipe
 from eectl.recipe.recipe import ModelSpec, Recipe
 from eectl.recipe.regimes import Phase
-from eectl.training.network import Network, first_network, planned_phases, resolve, with_exits
+from eectl.training.network import Network, check_frozen, first_network, planned_phases, resolve, with_exits
 from eectl.training.running import make_execution
 
 STEP_MACS = 5e9  # what the timed step may take: about a second on a slow CPU
@@ -101,7 +101,7 @@ def plan(recipe: Recipe) -> Plan:
     recipe = resolve(recipe, network)
     if not network.model.after:
         network = with_exits(network, recipe.exits, seed=recipe.seed)
-    rows = _rows(recipe.data, info.classes)
+    rows, frozen = _rows(recipe.data, info.classes), check_frozen(recipe, network)
     return Plan(
         recipe,
         planned_phases(recipe),
@@ -110,7 +110,7 @@ def plan(recipe: Recipe) -> Plan:
         rows.splits,
         info.classes,
         network.model,
-        (*notes, *rows.notes),
+        (*notes, *frozen, *rows.notes),
         rows.by_class,
     )
 

@@ -5,10 +5,12 @@ What is damaged in them, and what must hold afterwards, is the business of other
 
 import gzip
 import importlib
+import io
 import os
 import pkgutil
 import signal
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +52,7 @@ CANARY = "open('canary', 'w').write('code of a folder ran')\nclass Config: pass\
 LAZY = [
     *("timm", "transformers.models.bert", "fvcore.nn", "torch.utils.flop_counter", "sklearn.datasets", "sklearn.model_selection"),
     *(f"matplotlib.backends.backend_{name}" for name in ("agg", "pdf", "svg")),
-    "pyarrow.parquet",
+    *("pyarrow.parquet", "pyarrow.compute", "pyarrow.ipc"),
 ]
 
 
@@ -69,13 +71,15 @@ def make_world(folder: Path) -> Path:
     `run/` is a finished run on digits with its policy, evaluation and bench; `half/` one that was stopped in its second phase,
     and `whole/` the same undisturbed; `photos/` holds classes of images and `photos-run/` a run on them; `texts.*` are tables
     and `text-run/` a run on them, `tiny/` its encoder and tokenizer; `decoder-run/` one with `decoder/`, which is cut layer by
-    layer; `labels/` is a data set with files of labels,
-    `idx/` one in arrays; `listed/` has photos and a file with the labels of each, and `listed-run/` a run and its policy.
+    layer; `labels/` is a data set with files of labels, `idx/` one in arrays. `pictures.parquet`, `saved/train.arrow` and
+    `shards/train-0.tar` hold the photos in other forms, `listed/` beside a file with the labels of each; `listed-run/` is a run
+    on those and its policy.
     """
     _digits(folder)
     _half_a_run(folder)
     _photos(folder)
     _listed(folder)
+    _stored(folder)
     _texts(folder)
     _labelled(folder / "labels")
     _indexed(folder / "idx")
@@ -142,6 +146,26 @@ def _listed(folder: Path) -> None:
     write_csv(folder / "listed" / "metadata.csv", rows)
     run("train", *LISTED, *SHORT, "-o", "listed-run", cwd=folder)
     run("calibrate-thresholds", "listed-run/model.safetensors", "--budgets", "80", "--device", "cpu", cwd=folder)
+
+
+def _stored(folder: Path) -> None:
+    """Store the photos' files in a Parquet and an Arrow file and in a shard."""
+    import pyarrow
+
+    files = sorted((folder / "photos").glob("*/*.png"))
+    rows = [{"image": {"bytes": path.read_bytes(), "path": path.name}, "label": path.parent.name} for path in files]
+    _write_parquet(folder / "pictures.parquet", rows)
+    table = pyarrow.Table.from_pylist(rows)
+    for name in ("saved", "shards"):
+        (folder / name).mkdir()
+    with pyarrow.ipc.new_stream(str(folder / "saved/train.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    with tarfile.open(folder / "shards/train-0.tar", "w") as archive:
+        for number, row in enumerate(rows):
+            for ending, content in (("png", row["image"]["bytes"]), ("cls", row["label"].encode())):
+                member = tarfile.TarInfo(f"{number:02}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
 
 
 def _texts(folder: Path) -> None:

@@ -76,6 +76,13 @@ def check_rebuilds(name: str) -> None:
     lookup(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, name, what="kind of text network")
 
 
+def option_names(name: str, *, download: bool) -> tuple[str, ...]:
+    """Return the names of what a network's configuration says; one on the hub is read as by `build`."""
+    model_type = name if name in CONFIG_MAPPING else _read_config(name, download=download)["model_type"]
+    adapter = ADAPTERS.get(model_type)
+    return tuple(adapter.options) if adapter else _shaping(AutoConfig.for_model(model_type).to_dict())
+
+
 def _options(name: str, given: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the library's configuration, changed by one that was read and by `args`: only what shapes the network."""
     model_type = given["model_type"]
