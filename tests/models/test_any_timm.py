@@ -62,7 +62,8 @@ def build(name: str, args: dict[str, object]) -> tuple[Backbone, int]:
             fault = error
         else:
             for classifier in backbone.classifiers:  # some start at zero, and say nothing of what comes before them
-                nn.init.normal_(backbone.net.get_submodule(classifier).weight)
+                for parameter in backbone.net.get_submodule(classifier).parameters():
+                    nn.init.normal_(parameter)
             return backbone, size
     raise fault
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
-from eectl.models.adapters.cutting import MIN_CUTS, End, Piece, cut, find_copies
+from eectl.models.adapters.cutting import MIN_CUTS, CutPiece, End, cut, find_copies
 from eectl.models.adapters.feature_views import Facts, Shapes, View, shapes_of
 from eectl.models.adapters.layer_groups import Unit, groups_below, split_stages
 from eectl.models.adapters.tracing import ROWS, CannotTraceError, Trace, trace
@@ -40,8 +40,8 @@ class Traced(Backbone):
     def __init__(
         self,
         net: nn.Module,
-        pieces: Sequence[Piece],
-        training: Sequence[Piece] | None,
+        pieces: Sequence[CutPiece],
+        training: Sequence[CutPiece] | None,
         *,
         views: Mapping[Shapes, View],
         input_shape: Sequence[int],
@@ -127,7 +127,7 @@ def _without_numbers(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, memo)
 
 
-def _check(net: nn.Module, pieces: Sequence[Piece], images: Tensor) -> None:
+def _check(net: nn.Module, pieces: Sequence[CutPiece], images: Tensor) -> None:
     """Raise CannotTraceError where the pieces give other bits than the network, in eval mode."""
     if images.is_meta:
         return
@@ -147,7 +147,7 @@ def _images(net: nn.Module, rows: int, input_shape: Sequence[int]) -> Tensor:
     return values.to(parameter.dtype).reshape(rows, *input_shape)
 
 
-Pieces = tuple[list[Piece], list[Piece] | None, list[tuple[Tensor, ...]]]
+Pieces = tuple[list[CutPiece], list[CutPiece] | None, list[tuple[Tensor, ...]]]
 """The pieces of a network in eval mode, those in train mode where they are others, and what is alive after each."""
 
 
@@ -193,7 +193,7 @@ class _Cutter:
             raise CannotTraceError("other tensors are alive between its layers in train mode than in eval mode")
         return pieces, [replace(one, copies=two.copies) for one, two in zip(training, pieces, strict=True)], alive
 
-    def _cut(self, mode: bool) -> tuple[Trace, list[Piece], set[int]]:
+    def _cut(self, mode: bool) -> tuple[Trace, list[CutPiece], set[int]]:
         self._net.eval()
         for name, module in self._net.named_modules():  # those that are whole ask their own flag whenever they run
             module.training = mode and (name == "" or not _inside_whole(name, self._whole))
@@ -258,7 +258,7 @@ def _inside_whole(name: str, whole: Callable[[str], bool]) -> bool:
     return any(whole(".".join(parts[:length])) for length in range(1, len(parts) + 1))
 
 
-def _owned(pieces: Sequence[Piece]) -> Iterator[list[str]]:
+def _owned(pieces: Sequence[CutPiece]) -> Iterator[list[str]]:
     """Yield the names of what each piece owns: the first that uses something owns it."""
     taken: set[str] = set()
     for piece in pieces:
