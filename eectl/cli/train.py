@@ -69,8 +69,8 @@ def train(
                                               f"texts ({listed(FILE_CHOICES)}), or hfds/OWNER/NAME", show_default=False)] = None,
     text: Annotated[list[str] | None, typer.Option(help="the column with the text; twice for pairs of texts", metavar="COLUMN",
                                                    show_default=False)] = None,
-    target: Annotated[str | None, typer.Option(help="the column to predict, in a table", metavar="COLUMN",
-                                               show_default=False)] = None,
+    target: Annotated[list[str] | None, typer.Option(help="the column to predict; several times for several numbers or labels",
+                                                     metavar="COLUMN", show_default=False)] = None,
     task: Annotated[str | None, typer.Option(help=described(TASK_CHOICES), autocompletion=among(*TASK_CHOICES),
                                              show_default=False)] = None,
     backbone: Annotated[str | None, typer.Option(help="the network, such as resnet20, timm/resnet18 or hf/./FOLDER",
@@ -111,7 +111,7 @@ def train(
     from eectl.training.find_recipe import find_recipe
 
     given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data_root": data_root}
-    given |= {"start": start, "pretrained": pretrained or None, "data": data, "text": text or None, "target": target}
+    given |= {"start": start, "pretrained": pretrained or None, "data": data, "text": text or None, "target": target or None}
     given |= {"task": task, "backbone": backbone, "weights": weights}
     given |= {"precision": precision, "deterministic": deterministic}
     if find_lr:

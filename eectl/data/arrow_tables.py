@@ -221,11 +221,11 @@ def target_column(sheet: Sheet, spec: DataSection, may_be: Callable[[Any], bool]
 
     Raises EectlError where there is no such column, or more than one.
     """
-    names = sheet.schema.names
-    if spec.target in names:
-        return spec.target
-    if spec.target != type(spec).model_fields["target"].default:
-        require(sheet.place, [spec.target], names)
+    names, (target,) = sheet.schema.names, spec.targets
+    if target in names:
+        return target
+    if target != type(spec).model_fields["target"].default:
+        require(sheet.place, [target], names)
     marked = list(class_columns(sheet.schema)) if spec.task == "classification" else []
     found = marked or [field.name for field in sheet.schema if may_be(field.type)]
     if len(found) != 1:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def load_folder(spec: DataSection, download: bool) -> StoredImages:
     if not is_folder:
         advice = "; --download does not apply to a folder of yours" if download else ""
         raise EectlError(f"data.root is '{root}': no such folder; {LAYOUT}{advice}")
-    found = {name: _only(root, names) for name, names in FOLDERS.items()}
+    found = {name: only_folder(root, names) for name, names in FOLDERS.items()}
     if not any(found.values()) and class_names(root):
         found["train"] = root
     train = found["train"]
@@ -112,14 +113,15 @@ def file_part(
 
 
 def encoded_part(
-    encoded: EncodedPictures, labels: NDArray[np.int64], shape: tuple[int, int, int], spec: DataSection, *, resize: bool
+    encoded: EncodedPictures, labels: NDArray[Any], shape: tuple[int, int, int], spec: DataSection, *, resize: bool
 ) -> Part:
     """Return encoded pictures and their labels [row] as a part; with `resize` they may have any size."""
     short = (spec.resize or shape[1]) if resize else None
     return Part(FileImages(encoded, shape, short, spec.workers, torch.device("cpu"), spec.interpolation, spec.background), labels)
 
 
-def _only(root: Path, names: tuple[str, ...]) -> Path | None:
+def only_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the one folder below `root` with one of these names, None where there is none; raises EectlError for two."""
     with reading(root):
         present = [root / name for name in names if (root / name).is_dir()]
     if len(present) > 1:

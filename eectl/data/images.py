@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ class FileImages(Dataset[Tensor | str]):
                 raise
         return images
 
-    def ids(self, labels: Sequence[int]) -> Ids:
+    def ids(self, labels: Sequence[Any]) -> Ids:
         """Return the 64-bit ids of rows that are not read ahead of time: BLAKE2b over their keys and labels."""
         keys = (self.encoded.key(row) + f"\0{label}".encode() for row, label in enumerate(labels))
         hashes = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
@@ -219,10 +219,13 @@ def reduced(constants: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a data set as it is stored: images, uint8 [N, C, H, W] on the CPU or files, and their int64 labels [N]."""
+    """One part of a data set as it is stored: images, uint8 [N, C, H, W] on the CPU or files, and their labels [N, …].
+
+    Labels are int64 classes, or what `targets.read_targets` gives.
+    """
 
     images: Tensor | FileImages
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
 
 @dataclass(frozen=True)

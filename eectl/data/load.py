@@ -19,7 +19,19 @@ from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, StoredImages, prepare, reduced
 from eectl.data.pictures import Oddities, look_for_frames, shown_path
 from eectl.data.sources import FACTS, VARIANTS, stored_images
-from eectl.data.splits import DataInfo, Dataset, Ids, Rows, Shards, Split, choose_rows, pixel_ids, without_copies, without_test
+from eectl.data.splits import (
+    DataInfo,
+    Dataset,
+    Ids,
+    Rows,
+    Shards,
+    Split,
+    choose_rows,
+    pixel_ids,
+    row_groups,
+    without_copies,
+    without_test,
+)
 from eectl.data.text import load_text, outline_text, text_info
 from eectl.recipe.data_section import DataSection, ShardsSection
 
@@ -53,7 +65,7 @@ def load_data(spec: DataSection, *, device: torch.device, download: bool = False
     odd = Oddities()
     found = {name: _rows(source.parts[part], rows, in_memory=in_memory, odd=odd) for name, (part, rows) in chosen.items()}
     kept, copies = without_copies(
-        _contents(source, chosen, {name: rows.contents for name, rows in found.items()}), spec, info.classes
+        _contents(source, chosen, {name: rows.contents for name, rows in found.items()}), spec, _row_classes(source, spec)
     )
     splits: dict[str, Split] = {
         name: _split(name, found.pop(name).at(kept[name]), spec, fit=prepared, in_memory=in_memory, device=device, crop=crop)
@@ -87,7 +99,7 @@ def outline(spec: DataSection) -> Outline:
     source = _read(spec, download=False)
     chosen = _choose(source, spec)
     contents = _contents(source, chosen, {})
-    kept, copies = without_copies(contents, spec, source.classes)
+    kept, copies = without_copies(contents, spec, _row_classes(source, spec))
     return Outline({name: contents[name].labels[rows] for name, rows in kept.items()}, copies, tuple(source.notes))
 
 
@@ -117,7 +129,8 @@ def _read(spec: DataSection, download: bool) -> StoredImages:
 def _info(source: StoredImages, spec: DataSection) -> DataInfo:
     shape = _shape(source.parts["train"], spec)
     mean, std = _constants(source, spec, shape[0])
-    return DataInfo(spec.name, source.classes, shape, mean, std)
+    targets = spec.targets if spec.task == "regression" else ()
+    return DataInfo(spec.name, source.classes, shape, mean, std, spec.task, targets=targets)
 
 
 def _shape(part: Part, spec: DataSection) -> tuple[int, int, int]:
@@ -127,7 +140,13 @@ def _shape(part: Part, spec: DataSection) -> tuple[int, int, int]:
 
 def _choose(source: StoredImages, spec: DataSection) -> dict[str, tuple[str, Rows]]:
     """Return of each split the part that it comes from and its rows in there."""
-    return choose_rows({name: part.labels for name, part in source.parts.items()}, spec, source.classes)
+    groups = {name: row_groups(name, part.labels, spec) for name, part in source.parts.items()}
+    return choose_rows(groups, spec, _row_classes(source, spec))
+
+
+def _row_classes(source: StoredImages, spec: DataSection) -> tuple[str, ...]:
+    """Return the classes of which every row has one: none where it may have several labels."""
+    return () if spec.task == "multilabel" else source.classes
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ class _Rows:
     """
 
     images: Tensor | FileImages
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     ids: Ids | None = None
     contents: Ids | None = None
 
@@ -199,6 +218,7 @@ def _split(
 ) -> Split:  # fmt: skip
     """Return rows as a split; `fit` brings stored pixels to the network's shape."""
     targets = torch.from_numpy(rows.labels)
+    targets = targets.float() if targets.is_floating_point() else targets
     epoch_rows = spec.epoch_rows if name == "train" else None
     if isinstance(rows.images, FileImages):
         files = replace(rows.images, crop=crop, device=device)

@@ -197,7 +197,7 @@ def _look_through(paths: Sequence[Path], spec: DataSection, damaged: str) -> _Sh
     """Return the rows of shards, which threads look through."""
     with ThreadPoolExecutor(THREADS) as threads:
         try:
-            found = tuple(threads.map(partial(_rows_of, image=spec.image, target=spec.target, skip=damaged == "skip"), paths))
+            found = tuple(threads.map(partial(_rows_of, image=spec.image, target=spec.targets[0], skip=damaged == "skip"), paths))
         except BaseException:  # Ctrl-C too: what has not begun is not begun
             threads.shutdown(cancel_futures=True)
             raise

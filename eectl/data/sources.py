@@ -20,6 +20,7 @@ from eectl.data.archives import download_archive, download_file, load_imagenet, 
 from eectl.data.folder import load_folder
 from eectl.data.image_tables import load_hub_images, load_parquet, parquet_files
 from eectl.data.images import Part, StoredImages
+from eectl.data.listing import is_listed, load_listed
 from eectl.data.plain_pickle import read_plain
 from eectl.data.shards import load_shards
 from eectl.data.splits import stratified
@@ -168,7 +169,9 @@ def _cifar_batch(path: Path, num_classes: int) -> tuple[NDArray[np.uint8], NDArr
 
 
 def load_own(spec: DataSection, download: bool) -> StoredImages:
-    """Return images of one's own: in Parquet where `data.root` is such a file or holds train.parquet, else in class folders."""
+    """Return images of one's own: listed by a file, in Parquet where `data.root` is such or holds it, else in class folders."""
+    if is_listed(spec):
+        return load_listed(spec)
     with reading(spec.folder):
         files = parquet_files(spec.folder)
     if not files:

@@ -22,14 +22,12 @@ from eectl.core.errors import EectlError, visible
 from eectl.core.files import reading
 from eectl.data.copies import Contents, Copies, hashed
 from eectl.data.splits import (
-    QUANTILES,
     DataInfo,
     Dataset,
     Ids,
     Split,
     choose_rows,
-    quantiles,
-    rank_groups,
+    row_groups,
     send_all,
     without_copies,
     without_test,
@@ -111,7 +109,7 @@ def load_text(spec: DataSection, *, device: torch.device, download: bool = False
         encoded = encode(tokenizer, part.texts, max_length=spec.max_length)
         splits[name] = _split(name, part, encoded, padding, spec, device)
         cut[name], largest = encoded.num_cut, max(largest, int(encoded.ids.max()))
-    info = DataInfo(spec.name, source.classes, (PLANES, spec.max_length), (), (), spec.task, "text", largest)
+    info = DataInfo(spec.name, source.classes, (PLANES, spec.max_length), (), (), spec.task, "text", largest, _targets(spec))
     notes = (*source.notes, *without_test(spec, splits), *_notes(cut, splits, spec.max_length))
     return Dataset(info, splits, notes, copies=copies)
 
@@ -124,24 +122,16 @@ def outline_text(spec: DataSection) -> tuple[dict[str, NDArray[Any]], Copies]:
 
 def _choose(source: StoredTexts, spec: DataSection) -> tuple[dict[str, TextPart], Copies]:
     """Return the texts of each split, and the copies among them."""
-    groups = {name: _groups(name, part, spec) for name, part in source.parts.items()}
-    chosen = choose_rows(groups, spec, source.classes, noun="texts")
+    groups = {name: row_groups(name, part.targets, spec, noun="texts") for name, part in source.parts.items()}
+    classes = () if spec.task == "multilabel" else source.classes  # a row is of no one class
+    chosen = choose_rows(groups, spec, classes, noun="texts")
     taken = {name: _take(source.parts[part], rows) for name, (part, rows) in chosen.items()}
     contents = {
         name: Contents(hashed(map(_text_key, taken[name].texts)), taken[name].targets, partial(_name, part, rows))
         for name, (part, rows) in chosen.items()
     }
-    kept, copies = without_copies(contents, spec, source.classes, noun="texts")
+    kept, copies = without_copies(contents, spec, classes, noun="texts")
     return {name: _take(part, kept[name]) for name, part in taken.items()}, copies
-
-
-def _groups(name: str, part: TextPart, spec: DataSection) -> NDArray[np.int64]:
-    """Return the class of each row of a part, or of a regression the group of equal size that its number lies in."""
-    if spec.task != "regression":
-        return part.targets
-    if name == "train":
-        return quantiles(part.targets, spec)
-    return rank_groups(part.targets, min(QUANTILES, spec.limit.of(name) or QUANTILES))
 
 
 def _name(part: str, rows: NDArray[np.int64], row: int) -> str:
@@ -151,7 +141,12 @@ def _name(part: str, rows: NDArray[np.int64], row: int) -> str:
 
 def text_info(spec: DataSection) -> DataInfo:
     """Return a text data set's facts; where its classes are not known, the target column of the training file is read."""
-    return DataInfo(spec.name, text_classes(spec), (PLANES, spec.max_length), (), (), spec.task, "text")
+    return DataInfo(spec.name, text_classes(spec), (PLANES, spec.max_length), (), (), spec.task, "text", None, _targets(spec))
+
+
+def _targets(spec: DataSection) -> tuple[str, ...]:
+    """Return the columns of a regression."""
+    return spec.targets if spec.task == "regression" else ()
 
 
 def load_tokenizer(name: str, *, download: bool = False) -> Any:

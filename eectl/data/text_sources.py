@@ -20,31 +20,20 @@ from eectl.core.errors import EectlError
 from eectl.core.files import replacing
 from eectl.data.arrow_tables import Sheet, class_columns, is_string, listed_columns, require, target_column
 from eectl.data.hub import datasets_library, hub_sheets, saved_sheets
-from eectl.data.text_tables import (
-    READERS,
-    Table,
-    class_cells,
-    classes_among,
-    find_table,
-    names_of,
-    numbers,
-    read_table,
-    sorted_classes,
-    texts,
-)
+from eectl.data.targets import classes_in, read_targets
+from eectl.data.text_tables import READERS, Table, class_cells, classes_among, find_table, read_table, texts
 from eectl.recipe.choices import TEXT_CHOICES, in_order
 from eectl.recipe.data_section import DataSection
 from eectl.recipe.text_sets import GLUE_PREFIX, NEWSGROUPS, TEXT_SETS
 
 FILES = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
 GLUE_FILES = {"train": ("train",), "test": ("validation", "dev", "validation_matched", "dev_matched")}  # test labels are hidden
-MOST_FRACTIONS = 20  # more different numbers with fractions than this are the values of a regression, not classes
 _KINDS = ", ".join(kind[1:] for kind in READERS)
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """One part of a data set: texts row by row (one or two strings), and targets, int64 classes or float64 numbers."""
+    """One part of a data set: texts row by row (one or two strings), and targets as `read_targets` gives them."""
 
     texts: list[tuple[str, ...]]
     targets: NDArray[Any]
@@ -67,7 +56,7 @@ def load_files(spec: DataSection, download: bool) -> StoredTexts:
     Classes are those of the training file. Raises EectlError for another layout, missing columns and cells that will not do.
     """
     tables = _tables(spec, FILES, download)
-    classes = () if spec.task == "regression" else _classes(tables["train"], spec.target)
+    classes = classes_in(tables["train"], spec)
     return StoredTexts(classes, {name: _part(table, spec, classes) for name, table in tables.items()})
 
 
@@ -77,12 +66,12 @@ def text_classes(spec: DataSection) -> tuple[str, ...]:
         return load_hub_texts(spec, False).classes
     if spec.name in TEXT_SETS or spec.task == "regression":
         return TEXT_SETS[spec.name].classes if spec.name in TEXT_SETS else ()
-    return _classes(read_table(_find(spec, FILES, download=False)["train"], [spec.target]), spec.target)
+    return classes_in(read_table(_find(spec, FILES, download=False)["train"], spec.targets), spec)
 
 
 def _tables(spec: DataSection, files: Mapping[str, tuple[str, ...]], download: bool) -> dict[str, Table]:
     return {
-        name: read_table(paths, list(dict.fromkeys([*spec.text, spec.target])))
+        name: read_table(paths, list(dict.fromkeys([*spec.text, *spec.targets])))
         for name, paths in _find(spec, files, download=download).items()
     }
 
@@ -106,49 +95,13 @@ def _find(spec: DataSection, files: Mapping[str, tuple[str, ...]], *, download: 
 
 
 def _columns(spec: DataSection) -> str:
-    return ", ".join(dict.fromkeys([*spec.text, spec.target]))
-
-
-def _classes(table: Table, target: str) -> tuple[str, ...]:
-    names = names_of(table, target)
-    classes = sorted_classes(names)
-    if len(classes) < 2:
-        raise EectlError(f"{table.path}: column '{target}' has the one class '{classes[0]:.80}'; two or more are needed")
-    if _are_values(classes, len(names)):
-        raise EectlError(
-            f"{table.path}: column '{target}' has {len(classes)} different numbers in {len(names)} rows, which are no classes; "
-            "set data.task to regression (--task regression)"
-        )
-    return classes
-
-
-def _are_values(classes: Sequence[str], rows: int) -> bool:
-    """Return whether the `classes` of a column are a number's values: half as many as rows, or more than 20 with fractions."""
-    try:
-        values = [float(name) for name in classes]
-    except ValueError:
-        return False
-    fractions = any(not number.is_integer() for number in values)
-    return 2 * len(classes) > rows or (fractions and len(classes) > MOST_FRACTIONS)
+    return ", ".join(dict.fromkeys([*spec.text, *spec.targets]))
 
 
 def _part(table: Table, spec: DataSection, classes: Sequence[str], *, empty: bool = False) -> TextPart:
     """Return a table's texts and targets; raises EectlError for a class that is not among `classes`."""
     rows = list(zip(*(texts(table, name, empty=empty) for name in spec.text), strict=True))
-    if spec.task == "regression":
-        return TextPart(rows, numbers(table, spec.target))
-    index = {name: label for label, name in enumerate(classes)}
-    if spec.name in TEXT_SETS:  # labels may be numbers, as in the library's files
-        index |= {str(label): label for label in range(len(classes))}
-    labels = np.empty(len(rows), dtype=np.int64)
-    for row, name in enumerate(names_of(table, spec.target)):
-        if name not in index:
-            raise EectlError(
-                f"{table.where(row)}: column '{spec.target}' is '{name:.80}', which is not among the {len(classes)} classes "
-                f"({', '.join(each[:80] for each in classes[:5])}{', …' if len(classes) > 5 else ''})"
-            )
-        labels[row] = index[name]
-    return TextPart(rows, labels)
+    return TextPart(rows, read_targets(table, spec, classes))
 
 
 def _load_glue(task: str, spec: DataSection, download: bool) -> StoredTexts:
@@ -191,7 +144,7 @@ def _saved_tables(folder: Path, spec: DataSection) -> dict[str, Table]:
     for part, names in GLUE_FILES.items():
         name = next((name for name in names if name in saved), None)
         if name is not None:
-            tables[part] = _table(saved[name], (*spec.text, spec.target))
+            tables[part] = _table(saved[name], (*spec.text, *spec.targets))
     if "train" not in tables:
         raise EectlError(f"{folder}: there is no train in it, but {', '.join(saved)}")
     return tables
@@ -217,6 +170,11 @@ def load_hub_texts(spec: DataSection, download: bool) -> StoredTexts:
     """
     sheets = hub_sheets(spec, download)
     train = sheets["train"]
+    if spec.task in ("multilabel", "ordinal") or len(spec.targets) > 1:
+        own = spec.model_copy(update={"text": _text_columns(train, spec.targets[0], spec)})
+        tables = {name: _table(sheet, (*own.text, *own.targets)) for name, sheet in sheets.items()}
+        classes = classes_in(tables["train"], own)
+        return StoredTexts(classes, {name: _part(table, own, classes, empty=True) for name, table in tables.items()})
     target = target_column(train, spec, _may_be_number if spec.task == "regression" else _may_be_class)
     columns = _text_columns(train, target, spec)
     known = class_columns(train.schema).get(target) if spec.task == "classification" else None
@@ -226,7 +184,7 @@ def load_hub_texts(spec: DataSection, download: bool) -> StoredTexts:
         return StoredTexts((), {name: _part(table, own, (), empty=True) for name, table in tables.items()})
     named = {name: class_cells(table, target, known) for name, table in tables.items()}
     hidden = {name for name, each in named.items() if name != "train" and set(each) == {None}}
-    classes = _classes(tables["train"], target) if known is None else classes_among(named["train"], known, train.place, target)
+    classes = classes_in(tables["train"], own) if known is None else classes_among(named["train"], known, train.place, target)
     told = {
         name: Table(table.path, {**table.columns, target: ["" if each is None else each for each in named[name]]})
         for name, table in tables.items()

@@ -7,9 +7,10 @@ functions and classes behind the names lie in tables of their own, which `in_ord
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
+TaskName = Literal["classification", "regression", "multilabel", "ordinal"]  # the names of TASK_CHOICES
 
 REGIME_CHOICES = {
     "disjoint": "the backbone first, then the exits on the frozen backbone",
@@ -47,14 +48,27 @@ CRITERION_CHOICES = {
     "entropy": "1 − entropy / log(classes)",
     "margin": "the largest class probability minus the second",
     "patience": "how many exits in a row predict the same class",
-    "difference": "minus the change since the exit before; never at the first",
+    "difference": "minus the change since the exit before, of several targets the largest; never at the first",
+    "mean-confidence": "how sure the labels are on average: the mean of max(p, 1 − p); for multilabel",
+    "level-confidence": "the probability of the level that is predicted; for ordinal",
 }
 CRITERION_FAMILIES = {"difference-N": "minus the largest of the last N changes between exits; never before there are so many"}
 TASK_CHOICES = {
     "classification": "the target is one of some classes; scored by accuracy",
-    "regression": "the target is a number; scored by mean squared error",
+    "regression": "the target is a number, or several; scored by mean squared error",
+    "multilabel": "any number of labels may apply; scored by the F1 of each row's labels",
+    "ordinal": "the target is one of some classes that have an order; scored by accuracy",
 }
-DEFAULT_CRITERION = {"classification": "max-softmax", "regression": "difference"}  # by task
+DEFAULT_CRITERION = {
+    "classification": "max-softmax",
+    "regression": "difference",
+    "multilabel": "mean-confidence",
+    "ordinal": "level-confidence",
+}  # by task
+LOSS_CHOICES = {
+    "cross-entropy": "softmax over the classes",
+    "bce": "each class against all others, binary cross-entropy with targets 0 and 1, as timm's --bce-loss",
+}
 WEIGHTING_CHOICES = {
     "auto": "what the heads' authors use: linear for gpf, else uniform",
     "uniform": "all exits alike",
@@ -124,6 +138,20 @@ METRIC_CHOICES = {
     "score": "accuracy, or mean squared error",
     "balanced": "accuracy with all classes counted alike: the mean of each class's accuracy",
     "loss": "the loss; thresholds are then chosen by the score",
+}
+MEASURE_CHOICES = {
+    "balanced": "the mean of the classes' accuracies",
+    "macro_f1": "the mean of the classes' F1 scores",
+    "micro_f1": "the F1 of all labels of all rows together",
+    "f1": "of two classes the F1 of the second, the positive one",
+    "auroc": "the area under the ROC curve; of over two classes the mean of each against all others",
+    "mcc": "the Matthews correlation of classes, as GLUE scores CoLA",
+    "map": "the mean over labels of their average precision",
+    "pearson": "Pearson's correlation of numbers; of several targets the mean",
+    "spearman": "Spearman's correlation of numbers; of several targets the mean",
+    "mae": "the mean absolute error, of levels in levels; of several targets the mean",
+    "r2": "the share of the variance that is explained; of several targets the mean",
+    "kappa": "Cohen's kappa of levels with quadratic weights",
 }
 SEARCH_CHOICES = {
     "shared": "one threshold for all exits",

@@ -15,7 +15,9 @@ from eectl.recipe.choices import (
     HUB_PREFIX,
     IMAGE_CHOICES,
     KIND_CHOICES,
+    TASK_CHOICES,
     TEXT_CHOICES,
+    TaskName,
     described,
     listed,
 )
@@ -37,6 +39,7 @@ from eectl.recipe.text_sets import TEXT_SETS, is_text, kind_asked
 
 OWN_FILES = ("folder", "text", "wds")  # data sets of the user's own, which may lack a test split; so may those of a library
 LEAST_ALPHA = 1e-3  # of Mixup and CutMix, where float32 still draws shares
+MOST_TARGETS = 10_000  # columns, or levels
 ROOTLESS = ("digits",)  # data sets that need no folder
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 MOST_PATTERNS = 100  # of a split's shards
@@ -376,14 +379,17 @@ class DataSection(Section):
         description="The column with the images, of hfds/NAME and Parquet; the extension of their members, of wds. Default: the "
         "only one there is.",
     )
-    target: ShortText = Field(
+    target: ShortText | Annotated[tuple[ShortText, ...], Field(min_length=1, max_length=MOST_TARGETS)] = Field(
         "label",
-        description="The column to predict, for texts and for images in a table; the key of a shard's JSON. Published data sets "
-        "bring their own, and hfds/NAME its column of classes where it has none of that name.",
+        description="The column to predict, of texts, or of images in a table or listed in metadata.csv; the key of a shard's "
+        "JSON. For regression and multilabel several may be named, as [a, b]; one column of labels has them as a list, or as "
+        "a|b. Published data sets bring their own, and hfds/NAME its column of classes where it has none of that name.",
     )
-    task: Literal["classification", "regression"] = Field(
-        "classification",
-        description="What the target of texts is: a class, scored by accuracy, or a number, scored by mean squared error.",
+    task: TaskName = Field("classification", description=f"What the target of data of your own is. {described(TASK_CHOICES)}.")
+    levels: Annotated[tuple[ShortText, ...], Field(min_length=2, max_length=MOST_TARGETS)] | None = Field(
+        None,
+        description="ordinal: the classes in their order, the lowest first. Default: those of the training rows, which must then "
+        "be whole numbers.",
     )
     tokenizer: ShortText | None = Field(
         None,
@@ -408,6 +414,11 @@ class DataSection(Section):
     def is_of_library(self) -> bool:
         """True where the datasets library has the data set, by an id on the hub or in a folder."""
         return self.name.startswith(HUB_PREFIX)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns that `target` names."""
+        return (self.target,) if isinstance(self.target, str) else self.target
 
     @property
     def folder(self) -> Path:
@@ -451,18 +462,37 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> "DataSection":
         foreign, other = (_IMAGE_KEYS, "images") if self.is_text else (_TEXT_KEYS, "text")
-        both = ("variant", "target") if self.is_of_library else ("target",) if self.name in ("folder", "wds") else ()
+        both = ("variant",) if self.is_of_library else ()
         changed = [key for key in foreign if key not in both and getattr(self, key) != type(self).model_fields[key].get_default()]
         if changed:
             verb = "is" if len(changed) == 1 else "are"
             kind = "text" if self.is_text else "images"
             it = "it" if len(changed) == 1 else "them"
             raise ValueError(f"{', '.join(changed)} {verb} for {other}, and {self.name} holds {kind}; leave {it} out")
+        own = [key for key in _TARGET_KEYS if getattr(self, key) != type(self).model_fields[key].get_default()]
+        own = [key for key in own if key != "target" or not (self.is_of_library or self.name == "wds")]
+        if own and not self.is_text and self.name != "folder":
+            it, verb = ("it", "is") if len(own) == 1 else ("them", "are")
+            raise ValueError(
+                f"{listed(own)} {verb} for folder and text, data of your own, and this is {self.name}; leave {it} out"
+            )
         known = TEXT_SETS.get(self.name)
         if known is not None and (self.text, self.target, self.task) != (known.text, known.target, known.task):
             raise ValueError(f"{self.name} has its own columns and task ({known.task}); leave out text, target and task")
         if self.strip and self.name != "20newsgroups":
             raise ValueError(f"strip is for 20newsgroups, and this is {self.name}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_of_its_task(self) -> "DataSection":
+        if len(self.targets) > 1 and self.task not in ("regression", "multilabel"):
+            raise ValueError(f"target names {len(self.targets)} columns, and {self.task} has one; name one")
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"target has a column twice: {listed(self.targets)}")
+        if self.levels is not None and self.task != "ordinal":
+            raise ValueError(f"levels are for task ordinal, and this is {self.task}; leave them out")
+        if self.levels is not None and len(set(self.levels)) < len(self.levels):
+            raise ValueError(f"levels has one twice: {listed(self.levels)}")
         return self
 
     @model_validator(mode="after")
@@ -489,6 +519,24 @@ class DataSection(Section):
         return self
 
 
+def num_outputs(task: str, *, num_classes: int, num_targets: int) -> int:
+    """Return how many outputs a network has: a logit per class or label, one less than levels, or a number per target."""
+    if task == "regression":
+        return max(num_targets, 1)
+    return num_classes - 1 if task == "ordinal" else num_classes
+
+
+def describe_outputs(task: str, outputs: int) -> str:
+    """Return in words what a network with so many outputs gives."""
+    words = {
+        "classification": f"{outputs} classes",
+        "regression": "a number (regression)" if outputs == 1 else f"{outputs} numbers (regression)",
+        "multilabel": f"{outputs} labels (multilabel)",
+        "ordinal": f"{outputs + 1} levels (ordinal)",
+    }
+    return words[task]
+
+
 _IMAGE_KEYS = (
     "image",
     "image_size",
@@ -502,4 +550,5 @@ _IMAGE_KEYS = (
     "resize",
     "interpolation",
 )
-_TEXT_KEYS = ("text", "target", "task", "tokenizer", "max_length", "strip")
+_TEXT_KEYS = ("text", "tokenizer", "max_length", "strip")
+_TARGET_KEYS = ("target", "task", "levels")  # of data of one's own

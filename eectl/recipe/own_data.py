@@ -42,7 +42,7 @@ def own_data(
     *,
     data: str | Path | None = None,
     text: str | Sequence[str] = (),
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     task: str | None = None,
     backbone: str | None = None,
     weights: str | Path | None = None,
@@ -56,8 +56,8 @@ def own_data(
         data: a folder of images by class, a file of texts, a folder with `train.csv` or another such file, shards of images,
             what save_to_disk wrote, or hfds/OWNER/NAME.
         text: the column of the text, or the two columns of pairs.
-        target: the column to predict.
-        task: `classification` or `regression`, for texts.
+        target: the column to predict, or several.
+        task: an entry of TASK_CHOICES.
         backbone: the network, such as `timm/resnet18` or `hf/./minilm`. The weights in a folder `hf/./FOLDER` are used.
         weights: a `.safetensors` file to start from.
         has_start: whether the run starts from a checkpoint (`--from`), whose recipe then takes the place of a shipped one.
@@ -86,6 +86,8 @@ def own_data(
         recipe = recipe or (None if has_start else usual)
         keys |= {"data.name": kind} | ({} if is_of_library else {"data.root": str(data)})
     keys |= {"data.text": columns} if columns else {}
+    wanted = [target] if isinstance(target, str) else list(target or ())
+    target = wanted[0] if len(wanted) == 1 else wanted or None
     keys |= {f"data.{key}": value for key, value in (("target", target), ("task", task)) if value is not None}
     written = [f"{key}={inline_yaml(value)}" for key, value in keys.items()]
     if data is not None and kind != "text" and recipe is not None:

@@ -16,6 +16,7 @@ from eectl.core.errors import closest
 from eectl.recipe.choices import (
     AUTO_HEAD,
     HEAD_CHOICES,
+    LOSS_CHOICES,
     METRIC_CHOICES,
     MOST_IN_A_NAME,
     PHASE_CHOICES,
@@ -53,7 +54,12 @@ from eectl.recipe.text_sets import is_text, kind_asked
 
 MOST_EXITS = 1000
 MOST_INPUTS = 3 * 8192 * 8192  # numbers of one row
-SCORE_NAMES = {"classification": "accuracy", "regression": "MSE"}  # what is reported of each task, an entry of losses.TASKS
+SCORE_NAMES = {  # what is reported of each task, an entry of losses.TASKS
+    "classification": "accuracy",
+    "regression": "MSE",
+    "multilabel": "F1",
+    "ordinal": "accuracy",
+}
 
 
 def _known_regime(name: str) -> str:
@@ -259,6 +265,13 @@ class Recipe(Section):
     )
     distillation: DistillationSection = DistillationSection()
     l2w: L2wSection = L2wSection()
+    loss: Literal["cross-entropy", "bce"] = Field(
+        "cross-entropy", description=f"The loss of classes; other tasks have their own. {described(LOSS_CHOICES)}."
+    )
+    bce_target_threshold: Fraction | None = Field(
+        None,
+        description="bce: targets over this become 1 and others 0, after smoothing and Mixup. Default: they stay as they are.",
+    )
     label_smoothing: Fraction = Field(0.0, description="The share of each target that goes to all classes alike. 0: off.")
     class_weights: Literal["none", "balanced"] = Field(
         "none",
@@ -343,8 +356,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _classes_to_balance(self) -> "Recipe":
         balanced = [key for key in ("metric", "class_weights") if getattr(self, key) == "balanced"]
-        if balanced and self.data.task == "regression":
-            raise ValueError(f"{' and '.join(balanced)}: balanced is for classes, and the target is a number; leave it out")
+        if balanced and self.data.task != "classification":
+            of = "the target is a number" if self.data.task == "regression" else f"data.task is {self.data.task}"
+            raise ValueError(f"{' and '.join(balanced)}: balanced is for classes, and {of}; leave it out")
+        if "class_weights" in balanced and self.loss == "bce":
+            raise ValueError("class_weights is balanced, and loss is bce, in which every row is of every class; leave one out")
         if "class_weights" in balanced and self.loss_weights == "l2w":
             raise ValueError("class_weights is balanced, and loss_weights l2w learns a weight for each row; leave one out")
         return self
@@ -383,8 +399,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_its_data(self) -> "Recipe":
-        if self.data.task == "regression" and self.label_smoothing:
-            raise ValueError("label_smoothing is for classes, and data.task is regression; set it to 0")
+        task, augment = self.data.task, self.data.augment
+        if task != "classification" and self.label_smoothing:
+            raise ValueError(f"label_smoothing is for classes, and data.task is {task}; set it to 0")
+        if task != "classification" and self.loss == "bce":
+            raise ValueError(f"loss is bce, which is for classes, and data.task is {task}, which has its own loss; leave it out")
+        if task != "classification" and self.loss_weights == "l2w":
+            raise ValueError(f"loss_weights: l2w ranks rows by the confidence of a classifier, and this is {task}; use uniform")
+        if task != "classification" and (augment.mixup or augment.cutmix):
+            raise ValueError(f"mixup and cutmix mix the classes of two images, and data.task is {task}; set both to 0")
+        if self.bce_target_threshold is not None and self.loss != "bce":
+            raise ValueError("bce_target_threshold is for loss: bce; leave it out")
         if self.data.is_text and self.data.tokenizer is None:
             raise ValueError("data.tokenizer: texts need one; name a folder or a hub id, or take a backbone hf/NAME")
         if self.data.is_text and self.channels_last is True:
@@ -416,7 +441,7 @@ class ModelSpec(Section):
         min_length=2, max_length=3, description="Channels, height and width; for texts 3 and max_length."
     )
     num_outputs: Annotated[int, Field(ge=1, le=10**6, strict=True)] = Field(
-        description="The number of classes, or 1 for regression."
+        description="The number of classes or labels, of levels one less, or of the numbers of a regression."
     )
     after: tuple[Block, ...] = Field((), max_length=MOST_EXITS, description="The blocks that the attached exits follow, from 0.")
     heads: tuple[Annotated[ShortText, AfterValidator(_known_head)], ...] = Field(

@@ -157,7 +157,8 @@ def _rows(data: DataSection, classes: Sequence[str]) -> _Rows:
     found, noun = outline(data), "texts" if data.is_text else "images"
     found.copies.check()
     counts = class_counts(found.labels, classes)
-    notes = (*found.notes, *found.copies.notes(), *note_on_classes(counts.get("train", ()), classes, noun=noun))
+    uneven = note_on_classes(counts.get("train", ()), classes, noun=noun) if data.task == "classification" else ()
+    notes = (*found.notes, *found.copies.notes(), *uneven)
     return _Rows({name: len(labels) for name, labels in found.labels.items()}, counts, notes)
 
 

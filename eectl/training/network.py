@@ -24,6 +24,7 @@ from eectl.models.build import (
 from eectl.models.checkpoint import load_checkpoint
 from eectl.models.heads import head_class
 from eectl.models.multi_exit import MultiExitModel, blocks_of
+from eectl.recipe.data_section import describe_outputs
 from eectl.recipe.recipe import BackboneSection, ExitsSection, ModelSpec, Recipe
 from eectl.recipe.regimes import Phase, phase_numbered, regime_phases
 from eectl.recipe.weighting import exit_weights
@@ -56,7 +57,7 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
     spec = loaded.about.spec
     check_inputs_fit(spec.backbone.name, info.input_shape)
     if (spec.num_outputs, loaded.about.task) != (outputs, info.task):
-        made, has = (_amount(*each) for each in ((loaded.about.task, spec.num_outputs), (info.task, outputs)))
+        made, has = (describe_outputs(*each) for each in ((loaded.about.task, spec.num_outputs), (info.task, outputs)))
         raise EectlError(f"{recipe.init}: a network for {made}, but {info.name} has {has}")
     if spec.input_shape != info.input_shape:
         wanted, found = ("×".join(map(str, shape)) for shape in (spec.input_shape, info.input_shape))
@@ -78,10 +79,6 @@ def _with_rates(model: MultiExitModel, spec: ModelSpec, asked: BackboneSection) 
     other = build_model(spec)
     other.load_state_dict(model.state_dict())
     return other, spec
-
-
-def _amount(task: str, outputs: int) -> str:
-    return "a number (regression)" if task == "regression" else f"{outputs} classes"
 
 
 def _check_tokens(recipe: Recipe, info: DataInfo, backbone: Backbone) -> None:

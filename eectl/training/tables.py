@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from eectl.core.console import make_console, make_table, print_table, score_text, show_text
 from eectl.models.checkpoint import About
+from eectl.recipe.choices import listed
+from eectl.recipe.data_section import describe_outputs
 from eectl.recipe.optimizer_section import OptimizerSection
 from eectl.recipe.reading import dump_recipe
 from eectl.recipe.recipe import SCORE_NAMES, Recipe, phase_change
@@ -259,14 +261,16 @@ def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
     console = make_console()
     spec, data = about.spec, about.data
     shape = "×".join(map(str, spec.input_shape))
-    outputs = "a number out (regression)" if about.task == "regression" else f"{spec.num_outputs} classes"
+    outputs = describe_outputs(about.task, spec.num_outputs)
     lines = {
         "network": f"{spec.backbone.name}{_args_text(spec.backbone.args)}, {shape} inputs, {outputs}",
         "exits": f"{spec.heads[0]} after blocks {', '.join(map(str, spec.after))}{_ensembles(spec.combine)}"
         if spec.after
         else "none attached",
         "data": f"{data['name']}, " + ", ".join(f"{name} {split['size']:,}" for name, split in about.splits.items()),
-        "classes": _classes_text(data["classes"]) if data["classes"] else f"none; the target is {about.recipe['data']['target']}",
+        "classes": _classes_text(data["classes"])
+        if data["classes"]
+        else f"none; the target is {listed(about.data_spec.targets)}",
         "inputs": _preprocessing_text(about),
         "weights": metadata["weights"],
         "parent": about.parent or "none",

@@ -66,7 +66,7 @@ def train(
     pretrained: bool = False,
     data: str | Path | None = None,
     text: str | Sequence[str] | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     task: str | None = None,
     backbone: str | None = None,
     weights: str | Path | None = None,
@@ -97,8 +97,8 @@ def train(
         pretrained: start from the weights that torchvision, timm or the Hugging Face hub publish.
         data: data of your own: a folder of images by class, or a file of texts.
         text: the column with the text, or the two columns of pairs.
-        target: the column to predict, for texts.
-        task: classification or regression, for texts.
+        target: the column to predict, or several, of texts and of images that metadata.csv lists.
+        task: classification, regression, multilabel or ordinal.
         backbone: the network, such as `timm/resnet18` or `hf/./FOLDER`.
         weights: start from the network's weights in this .safetensors file.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -129,7 +129,7 @@ def train(
     """
     given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "start": start}
     given |= {"data_root": data_root and Path(data_root), "pretrained": pretrained or None, "data": data, "text": text or None}
-    given |= {"target": target, "task": task, "backbone": backbone, "weights": weights}
+    given |= {"target": target or None, "task": task, "backbone": backbone, "weights": weights}
     given |= {"precision": precision, "deterministic": deterministic}
     found = find_recipe(recipe, changes=changes, given=given)
     if track is not None:
@@ -240,7 +240,8 @@ def _notes_on_rows(data: Dataset) -> list[str]:
     """Return what the user should know of copies and of uneven classes."""
     train, classes = data.splits["train"], data.info.classes
     counts = class_counts({"train": train.labels.numpy()}, classes).get("train", ())
-    return [*data.copies.notes(), *note_on_classes(counts, classes, noun=train.noun)]
+    uneven = note_on_classes(counts, classes, noun=train.noun) if data.info.task == "classification" else ()
+    return [*data.copies.notes(), *uneven]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from hostile.mutators import (
     damage_tensors,
 )
 from hostile.sealing import seal_json, seal_tensors
-from hostile.world import DECODER, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
+from hostile.world import DECODER, LISTED, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
 
 HAS_LOGS = find_spec("tensorboard") is not None  # only then a run logs to a tracker unasked
 OPTION = "VALUE"  # stands in a line for the value of an option that is damaged
@@ -235,6 +235,7 @@ def _options() -> list[Target]:
         option("photos", f"train --data {OPTION} --backbone resnet20 --dry-run --device cpu", "photos"),
         option("run", f"report {OPTION}", "run/evaluation.json"),
         option("10", f"report run --published {OPTION}", "run/evaluation.json"),
+        option("mcc", f"report run --measure {OPTION}", "run/evaluation.json"),
         option("run=x", f"report run --label {OPTION}", "run/evaluation.json"),
         option("50", f"predict {MODEL} --policy {POLICY} --budget {OPTION} {PICTURES}/00.png --device cpu", MODEL, POLICY,
                PICTURES),
@@ -309,6 +310,19 @@ def _data() -> list[Target]:
         ),
         image(*learn, "photos", *PHOTOS, *SHORT, "--dry-run"),
         image(*learn, "photos", *PHOTOS, *SHORT, "-o", "r", writes=("r/",)),
+        Target(
+            "listed images", "listed/metadata.csv", ("train", *LISTED, *SHORT, "--dry-run"), damage_table, ("listed",), many=True
+        ),
+        Target(
+            "policy",
+            "listed-run/policy.json",
+            words("predict listed-run/model.safetensors --policy listed-run/policy.json listed/0.png --device cpu"),
+            damage_json,
+            ("listed-run/model.safetensors", "listed"),
+            seal=seal_json,
+            answer=printed,
+            many=True,
+        ),
         image("evaluate", "photos-run/model.safetensors", *CPU),
         *stored("Parquet of images", "pictures.parquet", damage_bytes, "folder", "--data-root", "pictures.parquet"),
         *stored("Arrow of images", "saved/train.arrow", damage_bytes, "--data", "hfds/./saved"),

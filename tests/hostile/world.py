@@ -43,6 +43,7 @@ PHOTOS = words(
     "--backbone resnet20 --set data.image_size=12 --set data.test=0.25 --set exits.after=[1] --set batch_size=8 "
     "--set data.workers=0 -q --device cpu"
 )
+LISTED = words("--data listed --task multilabel --target tags") + PHOTOS
 TINY_BERT = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
              "max_position_embeddings": 16}  # fmt: skip
 TINY_DECODER = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
@@ -71,11 +72,13 @@ def make_world(folder: Path) -> Path:
     and `whole/` the same undisturbed; `photos/` holds classes of images and `photos-run/` a run on them; `texts.*` are tables
     and `text-run/` a run on them, `tiny/` its encoder and tokenizer; `decoder-run/` one with `decoder/`, which is cut layer by
     layer; `labels/` is a data set with files of labels, `idx/` one in arrays. `pictures.parquet`, `saved/train.arrow` and
-    `shards/train-0.tar` hold the photos in other forms.
+    `shards/train-0.tar` hold the photos in other forms, `listed/` beside a file with the labels of each; `listed-run/` is a run
+    on those and its policy.
     """
     _digits(folder)
     _half_a_run(folder)
     _photos(folder)
+    _listed(folder)
     _stored(folder)
     _texts(folder)
     _labelled(folder / "labels")
@@ -130,6 +133,19 @@ def _photos(folder: Path) -> None:
             pixels[:, :, channel] += 150
             Image.fromarray(pixels).save(folder / "photos" / name / f"{number:02}.png")
     run("train", "--data", "photos", *PHOTOS, *SHORT, "-o", "photos-run", cwd=folder)
+
+
+def _listed(folder: Path) -> None:
+    """Copy the photos beside a file that says of each which of two labels it has."""
+    (folder / "listed").mkdir()
+    rows = []
+    for number, path in enumerate(sorted((folder / "photos").glob("*/*.png"))):
+        (folder / "listed" / f"{number}.png").write_bytes(path.read_bytes())
+        tags = [path.parent.name, *(["even"] if number % 2 == 0 else [])]
+        rows.append({"file_name": f"{number}.png", "tags": "|".join(tags)})
+    write_csv(folder / "listed" / "metadata.csv", rows)
+    run("train", *LISTED, *SHORT, "-o", "listed-run", cwd=folder)
+    run("calibrate-thresholds", "listed-run/model.safetensors", "--budgets", "80", "--device", "cpu", cwd=folder)
 
 
 def _stored(folder: Path) -> None:
