@@ -204,3 +204,23 @@ def test_a_number_of_rows_is_asked_for_where_it_is_used() -> None:
     for index in range(1, backbone.depth):
         hidden = backbone.block(index, hidden)
     torch.testing.assert_close(backbone.head(hidden), net(images[[3, 1]]))
+
+
+def test_what_a_network_keeps_from_its_weights_follows_them(images_of_grey: Tensor) -> None:
+    """timm's EfficientFormerV2 keeps its attention biases in eval mode, and forgets them in train() alone."""
+    spec = BackboneSection(name="timm/efficientformerv2_s0")
+    backbone = build_backbone(spec, input_shape=(1, 32, 32), num_outputs=NUM_OUTPUTS).eval()
+    with torch.no_grad():
+        backbone(images_of_grey)
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("attention_biases"):
+                parameter += torch.arange(parameter.numel()).view_as(parameter) / 10
+        expected = copy.deepcopy(backbone.net).eval()(images_of_grey)
+        assert torch.equal(backbone(images_of_grey), expected)
+    for _ in range(2):
+        backbone(images_of_grey).sum().backward()
+
+
+@pytest.fixture
+def images_of_grey() -> Tensor:
+    return torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -63,7 +63,7 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TracedPiece:
     """A part of a forward pass.
 
     Attributes:
@@ -119,7 +119,7 @@ def _run(net: nn.Module, step: Step, values: Mapping[int, Any], num_rows: int) -
     return step.target(*args, **kwargs)
 
 
-def cut(trace: Trace, ends: Sequence[End]) -> tuple[list[Piece], set[int]]:
+def cut(trace: Trace, ends: Sequence[End]) -> tuple[list[TracedPiece], set[int]]:
     """Return a trace as pieces, and the groups in which more than one tensor is alive where a unit ends.
 
     Where too much is alive at a unit's end, it stays with the next one, and so do the others in the module that holds both, as
@@ -167,7 +167,7 @@ def cut(trace: Trace, ends: Sequence[End]) -> tuple[list[Piece], set[int]]:
 
 def _piece(
     steps: Sequence[Step], start: int, stop: int, given: tuple[Carried, ...], made: tuple[Carried, ...], free: set[int]
-) -> Piece:
+) -> TracedPiece:
     """Return steps `start` to before `stop` as a piece, with the earlier steps that depend on no image and are read there."""
     own = list(steps[start:stop])
     wanted = {slot for step in own for slot in step.needs} | {each.slot for each in made}
@@ -183,7 +183,7 @@ def _piece(
     for step in reversed(own):
         last_use.append(tuple(slot for slot in {*step.needs, step.slot} if slot not in seen))
         seen |= step.needs | {step.slot}
-    return Piece(given, tuple(own), made, last_use=tuple(reversed(last_use)))
+    return TracedPiece(given, tuple(own), made, last_use=tuple(reversed(last_use)))
 
 
 def _free(trace: Trace) -> set[int]:
@@ -213,7 +213,9 @@ def _times(first: Tensor, second: Tensor) -> int | None:
     return times if fits else None
 
 
-def find_copies(pieces: Sequence[Piece], net: nn.Module, images: Tensor) -> tuple[list[Piece], list[tuple[Tensor, ...]]]:
+def find_copies(
+    pieces: Sequence[TracedPiece], net: nn.Module, images: Tensor
+) -> tuple[list[TracedPiece], list[tuple[Tensor, ...]]]:
     """Return the pieces, with `copies` set for those that change what they are given, and what they make of these images."""
     found, results = [], []
     tensors: tuple[Tensor, ...] = (images,)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
-from eectl.models.adapters.cutting import MIN_CUTS, End, Piece, cut, find_copies
+from eectl.models.adapters.cutting import MIN_CUTS, End, TracedPiece, cut, find_copies
 from eectl.models.adapters.feature_views import Facts, Shapes, View, shapes_of
 from eectl.models.adapters.layer_groups import Unit, groups_below, split_stages
 from eectl.models.adapters.tracing import ROWS, CannotTraceError, Trace, trace
@@ -35,24 +35,26 @@ class Traced(Backbone):
         views: how features are read, by the shapes, rows left out, of all that is alive after a block.
         input_shape: of the images that it was cut for.
         classifiers: the layers whose size is the number of outputs.
+        caches: modules with the names of attributes in which they keep in eval mode what follows from their weights.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        pieces: Sequence[Piece],
-        training: Sequence[Piece] | None,
+        pieces: Sequence[TracedPiece],
+        training: Sequence[TracedPiece] | None,
         *,
         views: Mapping[Shapes, View],
         input_shape: Sequence[int],
         classifiers: Sequence[str],
+        caches: Sequence[tuple[nn.Module, str]],
     ) -> None:
         owned = list(_owned(pieces))
         super().__init__(net, block_names=owned[1:-1], head_names=owned[-1], classifiers=classifiers)
         self._pieces, self._training = tuple(pieces), None if training is None else tuple(training)
         modules = {name for name, _ in net.named_modules()}
         self._flags = [next((name for name in names if name in modules), "") for names in owned]
-        self._views, self._image_shape = dict(views), tuple(input_shape)
+        self._views, self._image_shape, self._caches = dict(views), tuple(input_shape), tuple(caches)
 
     def _run(self, part: int, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         pieces = self._pieces
@@ -64,6 +66,8 @@ class Traced(Backbone):
         if inputs.shape[1:] != self._image_shape:
             given, own = ("×".join(map(str, shape)) for shape in (inputs.shape[1:], self._image_shape))
             raise EectlError(f"{self.name} was built for images of {own}, and these are {given}; resize them, or build another")
+        for module, name in self._caches:  # weights may have changed, or a graph of the last pass may hang on what is kept
+            setattr(module, name, {})
         return _join(self._run(0, (inputs,)))
 
     def block(self, index: int, hidden: Hidden) -> Hidden:
@@ -102,13 +106,14 @@ def adapt(net: nn.Module, input_shape: Sequence[int], facts: Facts) -> Backbone:
             pieces, training, alive = _pieces(net, input_shape, facts)  # its code asks for numbers
         net.eval()
         _check(net, pieces, _images(net, ROWS[1], input_shape))
+        caches = _caches(net)
     finally:
         for module, flag in modes.items():
             module.training = flag
     found = [shapes_of(tensors) for tensors in alive[1:-1]]
     views = {shapes: View.of(facts, shapes, input_shape) for shapes in found}
     kind = TracedMaps if views[found[0]].layout == "NCHW" else Traced
-    return kind(net, pieces, training, views=views, input_shape=input_shape, classifiers=facts.classifiers)
+    return kind(net, pieces, training, views=views, input_shape=input_shape, classifiers=facts.classifiers, caches=caches)
 
 
 def _cheapest(net: nn.Module, input_shape: Sequence[int]) -> nn.Module:
@@ -127,7 +132,17 @@ def _without_numbers(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, memo)
 
 
-def _check(net: nn.Module, pieces: Sequence[Piece], images: Tensor) -> None:
+def _caches(net: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the modules that have kept tensors in a dictionary in a pass in eval mode, with the name of the attribute."""
+    return [
+        (module, name)
+        for module in net.modules()
+        for name, value in vars(module).items()
+        if not name.startswith("_") and isinstance(value, dict) and any(isinstance(each, Tensor) for each in value.values())
+    ]
+
+
+def _check(net: nn.Module, pieces: Sequence[TracedPiece], images: Tensor) -> None:
     """Raise CannotTraceError where the pieces give other bits than the network, in eval mode."""
     if images.is_meta:
         return
@@ -147,7 +162,7 @@ def _images(net: nn.Module, rows: int, input_shape: Sequence[int]) -> Tensor:
     return values.to(parameter.dtype).reshape(rows, *input_shape)
 
 
-Pieces = tuple[list[Piece], list[Piece] | None, list[tuple[Tensor, ...]]]
+Pieces = tuple[list[TracedPiece], list[TracedPiece] | None, list[tuple[Tensor, ...]]]
 """The pieces of a network in eval mode, those in train mode where they are others, and what is alive after each."""
 
 
@@ -193,7 +208,7 @@ class _Cutter:
             raise CannotTraceError("other tensors are alive between its layers in train mode than in eval mode")
         return pieces, [replace(one, copies=two.copies) for one, two in zip(training, pieces, strict=True)], alive
 
-    def _cut(self, mode: bool) -> tuple[Trace, list[Piece], set[int]]:
+    def _cut(self, mode: bool) -> tuple[Trace, list[TracedPiece], set[int]]:
         self._net.eval()
         for name, module in self._net.named_modules():  # those that are whole ask their own flag whenever they run
             module.training = mode and (name == "" or not _inside_whole(name, self._whole))
@@ -258,7 +273,7 @@ def _inside_whole(name: str, whole: Callable[[str], bool]) -> bool:
     return any(whole(".".join(parts[:length])) for length in range(1, len(parts) + 1))
 
 
-def _owned(pieces: Sequence[Piece]) -> Iterator[list[str]]:
+def _owned(pieces: Sequence[TracedPiece]) -> Iterator[list[str]]:
     """Yield the names of what each piece owns: the first that uses something owns it."""
     taken: set[str] = set()
     for piece in pieces:
