@@ -91,6 +91,10 @@ def _option_names(spec: BackboneSection) -> tuple[str, ...]:
         from eectl.models.adapters import torchvision
 
         return torchvision.option_names(name)
+    if load_adapter is _torchvision_traced:
+        from eectl.models.adapters import torchvision_traced
+
+        return torchvision_traced.option_names(name)
     return ()
 
 
