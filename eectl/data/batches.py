@@ -37,9 +37,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yield this process's part (rows `rank::world`) of every global batch of the epoch, from step `start`.
 
-    The order is a function of (seed, epoch); an incomplete last batch is dropped unless it is the only one. Where an epoch has
-    rows of its own number, it goes on where the one before it ended. Texts are batched
-    with others of about their length, in batches that come in random order. Raises EectlError where a process would get no rows.
+    The order is a function of (seed, epoch); an incomplete last batch is dropped unless it is the only one. An epoch with its own
+    number of rows goes on where the one before it ended. Texts are batched with others of about their length, in batches
+    that come in random order. Raises EectlError where a process would get no rows.
 
     With a `window`, images come that many batches at a time, the last ones fewer: as one Batch with rows [batch, row].
 
@@ -50,7 +50,8 @@ def train_batches(
     if rows_at_most < world:
         raise EectlError(f"batch_size: {rows_at_most} rows a batch do not go round {world} processes; raise it or use fewer")
     key, generator = _drawing(f"{seed} {epoch}")
-    order = _shuffled(split, generator) if split.epoch_rows is None else _next_rows(split, split.epoch_rows, seed, epoch)
+    own = None if split.epoch_rows is None else -(-split.epoch_rows // repeats)  # rows of the order that the epoch uses up
+    order = _shuffled(split, generator) if own is None else _next_rows(split, own, seed, epoch)
     if split.lengths is not None:
         order = _by_length(order[: num_batches(split, batch_size) * batch_size], split.lengths, batch_size, generator)
 
@@ -65,7 +66,7 @@ def train_batches(
     if repeats == 1:
         yield from split.batches(parts(order), draw=key)
         return
-    places = torch.arange(len(order))
+    places = torch.arange(_num_rows(split))
     yield from split.batches(parts(order[places // repeats]), draw=key, visits=parts(places % repeats))
 
 

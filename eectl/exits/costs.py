@@ -190,8 +190,21 @@ def _triangular(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(_shape(outputs[0])) * _shape(inputs[0])[-1] // 2
 
 
+def _convolution_by_name(inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the MACs of a convolution whose padding has a name ("same")."""
+    return prod(_shape(outputs[0])) * prod(_shape(inputs[1])[1:])
+
+
+def _lstm(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001
+    """Return the MACs of an LSTM: at each step of each row it multiplies by all its matrices."""
+    weights = [shape for shape in map(_shape, inputs[2].node().inputs()) if len(shape) == 2]
+    return prod(_shape(inputs[0])[:-1]) * sum(map(prod, weights))
+
+
 COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::_convolution": conv_flop_jit,
+    "aten::_convolution_mode": _convolution_by_name,
+    "aten::lstm": _lstm,
     "aten::linear": linear_flop_jit,
     "aten::einsum": einsum_flop_jit,
     "aten::matmul": _product(0),
@@ -225,8 +238,8 @@ _NORM_POOL = """batch_norm layer_norm group_norm instance_norm rms_norm max_pool
 _MOVE = """Int IntImplicit ScalarImplicit Bool size numel arange linspace meshgrid cat concat stack chunk split
     split_with_sizes unbind tensor_split narrow select slice index index_select index_put_ gather scatter embedding expand
     expand_as repeat repeat_interleave tile one_hot broadcast_to reshape reshape_as view view_as flatten unflatten permute
-    transpose transpose_ swapaxes t mT movedim roll flip rot90 pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone copy_
-    detach to type_as alias im2col col2im unfold pixel_shuffle pixel_unshuffle channel_shuffle empty empty_like full
+    transpose transpose_ swapaxes t mT movedim roll flip rot90 pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone
+    copy_ detach to type_as alias im2col col2im unfold pixel_shuffle pixel_unshuffle channel_shuffle empty empty_like full
     full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like scalar_tensor lift_fresh tril triu
     as_strided nonzero nonzero_numpy scatter_ numpy_T view_as_complex view_as_real"""
 _OWN = frozenset({"prim::PythonOp.GeLUFunction"})  # element-wise functions that networks write themselves

@@ -36,6 +36,19 @@ def test_epochs_of_their_own_length_go_through_all_rows_pass_after_pass(epoch_ro
     assert all(sorted(each) == list(range(10)) for each in passes) and len(set(passes)) == len(passes)
 
 
+@pytest.mark.parametrize(("epoch_rows", "repeats"), [(6, 3), (7, 3), (20, 4)])
+def test_repeated_images_leave_none_out_in_epochs_of_their_own_length(epoch_rows, repeats):
+    split, used = split_of(10, epoch_rows=epoch_rows), -(-epoch_rows // repeats)
+    epochs = [order(split, epoch, repeats=repeats) for epoch in range(10)]
+    distinct = [list(dict.fromkeys(each)) for each in epochs]
+    assert all(
+        each == [row for row in rows for _ in range(repeats)][:epoch_rows] for each, rows in zip(epochs, distinct, strict=True)
+    )
+    assert {len(rows) for rows in distinct} == {used}
+    stream = [row for rows in distinct for row in rows]
+    assert all(sorted(stream[start : start + 10]) == list(range(10)) for start in range(0, len(stream) - 9, 10))
+
+
 def test_without_a_length_of_its_own_an_epoch_is_as_it_ever_was():
     assert order(split_of(10), epoch=0) == [4, 8, 3, 0, 9, 6, 5, 2, 7, 1]
     assert sorted(order(split_of(10), epoch=1)) == list(range(10)) != order(split_of(10), epoch=1)

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eectl.core.errors import EectlError
 from eectl.exits.costs import measure_costs
+from eectl.models.adapters.feature_views import Facts
 from eectl.models.adapters.layer_groups import own_groups
-from eectl.models.adapters.timm_traced import adapt_timm
-from eectl.models.adapters.traced import Facts, Traced, adapt
+from eectl.models.adapters.traced import Traced, adapt
 from eectl.models.backbone import Backbone
 from eectl.models.build import attach_exits, build_backbone
 from eectl.models.recompute import RecomputedBlocks
@@ -63,7 +63,7 @@ def build(name: str, args: dict[str, object]) -> tuple[Backbone, int]:
         else:
             for classifier in backbone.classifiers:  # some start at zero, and say nothing of what comes before them
                 nn.init.normal_(backbone.net.get_submodule(classifier).weight)
-            return backbone if isinstance(backbone, Traced) else adapt_timm(backbone.net, (3, size, size)), size
+            return backbone, size
     raise fault
 
 
@@ -114,7 +114,7 @@ def test_fewer_rows_go_on_after_every_block(backbone: Backbone, images: Tensor) 
 def test_costs_add_up_to_pytorchs(case: tuple[Backbone, int], backbone: Backbone, images: Tensor) -> None:
     shape = images.shape[1:]
     model = attach_exits(backbone, after=[0], heads="auto", num_outputs=NUM_OUTPUTS, input_shape=shape)
-    plain = measure_costs(model, shape).plain
+    plain = measure_costs(model.requires_grad_(False), shape).plain
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         backbone.eval().net(images[:1])
     assert counter.get_total_flops() == pytest.approx(2 * plain, rel=1e-3)

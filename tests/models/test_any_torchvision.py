@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
 from eectl.models.backbone import Backbone
@@ -36,6 +36,8 @@ def build(name: str, channels: int = 1) -> tuple[Backbone, Tensor]:
     torch.manual_seed(0)
     shape = (channels, SIZES.get(name, 64), SIZES.get(name, 64))
     backbone = build_backbone(BackboneSection(name=f"torchvision/{name}"), input_shape=shape, num_outputs=5)
+    for classifier in backbone.classifiers:  # a ViT's starts at zero
+        nn.init.normal_(backbone.net.get_submodule(classifier).weight)
     return backbone, torch.randn(4, *shape)
 
 

@@ -45,11 +45,13 @@ def test_a_folder_of_images_is_the_folder_recipe_with_these_keys(photos):
     recipe, template = recipe_of(given), read_recipe("folder")
     assert (given.recipe, given.name) == ("folder", "photos")
     assert (recipe.data.name, recipe.data.root, recipe.data.image_size) == ("folder", photos, 224)
-    assert recipe.backbone.model_dump(mode="json") == {
+    assert recipe.backbone.model_dump(mode="json", exclude_none=True) == {
         "name": "timm/resnet18",
         "args": {},
         "pretrained": False,
         "weights": "resnet18.safetensors",
+        "drop_path": None,
+        "dropout": None,
     }
     assert (recipe.optimizer, recipe.exits, recipe.epochs) == (template.optimizer, template.exits, template.epochs)
     assert any("224" in note and "data.image_size" in note for note in given.notes)

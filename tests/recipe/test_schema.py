@@ -89,7 +89,7 @@ def test_names_come_from_the_table():
     data = schema["$defs"]["DataSection"]["properties"]
     assert schema["properties"]["regime"]["enum"] == list(choices.REGIME_CHOICES)
     assert schema["properties"]["precision"]["enum"] == list(choices.PRECISION_CHOICES)
-    assert data["name"]["enum"] == [*choices.IMAGE_CHOICES, *choices.TEXT_CHOICES]
+    assert data["name"]["anyOf"][0]["enum"] == [*choices.IMAGE_CHOICES, *choices.TEXT_CHOICES]
     for line in choices.HEAD_CHOICES.values():
         assert line in schema["$defs"]["ExitsSection"]["properties"]["head"]["description"]
 

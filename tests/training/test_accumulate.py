@@ -78,9 +78,11 @@ def test_what_exits_learn_from_each_other_is_a_mean_over_all_pieces(small, monke
 @pytest.mark.slow
 @pytest.mark.process
 def test_two_processes_in_pieces_train_as_one_does_with_whole_batches(small, tmp_path):
-    """With the average of the weights, and rows that count by their class: 31 rows a batch divide neither by 2 nor by 3."""
+    """31 rows a batch divide neither by 2 nor by 3. With all else that a step may have: the average of the weights, rows that
+    count by their class, rates by layer, and a block that does not train."""
     changes = ["data.augment={}", VIT, "exits.after=[0]", "epochs=2", "batch_size=31", "optimizer.name=sgd", "optimizer.lr=0.05",
-               "ema=0.9", "class_weights=balanced"]  # fmt: skip
+               "ema=0.9", "class_weights=balanced",
+               "optimizer.layer_decay=0.8", "optimizer.weight_decay={value: 0.1}", "freeze_until=0"]  # fmt: skip
     train(small(*changes), out=tmp_path / "one", device="cpu", quiet=True)
     line = ["train", tmp_path / "one" / "recipe.yaml", "--set", "accumulate=3", "--device", "cpu", "-q", "-o", tmp_path / "two"]
     done = torchrun(*line)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eectl.models.adapters.tracing import ROWS, Rows, Slot, Step, Trace, replaced
 
 MOST_ALIVE = 4  # tensors that one cut may carry
-MIN_CUTS = 3  # of a network that exits are worth while in: after the stem and between two blocks and the head
+MIN_CUTS = 2  # of a network with blocks: after the stem and before the head
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Piece:
     def run(self, net: nn.Module, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run the piece of `net` on the tensors that it is given."""
         values: dict[int, Any] = {}
-        num_rows, start = len(tensors[0]), 0
+        num_rows, start = tensors[0].shape[0], 0
         if self.copies:
             tensors = [tensor.clone() for tensor in tensors]
         for each in self.given:

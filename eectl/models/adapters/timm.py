@@ -1,4 +1,6 @@
-"""Build timm's networks by their names, and refuse names, options and images that do not work. The adapters are in timm_parts."""
+"""Build timm's networks by their names, and refuse names, options and images that do not work.
+
+The adapter of all of them is `traced.Traced`."""
 
 import inspect
 import sys
@@ -11,11 +13,9 @@ import torch
 
 from eectl.core.errors import EectlError
 from eectl.models.adapters.args_and_weights import check_names
-from eectl.models.adapters.timm_parts import ADAPTERS, TimmViT
 from eectl.models.adapters.timm_traced import adapt_timm
-from eectl.models.adapters.traced import Traced
 from eectl.models.adapters.tracing import CannotTraceError
-from eectl.models.backbone import Backbone, dry_run
+from eectl.models.backbone import Backbone
 
 
 def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> Backbone:
@@ -29,23 +29,17 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
         pretrained: whether timm's weights are loaded, from its cache or by a download.
 
     Raises:
-        EectlError: for an unknown name, a family without an adapter, options or images that the network does not take, and for a
-            download that fails.
+        EectlError: for an unknown name, a network that cannot be cut, options or images that it does not take, and for a download
+            that fails.
     """
     if not timm.is_model(name):
         near = ", ".join(get_close_matches(name, timm.list_models(), n=3))
         raise EectlError(f"timm has no '{name}'{f' (nearest: {near})' if near else ''}; timm.list_models() lists what it has")
-    module = timm.model_entrypoint(name).__module__.rpartition(".")[2]
-    library_class, adapter = ADAPTERS.get(module, (None, None))
-    classes = _classes(name) if library_class is None else [library_class]
+    classes = _classes(name)
     _check_args(name, args, classes)
     net: Any = _create(name, args, classes, input_shape, num_outputs, pretrained)
-    if library_class is None or adapter is None or type(net).forward_features is not vars(library_class)["forward_features"]:
-        backbone = _trace(name, net, input_shape)
-    else:
-        backbone = adapter(net, input_shape)
+    backbone = _trace(name, net, input_shape)
     backbone.name = f"timm/{name}"
-    _check_images(backbone, input_shape)
     if pretrained and net.pretrained_cfg["num_classes"] != num_outputs:
         names = tuple(f"{own}." for own in backbone.classifiers)
         backbone.fresh = tuple(key for key in net.state_dict() if key.startswith(names))
@@ -56,9 +50,7 @@ def option_names(name: str) -> tuple[str, ...]:
     """Return the names of what the constructor of a network takes; those of most for a name that `build` refuses."""
     if not timm.is_model(name):
         return ("drop_rate", "drop_path_rate")
-    with torch.device("meta"):
-        kinds = inspect.getmro(type(timm.create_model(name)))
-    return tuple({key for kind in kinds if "__init__" in vars(kind) for key in inspect.signature(kind).parameters})
+    return tuple(_parameters(_classes(name)))
 
 
 def _create(
@@ -82,21 +74,6 @@ def _create(
         raise EectlError(
             f"timm/{name} cannot be built{given} for images of {height}×{width}: {str(error) or 'its constructor refuses them'}"
         ) from error
-
-
-def _check_images(backbone: Backbone, input_shape: Sequence[int]) -> None:
-    """Raise EectlError where images are smaller than one patch, or so small that a layer does not run on them."""
-    size = "×".join(map(str, input_shape[1:]))
-    if isinstance(backbone, TimmViT):
-        if 0 in backbone.grid:
-            raise EectlError(f"{backbone.name} cuts images into patches, {size} is too small for one; set data.image_size")
-        return
-    if isinstance(backbone, Traced):  # it has run
-        return
-    try:
-        dry_run(backbone, input_shape)
-    except (AssertionError, RuntimeError) as error:
-        raise EectlError(f"{backbone.name} does not run on images of {size}; set data.image_size, 64 is enough") from error
 
 
 def _check_args(name: str, args: Mapping[str, Any], classes: Sequence[type]) -> None:
@@ -134,7 +111,7 @@ def _parameters(classes: Sequence[type]) -> list[str]:
 
 
 def _trace(name: str, net: torch.nn.Module, input_shape: Sequence[int]) -> Backbone:
-    """Return a network without an adapter of its own, traced and cut."""
+    """Return a network, traced and cut."""
     try:
         return adapt_timm(net, input_shape)
     except (
@@ -153,7 +130,8 @@ def _trace(name: str, net: torch.nn.Module, input_shape: Sequence[int]) -> Backb
                 net.eval()(torch.zeros(1, *input_shape, device=next(net.parameters()).device))
         except (ArithmeticError, AssertionError, RuntimeError, ValueError) as own:
             reason = str(own).partition("\n")[0]
-            raise EectlError(f"timm/{name} does not run on images of {size} ({reason}); set data.image_size") from own
+            fault = f"timm/{name} does not run on images of {size} ({reason})"
+            raise EectlError(f"{fault}; set data.image_size, 64 is enough for most") from own
         reason = str(error).partition("\n")[0]
         raise EectlError(
             f"timm/{name} cannot be cut into blocks: {reason}; take another of timm's, such as timm/resnet18 or timm/test_vit"

@@ -10,8 +10,9 @@ from timm.layers._fx import get_notrace_functions
 from timm.models._manipulate import MATCH_PREV_GROUP, group_with_matcher
 from torch import nn
 
+from eectl.models.adapters.feature_views import Facts
 from eectl.models.adapters.layer_groups import own_groups
-from eectl.models.adapters.traced import Facts, adapt
+from eectl.models.adapters.traced import adapt
 from eectl.models.backbone import Backbone
 
 _AFTER_PREVIOUS = (MATCH_PREV_GROUP[0] - 1,)  # instead of `with the group before`
@@ -41,7 +42,7 @@ def layer_groups(net: Any) -> dict[str, int]:
         groups: dict[str, int] = group_with_matcher(net.named_parameters(), matcher, reverse=True)
     except (AttributeError, AssertionError, NotImplementedError, TypeError, ValueError):
         return own_groups(net)
-    if len(set(groups.values())) < 4:
+    if len(set(groups.values())) < 3:
         return own_groups(net)
     if isinstance(matcher, dict):
         _set_head_apart(groups, group_with_matcher(net.named_parameters(), _set_apart(matcher), reverse=True))

@@ -9,9 +9,10 @@ from torchvision import models
 
 from eectl.core.errors import EectlError, closest
 from eectl.models.adapters.args_and_weights import load_weights, read_args
+from eectl.models.adapters.feature_views import Facts
 from eectl.models.adapters.layer_groups import own_groups
 from eectl.models.adapters.torchvision import published_weights
-from eectl.models.adapters.traced import Facts, adapt
+from eectl.models.adapters.traced import adapt
 from eectl.models.adapters.tracing import CannotTraceError
 from eectl.models.backbone import Backbone
 

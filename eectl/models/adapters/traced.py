@@ -5,8 +5,7 @@ A network's own code is followed where it runs modules of several groups; everyt
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import isqrt
+from dataclasses import replace
 from os.path import commonpath
 from typing import Any
 
@@ -15,32 +14,12 @@ from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
 from eectl.models.adapters.cutting import MIN_CUTS, End, Piece, cut, find_copies
+from eectl.models.adapters.feature_views import Facts, Shapes, View, shapes_of
 from eectl.models.adapters.layer_groups import Unit, groups_below, split_stages
 from eectl.models.adapters.tracing import ROWS, CannotTraceError, Trace, trace
-from eectl.models.backbone import Backbone, Feature, Hidden, MapFeature, TokenFeature
+from eectl.models.backbone import Backbone, Feature, Hidden
 
 SMALL = 10**12  # parameters × pixels: a pass of so much work costs less with numbers than on torch's meta device
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a library says of a network.
-
-    Attributes:
-        groups: the number of each parameter's group, in the order in which they run: stem, blocks, head.
-        functions: functions of the library's that are not to be followed.
-        classifiers: the names of the layers whose size is the number of outputs.
-        widths: numbers of channels that its features have, as far as they are known.
-        prefix: how many tokens come before those of the patches.
-        output_fmt: the layout of its maps where nothing else tells.
-    """
-
-    groups: Mapping[str, int]
-    functions: Sequence[Any]
-    classifiers: Sequence[str]
-    widths: frozenset[int] = frozenset()
-    prefix: int = 0
-    output_fmt: str = "NCHW"
 
 
 class Traced(Backbone):
@@ -64,7 +43,7 @@ class Traced(Backbone):
         pieces: Sequence[Piece],
         training: Sequence[Piece] | None,
         *,
-        views: Mapping["Shapes", "View"],
+        views: Mapping[Shapes, View],
         input_shape: Sequence[int],
         classifiers: Sequence[str],
     ) -> None:
@@ -94,7 +73,7 @@ class Traced(Backbone):
         return self._run(self.depth + 1, hidden.scales)[0]
 
     def feature(self, hidden: Hidden) -> Feature:
-        return self._views[_shapes(hidden.scales)].feature(hidden.scales)
+        return self._views[shapes_of(hidden.scales)].feature(hidden.scales)
 
 
 class TracedMaps(Traced):
@@ -126,7 +105,7 @@ def adapt(net: nn.Module, input_shape: Sequence[int], facts: Facts) -> Backbone:
     finally:
         for module, flag in modes.items():
             module.training = flag
-    found = [_shapes(tensors) for tensors in alive[1:-1]]
+    found = [shapes_of(tensors) for tensors in alive[1:-1]]
     views = {shapes: View.of(facts, shapes, input_shape) for shapes in found}
     kind = TracedMaps if views[found[0]].layout == "NCHW" else Traced
     return kind(net, pieces, training, views=views, input_shape=input_shape, classifiers=facts.classifiers)
@@ -158,84 +137,6 @@ def _check(net: nn.Module, pieces: Sequence[Piece], images: Tensor) -> None:
             tensors = piece.run(net, tensors)
         if not torch.equal(tensors[0], net(images)):
             raise CannotTraceError("its pieces give other logits than it does")
-
-
-Shapes = tuple[tuple[int, ...], ...]
-"""Those of several tensors, rows left out."""
-
-
-def _shapes(tensors: Sequence[Tensor]) -> Shapes:
-    return tuple(tuple(map(int, tensor.shape[1:])) for tensor in tensors)
-
-
-@dataclass(frozen=True)
-class View:
-    """How a feature is read.
-
-    Attributes:
-        layout: `NCHW`, `NHWC`, `tokens`, or `row` for anything else.
-        grid: the (height, width) of tokens.
-        prefix: how many special tokens come first.
-        place: which of the tensors that are alive it is, counted from the last.
-    """
-
-    layout: str
-    grid: tuple[int, int] = (1, 1)
-    prefix: int = 0
-    place: int = -1
-
-    @staticmethod
-    def of(facts: Facts, shapes: Shapes, input_shape: Sequence[int]) -> "View":
-        """Find how what is alive after a block is to be read: the last map of a known width there is, else the last tensor."""
-        views = [View._of_one(facts, shape, input_shape) for shape in shapes]
-        channels = {"NCHW": 0, "NHWC": -1}
-        maps = [
-            place
-            for place, (view, shape) in enumerate(zip(views, shapes, strict=True))
-            if view.layout in channels and shape[channels[view.layout]] in facts.widths
-        ]
-        place = maps[-1] if maps else len(views) - 1
-        return replace(views[place], place=place - len(views))
-
-    @staticmethod
-    def _of_one(facts: Facts, shape: Sequence[int], input_shape: Sequence[int]) -> "View":
-        if len(shape) == 3:
-            height, width = input_shape[1:]
-            first, last = shape[1] * width == shape[2] * height, shape[0] * width == shape[1] * height
-            if first == last:  # neither reading has the image's proportions alone
-                first, last = shape[0] in facts.widths, shape[2] in facts.widths
-            if first != last:
-                return View("NCHW" if first else "NHWC")
-            return View(facts.output_fmt)
-        if len(shape) == 2:
-            for prefix in dict.fromkeys((facts.prefix, 0, 1)):
-                grid = _grid(shape[0] - prefix, input_shape)
-                if grid is not None:
-                    return View("tokens", grid, prefix)
-            return View("tokens", (1, shape[0]))
-        return View("row")
-
-    def feature(self, tensors: Sequence[Tensor]) -> Feature:
-        """Return one of tensors of these shapes, rows first, as a feature."""
-        x = tensors[self.place]
-        if self.layout == "NCHW":
-            return MapFeature(x)
-        if self.layout == "NHWC":
-            return MapFeature(x.permute(0, 3, 1, 2))
-        if self.layout == "tokens":
-            return TokenFeature(x, self.grid, prefix=self.prefix, has_cls=self.prefix > 0)
-        flat = x.flatten(1, -2) if x.ndim > 3 else x[:, None]
-        return TokenFeature(flat, (1, flat.shape[1]), prefix=0, has_cls=False)
-
-
-def _grid(count: int, input_shape: Sequence[int]) -> tuple[int, int] | None:
-    """Return the (height, width) of so many patches of an image; None where they do not fill its rectangle."""
-    height, width = input_shape[1:]
-    if count * height % width == 0:
-        rows = isqrt(count * height // width)
-        if rows and count % rows == 0 and rows * width == count // rows * height:
-            return rows, count // rows
-    return None
 
 
 def _images(net: nn.Module, rows: int, input_shape: Sequence[int]) -> Tensor:
@@ -283,7 +184,7 @@ class _Cutter:
         """Return the pieces."""
         found, pieces = self._trace, self._plain
         if len(pieces) <= MIN_CUTS:
-            raise CannotTraceError("there are not two places between its layers where few enough tensors are alive")
+            raise CannotTraceError("it has no block, or none before and after which few enough tensors are alive")
         pieces, alive = find_copies(pieces, self._net, self._images[0])
         also, training, _ = self._cut(True)
         if also.steps == found.steps:
