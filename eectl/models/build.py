@@ -214,5 +214,5 @@ TIMM, TRANSFORMERS = "timm/", "hf/"  # what the names of their networks begin wi
 LIBRARIES: dict[str, AdapterLoader] = {TIMM: _timm, TRANSFORMERS: _transformers}
 INPUTS: dict[AdapterLoader, str] = {
     **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _timm), "images"),
-    _transformers: "texts",
 }
+"""What networks of one kind take; of transformers there are those of both."""
