@@ -179,6 +179,11 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+def _padded_convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the MACs of a convolution whose padding is a word: each output reads one kernel."""
+    return prod(_shape(outputs[0])) * prod(_shape(inputs[1])[1:])
+
+
 def _fourier(inputs: list[Any], outputs: list[Any]) -> int:
     """Return the MACs of fast Fourier transforms: n log₂ n butterflies of 4 for each two numbers, along each dimension."""
     shape, dims = _shape(outputs[0]), inputs[2].toIValue()
@@ -192,6 +197,7 @@ def _triangular(inputs: list[Any], outputs: list[Any]) -> int:
 
 COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::_convolution": conv_flop_jit,
+    "aten::_convolution_mode": _padded_convolution,
     "aten::linear": linear_flop_jit,
     "aten::einsum": einsum_flop_jit,
     "aten::matmul": _product(0),
@@ -219,13 +225,14 @@ _ELEMENTWISE = """abs sign addcmul add add_ sub sub_ rsub mul mul_ div div_ pow 
     dropout dropout_ feature_dropout floor_divide remainder floor ceil"""
 _REDUCE = """sum mean max min amax amin any all argmax var std var_mean cumsum norm linalg_vector_norm logsumexp topk sort
     histc scatter_reduce index_add"""
-_NORM_POOL = """batch_norm layer_norm group_norm instance_norm rms_norm max_pool2d avg_pool2d adaptive_avg_pool2d
-    adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d"""
+_NORM_POOL = """batch_norm layer_norm group_norm instance_norm rms_norm max_pool2d avg_pool2d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    _upsample_bicubic2d_aa"""
 _MOVE = """Int ScalarImplicit size numel arange cat stack chunk split split_with_sizes unbind narrow select slice index
     index_select gather scatter embedding expand expand_as repeat repeat_interleave reshape reshape_as view view_as flatten
     unflatten permute transpose t mT movedim roll flip pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone
     copy_ detach to type_as alias empty full full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like
     scalar_tensor lift_fresh tril triu as_strided nonzero
-    nonzero_numpy scatter_ numpy_T im2col empty_like view_as_complex view_as_real"""
+    nonzero_numpy scatter_ numpy_T im2col col2im empty_like view_as_complex view_as_real"""
 _OWN = frozenset({"prim::PythonOp.GeLUFunction"})  # element-wise functions that networks write themselves
 UNCOUNTED = _OWN | {f"aten::{name}" for name in " ".join((_ELEMENTWISE, _REDUCE, _NORM_POOL, _MOVE)).split()}

@@ -369,7 +369,8 @@ def test_what_does_not_work_is_one_line(name: str, message: str) -> None:
     [
         ("no-one/bert-base-uncased", "bert"),
         ("no-one/distilbert-base", "distilbert"),
-        ("no-one/deberta-v3-small", "deberta"),
+        ("no-one/deberta-v3-small", "deberta-v2"),
+        ("no-one/deberta-base", "deberta"),
         ("no-one/xlm-roberta-base", "xlm-roberta"),
         ("no-one/ModernBERT-base", "modernbert"),
         ("no-one/gemma-3-1b-pt", "gemma3_text"),

@@ -25,7 +25,7 @@ class CannotBeCutError(EectlError):
 
 
 @dataclass(frozen=True)
-class Call:
+class LayerCall:
     """The arguments of a call."""
 
     args: tuple[Any, ...]
@@ -36,7 +36,7 @@ class Call:
 class Recorded:
     """What the library calls each layer with, hidden states left out, and what each module before the layers has returned."""
 
-    calls: tuple[Call, ...]
+    calls: tuple[LayerCall, ...]
     made: dict[str, tuple[Any, ...]]
 
 
@@ -79,11 +79,11 @@ class Layout:
         """Return the hidden state among a layer's arguments."""
         return args[self.place] if isinstance(self.place, int) else kwargs[self.place]
 
-    def with_hidden(self, call: Call, x: Tensor | None) -> Call:
+    def with_hidden(self, call: LayerCall, x: Tensor | None) -> LayerCall:
         """Return a layer's arguments with `x` as its hidden state."""
         if isinstance(self.place, int):
-            return Call((*call.args[: self.place], x, *call.args[self.place + 1 :]), call.kwargs)
-        return Call(call.args, {**call.kwargs, self.place: x})
+            return LayerCall((*call.args[: self.place], x, *call.args[self.place + 1 :]), call.kwargs)
+        return LayerCall(call.args, {**call.kwargs, self.place: x})
 
     def returned(self, index: int, x: Tensor) -> Any:
         """Return `x` in the form in which layer `index` returns it."""
@@ -128,12 +128,12 @@ def _promising(net: nn.Module) -> list[tuple[str, int]]:
 
 def record(net: Any, layout: Layout, arguments: Mapping[str, Any]) -> tuple[Tensor, Recorded]:
     """Return the first layer's hidden state, rows first, and what the library calls each layer with, given `arguments`."""
-    calls: list[Call] = []
+    calls: list[LayerCall] = []
     made: dict[str, list[Any]] = {name: [] for name in layout.before}
     layers = list(net.get_submodule(layout.tower))
 
     def notes(*args: Any, **kwargs: Any) -> Any:
-        calls.append(Call(args, kwargs))
+        calls.append(LayerCall(args, kwargs))
         if len(calls) == layout.depth:
             raise _LastLayerReachedError
         return layout.returned(len(calls) - 1, layout.hidden_of(args, kwargs))
