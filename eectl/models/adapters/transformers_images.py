@@ -124,7 +124,7 @@ class ImageTower(Backbone):
 
     def _find_grid(self) -> Grid | None:
         """Return the grid in which a change of the image's corners changes the tokens of these corners most; else None."""
-        for side, grid in _grids(*self._shape[1:], self._layout.shape[1]):
+        for side, grid in _grids(self._shape[1], self._shape[2], self._layout.shape[1]):
             right, low, half = (grid.width - 1) * side, (grid.height - 1) * side, side // 2
             found = self._most_changed(half, right + half), self._most_changed(low + half, half)
             if found == (grid.prefix + grid.width - 1, grid.prefix + (grid.height - 1) * grid.width):
