@@ -1,6 +1,7 @@
 """The contract of the adapter for transformers' image classifiers, type by type; four by default, all with --thorough."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +141,14 @@ def hidden_states(backbone: Backbone, rows: Tensor) -> list[Tensor]:
         assert isinstance(hidden.x, Tensor)
         found.append(hidden.x)
     return found
+
+
+def test_the_documentation_lists_the_types() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/transformers.md").read_text()
+    rows = {row.split("|")[1].strip(): set(re.findall(r"`(.*?)`", row)) for row in page.splitlines() if row.startswith("|")}
+    taken = set().union(*(types for what, types in rows.items() if what.startswith("images, ")))
+    refused = set().union(*(types for what, types in rows.items() if what.startswith("refused: ")))
+    assert taken == {*CASES} and refused >= {*REFUSED} and not refused & taken
 
 
 def test_every_type_of_the_library_is_named() -> None:

@@ -332,7 +332,7 @@ _OTHER_NAMES = {"debertav3": "deberta-v2"}
 
 _LABELS_AND_FILES = """architectures auto_map dtype finetuning_task id2label label2id model_type name_or_path num_labels prefix
     problem_type task_specific_params tokenizer_class torch_dtype transformers_version"""
-_GENERATION = """bos_token_id decoder_start_token_id eos_token_id forced_bos_token_id forced_eos_token_id is_decoder
+_GENERATION = """bos_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id is_decoder
     is_encoder_decoder sep_token_id tie_encoder_decoder use_cache"""
 _WAYS_TO_RUN = """attn_implementation chunk_size_feed_forward experts_implementation output_attentions output_hidden_states
     quantization_config return_dict torchscript trust_remote_code use_bfloat16 use_return_dict

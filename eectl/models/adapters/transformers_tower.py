@@ -58,12 +58,7 @@ class TowerBackbone(TextBackbone):
         self._takes_types = bool(getattr(net.config, "type_vocab_size", 0)) and _accepts(net, "token_type_ids")
         self._pads_with: int | None = None
         if hasattr(net, "score"):  # the library's name for a classifier of the last real token, which it finds by the padding
-            self._pads_with = net.config.get_text_config().pad_token_id
-            if self._pads_with is None:
-                raise CannotBeCutError(
-                    "it reads a text's last token, and no padding token says which that is; set backbone.args.pad_token_id to "
-                    "the tokenizer's, or to that of its end of text"
-                )
+            self._pads_with = _padding_of(net.config.get_text_config())
         if net.config.is_encoder_decoder:
             raise CannotBeCutError("it is an encoder and a decoder, which runs once the encoder is through")
         on_meta = next(net.parameters()).is_meta
@@ -130,6 +125,23 @@ class TowerBackbone(TextBackbone):
 
 
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed", "position_embedding")
+
+
+def _padding_of(config: Any) -> int:
+    """Return a decoder's padding token: where its configuration has none, that of the end of a text, which is set there.
+
+    The table of embeddings was made without it, so that its row is one like any other.
+    """
+    if config.pad_token_id is None:
+        ends = config.eos_token_id if isinstance(config.eos_token_id, (list, tuple)) else [config.eos_token_id]
+        end = next((end for end in ends if isinstance(end, int) and 0 <= end < config.vocab_size), None)
+        if end is None:
+            raise CannotBeCutError(
+                "it reads a text's last token, and neither a padding token nor one of the end of a text says which that is; set "
+                "backbone.args.pad_token_id to the tokenizer's"
+            )
+        config.pad_token_id = end
+    return int(config.pad_token_id)
 
 
 def _accepts(net: nn.Module, name: str) -> bool:
