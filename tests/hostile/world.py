@@ -150,7 +150,12 @@ def _eye(folder: Path) -> None:
         "size": {"shortest_edge": 14},
         "resample": 3,
     }
-    processor |= {"crop_size": {"height": 12, "width": 12}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    processor |= {
+        "resample": 3,
+        "crop_size": {"height": 12, "width": 12},
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.2, 0.2],
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     (folder / "canary.py").write_text(CANARY)
 
