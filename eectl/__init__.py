@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from eectl.reports.report import report
     from eectl.training.attach import attach_heads
     from eectl.training.dry_run import flops
+    from eectl.training.find_lr import find_lr
     from eectl.training.train import train
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "bench",
     "calibrate",
     "evaluate",
+    "find_lr",
     "flops",
     "load",
     "predict",
@@ -59,6 +61,7 @@ _HOMES = {
     "bench": "eectl.evaluation.bench",
     "calibrate": "eectl.evaluation.calibrate",
     "evaluate": "eectl.evaluation.evaluate",
+    "find_lr": "eectl.training.find_lr",
     "flops": "eectl.training.dry_run",
     "load": "eectl.deploy.model",
     "predict": "eectl.deploy.predict",

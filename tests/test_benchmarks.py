@@ -55,6 +55,11 @@ def test_the_sweep_agrees_with_the_grid(load, tmp_path, capsys):
     assert {"read and reduce", "sweep and all budgets", "grid", "after reading"} <= set(results["seconds"])
 
 
+def test_a_traced_network_is_timed_beside_the_library(load):
+    found = load("traced").main(["--quick", "--networks", "mobilevit_xxs"])["results"]["mobilevit_xxs"]
+    assert found["blocks"] == 10 and all(share > 0 for share in found["of_library"].values())
+
+
 def test_training_says_what_it_measured_and_nothing_of_where(load, capsys):
     found = load("training").main(["--quick", "--recipes", "fashion-mnist-vit-t"])
     assert "share_of_floor / eectl: " in capsys.readouterr().out

@@ -64,6 +64,7 @@ SHARED = {  # what parallel modules have in common, by the folder that they lie 
     "ask": "analyses",
     "build": "models/adapters",
     "draw": "analyses",
+    "option_names": "models/adapters",
     "records": "analyses",
     "tables": "analyses",
 }

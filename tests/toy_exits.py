@@ -5,7 +5,7 @@ from torch import nn
 
 from eectl.exits.criteria import find_criterion
 from eectl.exits.policy import CostTable
-from eectl.exits.scores import Provenance, reduce_rows, scored_from
+from eectl.exits.scores import Provenance, keeps_outputs, reduce_rows, scored_from
 from eectl.models.backbone import Backbone, Feature, Hidden
 from eectl.models.checkpoint import Origin
 from eectl.models.heads import ExitHead, ExitOutput
@@ -90,6 +90,15 @@ def toy_outputs(*, num_exits=3, num_rows=200, num_classes=4, seed=0, task="class
         labels = torch.rand(num_rows, generator=generator) * 5
         noise = torch.randn(num_exits, num_rows, 1, generator=generator)
         return labels[:, None] + noise / torch.arange(1, num_exits + 1)[:, None, None], labels
+    if task == "multilabel":  # of a label for every class, each in about a third of the rows
+        several = (torch.rand(num_rows, num_classes, generator=generator) < 0.35).float()
+        noise = torch.randint(-8, 9, (num_exits, num_rows, num_classes), generator=generator)
+        return 2 * several - 1 + noise / torch.arange(2, num_exits + 2)[:, None, None], several
+    if task == "ordinal":  # the logits of an attempt at each level but the first
+        labels = torch.randint(num_classes, (num_rows,), generator=generator)
+        noise = torch.randint(-4, 5, (num_exits, num_rows, num_classes - 1), generator=generator)
+        passes = torch.arange(num_classes - 1) < labels[:, None]
+        return 2.0 * passes - 1 + noise / torch.arange(2, num_exits + 2)[:, None, None], labels
     labels = torch.randint(num_classes, (num_rows,), generator=generator)
     logits = torch.randint(4, (num_exits, num_rows, num_classes), generator=generator).float()
     logits[:, torch.arange(num_rows), labels] += torch.arange(num_exits)[:, None]
@@ -99,7 +108,8 @@ def toy_outputs(*, num_exits=3, num_rows=200, num_classes=4, seed=0, task="class
 def score(logits, labels, *, criterion=None, split="test", fingerprint="f", task="classification"):
     """What a criterion sees in outputs [exit, row, class]."""
     rule = find_criterion(criterion, task=TASKS[task], num_exits=len(logits))
-    table = reduce_rows(logits, labels, criterion=rule)
+    sizes = dict(zip(("num_exits", "num_rows", "num_outputs"), logits.shape, strict=True))
+    table = reduce_rows(logits, labels, criterion=rule, keep=keeps_outputs(TASKS[task], **sizes))
     return scored_from(table, labels, Provenance(split, fingerprint, "digest", TASKS[task]), criterion=rule)
 
 

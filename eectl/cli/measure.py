@@ -29,7 +29,15 @@ from eectl.cli.options import (
 from eectl.core.errors import EectlError
 from eectl.core.seeds import MOST_SEED
 from eectl.recipe.budgets import DEFAULT_BATCH_SIZES, DEFAULT_BUDGETS, MOST_SECONDS
-from eectl.recipe.choices import COST_CHOICES, LOOKUP_CHOICES, PROTOCOL_CHOICES, SEARCH_CHOICES, described
+from eectl.recipe.choices import (
+    COST_CHOICES,
+    LOOKUP_CHOICES,
+    MEASURE_CHOICES,
+    PROTOCOL_CHOICES,
+    SEARCH_CHOICES,
+    described,
+    listed,
+)
 
 
 def calibrate_thresholds(
@@ -138,6 +146,8 @@ def report(
                                         autocompletion=among(*LOOKUP_CHOICES))] = "per-seed",
     published: Annotated[str | None, typer.Option(metavar="TABLE[:VARIANT]", help="the paper's numbers to stand below ours",
                                                   autocompletion=complete_published, show_default=False)] = None,
+    measure: Annotated[str | None, typer.Option(help=f"show this in place of the score: {listed(MEASURE_CHOICES)}",
+                                                autocompletion=among(*MEASURE_CHOICES), show_default=False)] = None,
     list_published: Annotated[bool, typer.Option("--list-published", help="show the paper's tables and stop")] = False,
     label: Annotated[list[str] | None, typer.Option(metavar="PATTERN=TEXT", help="call the runs whose names fit so; may be "
                                                     "repeated", show_default=False)] = None,
@@ -167,8 +177,9 @@ def report(
     from eectl.reports.report import report as report_runs
 
     comparison = report_runs(
-        runs, lookup=lookup, published=published, label=label or (), out=out or (), paper=paper, overwrite=overwrite, say=say
-    )
+        runs, lookup=lookup, published=published, measure=measure, label=label or (), out=out or (), paper=paper,
+        overwrite=overwrite, say=say,
+    )  # fmt: skip
     show_comparison(comparison, form="json" if json else form)
 
 

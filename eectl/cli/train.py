@@ -30,6 +30,7 @@ from eectl.recipe.choices import (
     REGIME_CHOICES,
     TASK_CHOICES,
     TRACK_CHOICES,
+    TRACKER_CHOICES,
     completions,
     described,
     listed,
@@ -52,8 +53,8 @@ def train(
     phase: Annotated[int | None, typer.Option(parser=whole(1, MOST_COUNT), help=f"run one phase: {PHASES}; staged regimes "
                                               "count their stages",
                                               show_default=False)] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="a checkpoint to start from", autocompletion=complete_files,
-                                               show_default=False)] = None,
+    start: Annotated[str | None, typer.Option("--from", help="a checkpoint to start from: a file, or hf://OWNER/NAME on the hub",
+                                              autocompletion=complete_files, show_default=False)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE-REGIME[-phase-N]-seed-S",
                                              show_default=False)] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, such as "
@@ -64,12 +65,12 @@ def train(
                                                show_default=False)] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="start from the weights that torchvision or timm publish; "
                                              "that library downloads them")] = False,
-    data: Annotated[Path | None, typer.Option(help="data of your own: a folder of images by class, or a file of texts "
-                                              f"({listed(FILE_CHOICES)})", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option(help="data of your own: a folder of images by class or in shards, a file of "
+                                              f"texts ({listed(FILE_CHOICES)}), or hfds/OWNER/NAME", show_default=False)] = None,
     text: Annotated[list[str] | None, typer.Option(help="the column with the text; twice for pairs of texts", metavar="COLUMN",
                                                    show_default=False)] = None,
-    target: Annotated[str | None, typer.Option(help="the column to predict, for texts", metavar="COLUMN",
-                                               show_default=False)] = None,
+    target: Annotated[list[str] | None, typer.Option(help="the column to predict; several times for several numbers or labels",
+                                                     metavar="COLUMN", show_default=False)] = None,
     task: Annotated[str | None, typer.Option(help=described(TASK_CHOICES), autocompletion=among(*TASK_CHOICES),
                                              show_default=False)] = None,
     backbone: Annotated[str | None, typer.Option(help="the network, such as resnet20, timm/resnet18 or hf/./FOLDER",
@@ -87,11 +88,18 @@ def train(
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what the recipe amounts to and a rough time, and stop; needs "
                                           "no network")] = False,
+    find_lr: Annotated[bool, typer.Option("--find-lr", help="try learning rates from 1e-7 to 10 in 100 steps and show where the "
+                                          "loss falls fastest; trains no network; -o is then a plot, or a folder for lr.csv and "
+                                          "lr.png")] = False,
     full: Annotated[bool, typer.Option("--full", help="with --dry-run: the whole recipe")] = False,
     track: Annotated[str | None, typer.Option(help=f"measure {listed(TRACK_CHOICES)} on the way, into metrics.jsonl",
                                               autocompletion=among(*TRACK_CHOICES), show_default=False)] = None,
     track_every: Annotated[int | None, typer.Option(parser=whole(1, MOST_COUNT), help="on every N-th batch; default: as a tenth "
                                                     "of the time allows", metavar="N", show_default=False)] = None,
+    track_to: Annotated[list[str] | None, typer.Option(help="log the numbers of metrics.jsonl to an experiment tracker: "
+                                                       f"{described(TRACKER_CHOICES)}; may be repeated; default: tensorboard "
+                                                       "where it is installed", metavar="NAME", show_default=False,
+                                                       autocompletion=among(*TRACKER_CHOICES))] = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Train a regime, or one phase of it, into a run folder.
@@ -99,13 +107,22 @@ def train(
     Example: eectl train digits --regime disjoint --phase 1 -o runs/backbone
     Data of your own: eectl train --data photos --backbone timm/resnet18 --weights resnet18.safetensors
     """
+    from eectl.training.experiment_logs import choose_trackers
     from eectl.training.find_recipe import find_recipe
 
     given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "data_root": data_root}
-    given |= {"start": start, "pretrained": pretrained or None, "data": data, "text": text or None, "target": target}
+    given |= {"start": start, "pretrained": pretrained or None, "data": data, "text": text or None, "target": target or None}
     given |= {"task": task, "backbone": backbone, "weights": weights}
     given |= {"precision": precision, "deterministic": deterministic}
+    if find_lr:
+        _check_alone(dry_run=dry_run, resume=resume, track=track is not None, download=download)
+        found = find_recipe(recipe, changes=changes or (), given=given)
+        for note in found.notes:
+            say(note)
+        _show_rates(found.recipe, recipe, out=out, device=device, overwrite=overwrite, quiet=quiet)
+        return
     if dry_run:
+        choose_trackers(track_to)
         found = find_recipe(recipe, changes=changes or (), given=given)
         for note in found.notes:
             say(note)
@@ -116,13 +133,34 @@ def train(
 
     done = run(
         recipe, out=out, changes=changes or (), device=device, download=download, resume=resume, overwrite=overwrite, track=track,
-        track_every=track_every, quiet=quiet, **given | {"pretrained": pretrained},
+        track_every=track_every, track_to=track_to, quiet=quiet, **given | {"pretrained": pretrained},
     )  # fmt: skip
     if done is not None:
         show_training(done.path, done.about)
         for line in weak_exits_in_training(done.about):
             say(f"note: {line}")
         say(f"next: {_next_after_training(done.path, has_exits=bool(done.about.spec.after))}")
+
+
+def _check_alone(**others: bool) -> None:
+    """Raise EectlError for what --find-lr does not go with."""
+    from eectl.core.errors import EectlError
+
+    for name, is_given in others.items():
+        if is_given:
+            raise EectlError(f"--find-lr and --{name.replace('_', '-')} do not go together; leave one out")
+
+
+def _show_rates(recipe: "Recipe", asked: str | None, *, out: Path | None, device: str, overwrite: bool, quiet: bool) -> None:
+    from eectl.training.find_lr import find_lr
+    from eectl.training.tables import show_rates
+
+    test = find_lr(recipe, out=out, device=device, overwrite=overwrite, quiet=quiet)
+    show_rates(test)
+    for path in test.files:
+        say(f"written: {path}")
+    if test.suggestion is not None:
+        say(f"next: eectl train {asked or 'digits'} --set optimizer.lr={test.suggestion:.2g}")
 
 
 def _show_plan(recipe: "Recipe", *, device: str, full: bool) -> None:

@@ -70,7 +70,12 @@ def print_table(console: Console, title: str, table: Table) -> None:
     console.print(table)
 
 
+def is_share(score_name: str) -> bool:
+    """Return whether a score is a share, which is shown in percent: an accuracy or an F1, and no error of numbers."""
+    return score_name in ("accuracy", "F1")
+
+
 def score_text(value: float, error: float | None, task: str) -> str:
-    """Return a score with its standard error as text: an accuracy in percent, the error of a regression as it is."""
-    scale, form, error_form = (100, ".2f", ".2f") if task == "classification" else (1, ".4g", ".2g")
+    """Return a score with its standard error as text: an accuracy or F1 in percent, the error of a regression as it is."""
+    scale, form, error_form = (1, ".4g", ".2g") if task == "regression" else (100, ".2f", ".2f")
     return f"{scale * value:{form}}" + ("" if error is None else f" ± {scale * error:{error_form}}")

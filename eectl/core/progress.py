@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from eectl.core.console import make_console, silent
+from eectl.core.console import is_share, make_console, silent
 from eectl.core.errors import visible
 
 
@@ -89,7 +89,7 @@ def shown_exits(num_exits: int) -> list[int]:
 
 def epoch_header(num_exits: int, score_name: str) -> str:
     """Return the lines above a phase's epochs, at most 80 columns wide."""
-    unit = " in %" if score_name == "accuracy" else ""
+    unit = " in %" if is_share(score_name) else ""
     some = "" if num_exits <= SHOWN_EXITS else f"; all {num_exits} exits: metrics.jsonl"
     exits = "".join(f"{f'exit {number}':>8}" for number in shown_exits(num_exits))
     columns = f"{'epoch':>9}{'train loss':>11}{'lr':>9}{'s':>7}{exits}"
@@ -107,7 +107,7 @@ def epoch_line(row: Mapping[str, Any], *, num_epochs: int, seconds: float, since
     loss = f"{sum(losses) / len(losses):.4g}" if losses else "-"
     scores = row["validation_score"]
     shown = (scores[number - 1] for number in shown_exits(len(scores)))
-    cells = "".join(f"{100 * score:8.2f}" if score_name == "accuracy" else f"{_short(score):>8}" for score in shown)
+    cells = "".join(f"{100 * score:8.2f}" if is_share(score_name) else f"{_short(score):>8}" for score in shown)
     waited = f" -{since_improvement}" if since_improvement else ""
     epoch = f"{row['epoch']}/{num_epochs}"
     return f"{epoch:>9}{loss:>11}{row['lr']:>9.2g}{seconds:>7.{1 if seconds < 1000 else 0}f}{cells}{waited}"

@@ -7,7 +7,7 @@ from eectl.data.augment import Augmenter, join_draws
 from eectl.data.batches import eval_batches, eval_order, num_batches, train_batches
 from eectl.data.load import data_info, load_data, outline
 from eectl.data.sources import DATASETS
-from eectl.data.splits import Batch, DataInfo, Dataset, Split, class_counts, note_on_classes
+from eectl.data.splits import Batch, DataInfo, Dataset, Split, class_counts, note_on_classes, place_of
 
 __all__ = [
     "DATASETS",
@@ -25,5 +25,6 @@ __all__ = [
     "note_on_classes",
     "num_batches",
     "outline",
+    "place_of",
     "train_batches",
 ]

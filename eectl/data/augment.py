@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eectl.data.pixels import inside
+from eectl.data.policies import AutoAugment, ColorJitter, RandAugment, ThreeAugment
 from eectl.data.splits import DataInfo, send_all
 from eectl.data.trivial import TrivialAugment
 from eectl.data.variations import Contrast, Drawn, Erasing, Flip, PaddedCrop, ResizedCrop, Rotation, Variation
@@ -108,6 +109,14 @@ def _variations(augment: AugmentSection) -> tuple[list[Variation], list[Variatio
         before.append(ResizedCrop(augment.resized_crop))
     if augment.trivial:
         before.append(TrivialAugment(augment.trivial_interpolation))
+    if augment.rand_augment is not None:
+        before.append(RandAugment(augment.rand_augment.ops, augment.rand_augment.magnitude, augment.trivial_interpolation))
+    if augment.auto_augment is not None:
+        before.append(AutoAugment(augment.auto_augment, augment.trivial_interpolation))
+    if augment.three_augment:
+        before.append(ThreeAugment())
+    if augment.jitter:
+        before.append(ColorJitter(augment.jitter))
     if augment.crop:
         before.append(PaddedCrop(augment.crop))
     if augment.flip:

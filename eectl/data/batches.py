@@ -12,7 +12,12 @@ from eectl.data.splits import Batch, Split
 
 def num_batches(split: Split, batch_size: int) -> int:
     """Return the steps of an epoch: whole batches of `batch_size` rows over all processes, or the one short batch there is."""
-    return max(len(split) // batch_size, 1)
+    return max(_num_rows(split) // batch_size, 1)
+
+
+def _num_rows(split: Split) -> int:
+    """Return the rows of an epoch."""
+    return split.epoch_rows or len(split)
 
 
 WINDOW = 50  # batches of texts among which rows are sorted by length
@@ -28,28 +33,77 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     window: int | None = None,
+    repeats: int = 1,
 ) -> Iterator[Batch]:
     """Yield this process's part (rows `rank::world`) of every global batch of the epoch, from step `start`.
 
-    The order is a function of (seed, epoch); an incomplete last batch is dropped unless it is the only one. Texts are batched
-    with others of about their length, in batches that come in random order. Raises EectlError where a process would get no rows.
+    The order is a function of (seed, epoch); an incomplete last batch is dropped unless it is the only one. An epoch with its own
+    number of rows goes on where the one before it ended. Texts are batched with others of about their length, in batches
+    that come in random order. Raises EectlError where a process would get no rows.
 
     With a `window`, images come that many batches at a time, the last ones fewer: as one Batch with rows [batch, row].
+
+    With `repeats`, each image comes that often in a row, so in one batch or two and in different processes, and the epoch ends
+    after as many rows as without (repeated augmentation, arXiv 1901.09335, in the order of timm's RepeatAugSampler).
     """
-    if min(batch_size, len(split)) < world:
-        raise EectlError(
-            f"batch_size: {min(batch_size, len(split))} rows a batch do not go round {world} processes; raise it or use fewer"
-        )
-    key = int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:8], "little")
-    generator = torch.Generator().manual_seed(key >> 1)
-    order = torch.randperm(len(split), generator=generator)
+    rows_at_most = min(batch_size, _num_rows(split))
+    if rows_at_most < world:
+        raise EectlError(f"batch_size: {rows_at_most} rows a batch do not go round {world} processes; raise it or use fewer")
+    key, generator = _drawing(f"{seed} {epoch}")
+    own = None if split.epoch_rows is None else -(-split.epoch_rows // repeats)  # rows of the order that the epoch uses up
+    order = _shuffled(split, generator) if own is None else _next_rows(split, own, seed, epoch)
     if split.lengths is not None:
         order = _by_length(order[: num_batches(split, batch_size) * batch_size], split.lengths, batch_size, generator)
-    steps = range(start, num_batches(split, batch_size))
-    rows = [order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps]
-    if window is not None:
-        rows = [torch.stack(rows[first : first + window]) for first in range(0, len(rows), window)]
-    yield from split.batches(rows, draw=key)
+
+    def parts(places: Tensor) -> list[Tensor]:
+        """Cut what stands in the places of the epoch's order into this process's parts of batches, or of windows of them."""
+        steps = range(start, num_batches(split, batch_size))
+        batches = [places[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps]
+        if window is None:
+            return batches
+        return [torch.stack(batches[first : first + window]) for first in range(0, len(batches), window)]
+
+    if repeats == 1:
+        yield from split.batches(parts(order), draw=key)
+        return
+    places = torch.arange(_num_rows(split))
+    yield from split.batches(parts(order[places // repeats]), draw=key, visits=parts(places % repeats))
+
+
+def _drawing(name: str) -> tuple[int, torch.Generator]:
+    """Return a number that a name stands for, and a generator that starts from it."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return key, torch.Generator().manual_seed(key >> 1)
+
+
+def _next_rows(split: Split, count: int, seed: int, epoch: int) -> Tensor:
+    """Return the rows of an epoch of `count` rows, which goes on where the one before it ended, pass after pass over all rows."""
+    total, first = len(split), epoch * count
+    passes = range(first // total, -(-(first + count) // total))
+    orders = [_shuffled(split, _drawing(f"{seed} pass {number}")[1]) for number in passes]
+    return torch.cat(orders)[first - passes[0] * total :][:count]
+
+
+def _shuffled(split: Split, generator: torch.Generator) -> Tensor:
+    """Return all rows in a random order: any, or where they are kept in shards, one that reads these nearly in turn."""
+    total, shards = len(split), split.shards
+    if shards is None or shards.buffer >= total:
+        return torch.randperm(total, generator=generator)
+    turns = torch.randperm(int(shards.numbers.max()) + 1, generator=generator)
+    rows = turns[shards.numbers].argsort(stable=True).tolist()
+    sizes = (total - torch.arange(total)).clamp(max=shards.buffer)
+    places = (torch.rand(total, generator=generator, dtype=torch.float64) * sizes).long().tolist()
+    ahead = rows[: shards.buffer]
+    coming = iter(rows[shards.buffer :])
+    order = []
+    for place in places:
+        order.append(ahead[place])
+        last = ahead.pop()
+        if place < len(ahead):
+            ahead[place] = last
+        if (row := next(coming, None)) is not None:
+            ahead.append(row)
+    return torch.tensor(order)
 
 
 def _by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:

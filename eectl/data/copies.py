@@ -1,6 +1,6 @@
 """Copies: the same content in rows of two splits, by which results look better than they are. They are found before training.
 
-Texts are compared as strings, images in memory by their pixels, and image files that are not read ahead of time by their bytes:
+Texts are compared as strings, images in memory by their pixels, and pictures that are not read ahead of time by their bytes:
 those of a size that no other file has are not opened at all. What is nearly the same is not found.
 """
 
@@ -10,20 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eectl.core.errors import EectlError
-from eectl.core.files import reading
+from eectl.data.encoded import EncodedPictures
 
 OVERLAP_ALLOWED = 0.01  # share of the smaller split; MNIST and its like hold a few duplicates
 KEPT_IN = ("test", "calibration", "validation", "train")  # a copy that is dropped stays in the first of these that has it
 SHOWN = 3  # pairs that a message names
+READ_AT_ONCE = 2**20  # bytes
 SAMPLE = 65536  # bytes from the middle of a file, which tell most files of one size apart
 
 
@@ -188,19 +187,19 @@ def _conflict(parts: Sequence[Contents], noun: str) -> str:
     )
 
 
-def file_ids(paths: Sequence[Path]) -> NDArray[np.uint64]:
-    """Return a 64-bit number for each file [row], equal where their bytes are.
+def encoded_ids(places: Sequence[tuple[EncodedPictures, int]]) -> NDArray[np.uint64]:
+    """Return a 64-bit number for each encoded picture, given as where it is kept and its row there; equal where their bytes are.
 
-    Files are looked at by threads, and only as far as needed: the size of all, a part from the middle of those whose size another
-    has too, and all bytes of those that are alike in that as well.
+    Pictures are looked at by threads, and only as far as needed: the size of all, a part from the middle of those whose size
+    another has too, and all bytes of those that are alike in that as well.
     """
-    keys = [b""] * len(paths)
+    keys = [b""] * len(places)
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
         for look in (_size, _middle, _all_bytes):
             counts = Counter(keys)
             rows = [row for row, key in enumerate(keys) if counts[key] > 1]
             try:
-                for row, seen in zip(rows, threads.map(look, [paths[row] for row in rows]), strict=True):
+                for row, seen in zip(rows, threads.map(look, [places[row] for row in rows]), strict=True):
                     keys[row] += seen
             except BaseException:  # Ctrl-C too: what has not begun is not begun
                 threads.shutdown(cancel_futures=True)
@@ -218,17 +217,20 @@ def from_digests(digests: Iterable[bytes]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def _size(path: Path) -> bytes:
-    with reading(path):
-        return path.stat().st_size.to_bytes(8, "little")
+def _size(place: tuple[EncodedPictures, int]) -> bytes:
+    encoded, row = place
+    return encoded.size(row).to_bytes(8, "little")
 
 
-def _middle(path: Path) -> bytes:
-    with reading(path), open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - SAMPLE) // 2)
-        return hashlib.blake2b(file.read(SAMPLE), digest_size=16).digest()
+def _middle(place: tuple[EncodedPictures, int]) -> bytes:
+    encoded, row = place
+    start = max(0, encoded.size(row) - SAMPLE) // 2
+    return hashlib.blake2b(encoded.read(row, start, SAMPLE), digest_size=16).digest()
 
 
-def _all_bytes(path: Path) -> bytes:
-    with reading(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
+def _all_bytes(place: tuple[EncodedPictures, int]) -> bytes:
+    encoded, row = place
+    seen = hashlib.blake2b(digest_size=16)
+    for start in range(0, encoded.size(row), READ_AT_ONCE):
+        seen.update(encoded.read(row, start, READ_AT_ONCE))
+    return seen.digest()

@@ -7,12 +7,15 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from eectl.core.errors import EectlError
 from eectl.core.files import reading
+from eectl.data.encoded import EncodedPictures, Files
 from eectl.data.images import FileImages, Part, StoredImages
 from eectl.data.pictures import EXTENSIONS, SHOWN, open_image, shown_path, warnings_heard
 from eectl.recipe.data_section import DataSection
@@ -41,7 +44,7 @@ def load_folder(spec: DataSection, download: bool) -> StoredImages:
     if not is_folder:
         advice = "; --download does not apply to a folder of yours" if download else ""
         raise EectlError(f"data.root is '{root}': no such folder; {LAYOUT}{advice}")
-    found = {name: _only(root, names) for name, names in FOLDERS.items()}
+    found = {name: only_folder(root, names) for name, names in FOLDERS.items()}
     if not any(found.values()) and class_names(root):
         found["train"] = root
     train = found["train"]
@@ -59,7 +62,7 @@ def load_folder(spec: DataSection, download: bool) -> StoredImages:
             continue
         check_same_classes(folder, classes, train, layout=LAYOUT)
         files = class_files(folder, classes, others)
-        shape = shape or _shape(files[0][0], spec)
+        shape = shape or first_shape(Files((files[0][0],), root), spec)
         parts[name] = file_part(files, root, shape, spec, resize=spec.image_size is not None)
     return StoredImages(classes, IMAGENET_MEAN, IMAGENET_STD, parts, _left_out(others, root))
 
@@ -105,13 +108,20 @@ def file_part(
     files: Sequence[tuple[Path, int]], root: Path, shape: tuple[int, int, int], spec: DataSection, *, resize: bool
 ) -> Part:
     """Return labelled image files as a part; with `resize` they may have any size, else all have that of `shape`."""
+    encoded = Files(tuple(path for path, _ in files), root)
+    return encoded_part(encoded, np.array([label for _, label in files], dtype=np.int64), shape, spec, resize=resize)
+
+
+def encoded_part(
+    encoded: EncodedPictures, labels: NDArray[Any], shape: tuple[int, int, int], spec: DataSection, *, resize: bool
+) -> Part:
+    """Return encoded pictures and their labels [row] as a part; with `resize` they may have any size."""
     short = (spec.resize or shape[1]) if resize else None
-    paths = tuple(path for path, _ in files)
-    images = FileImages(paths, root, shape, short, spec.workers, torch.device("cpu"), spec.interpolation, spec.background)
-    return Part(images, np.array([label for _, label in files], dtype=np.int64))
+    return Part(FileImages(encoded, shape, short, spec.workers, torch.device("cpu"), spec.interpolation, spec.background), labels)
 
 
-def _only(root: Path, names: tuple[str, ...]) -> Path | None:
+def only_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the one folder below `root` with one of these names, None where there is none; raises EectlError for two."""
     with reading(root):
         present = [root / name for name in names if (root / name).is_dir()]
     if len(present) > 1:
@@ -172,11 +182,11 @@ def _real(folder: Path) -> Path:
     return Path(os.path.realpath(folder))
 
 
-def _shape(first: Path, spec: DataSection) -> tuple[int, int, int]:
+def first_shape(encoded: EncodedPictures, spec: DataSection) -> tuple[int, int, int]:
     """Return the channels, height and width that all images have or get: image_size, or the size of the first, as it is shown."""
     channels = spec.channels or 3
     if spec.image_size is not None:
         return channels, spec.image_size, spec.image_size
     with warnings_heard():
-        image = open_image(first, "RGB", background=spec.background)
+        image = open_image(encoded.path(0), "RGB", background=spec.background, content=encoded.whole(0))
     return channels, image.height, image.width

@@ -1,12 +1,11 @@
-"""Sources of images while training: uint8 tensors on the device, or files through worker processes."""
+"""Sources of images while training: uint8 tensors on the device, or encoded pictures through worker processes."""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
+from eectl.data.encoded import EncodedPictures
 from eectl.data.pictures import Oddities, open_image, shown_path, warnings_heard
 from eectl.data.splits import Ids, send_all
 
@@ -32,7 +32,13 @@ class MemoryImages:
     def __init__(self, pixels: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> None:
         self._pixels, self._prepare = pixels, prepare
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
+    def read(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        draw: int | None = None,  # noqa: ARG002 (nothing is drawn)
+        visits: Sequence[Tensor] | None = None,  # noqa: ARG002
+    ) -> Iterator[Tensor]:
         """Yield the images of each tensor of rows."""
         for rows in send_all(batches, self._pixels.device):
             images = self._pixels.index_select(0, rows.flatten())
@@ -41,16 +47,15 @@ class MemoryImages:
 
 @dataclass(frozen=True)
 class FileImages(Dataset[Tensor | str]):
-    """Image files that become uint8 [C, H, W] of one `shape`.
+    """EncodedPictures pictures, in files, a table or shards, that become uint8 [C, H, W] of one `shape`.
 
     The short side is brought to `resize` pixels and the centre cut out; when `read` draws, a random box of the stored image with
-    a share of its area in `crop` is taken instead. Without `resize` all files have the shape.
+    a share of its area in `crop` is taken instead. Without `resize` all have the shape.
 
     Transparent pixels are laid on the colour `background`. `read` sends images to `device` through `workers` processes (0: none).
     """
 
-    paths: tuple[Path, ...]
-    root: Path
+    encoded: EncodedPictures
     shape: tuple[int, int, int]
     resize: int | None
     workers: int
@@ -62,28 +67,37 @@ class FileImages(Dataset[Tensor | str]):
 
     def select(self, rows: Iterable[int], device: torch.device) -> "FileImages":
         """Return these rows alone, in this order, read to `device`."""
-        return replace(self, paths=tuple(self.paths[row] for row in rows), device=device)
+        return replace(self, encoded=self.encoded.select(list(rows)), device=device)
 
     def __getitem__(self, rows: Tensor) -> Tensor | str:
-        """Return images [n, C, H, W], or the text of an EectlError: a DataLoader would wrap a raised one in a traceback."""
+        """Return images [n, C, H, W], or the text of an EectlError: a DataLoader would wrap a raised one in a traceback.
+
+        `rows` is [n], or [n, 2] with how often each row has come before in the epoch beside it.
+        """
         images = torch.empty(len(rows), *self.shape, dtype=torch.uint8)
         try:
             with warnings_heard():
-                for image, row in zip(images, rows.tolist(), strict=True):
-                    seed = None if self.crop is None or self.draw is None else derive_seed(self.draw, row)
-                    image.copy_(torch.from_numpy(self.decode(self.paths[row], seed)))
+                for image, (row, *visit) in zip(images, rows.view(len(rows), -1).tolist(), strict=True):
+                    again = filter(None, visit)  # the first visit draws as the only one does
+                    seed = None if self.crop is None or self.draw is None else derive_seed(self.draw, row, *again)
+                    image.copy_(torch.from_numpy(self.decode(row, seed)))
         except EectlError as error:
             return str(error)
         return images
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
+    def read(
+        self, batches: Sequence[Tensor], *, draw: int | None = None, visits: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Yield the images of each tensor of rows, in order, read ahead; raises EectlError that names a bad file.
 
-        A row's random box is a function of `draw` and the row alone, so neither workers nor a resumed epoch change it. Of several
-        batches at once, [batch, row], each is still read on its own.
+        A row's random box is a function of `draw`, the row and its visit alone, so neither workers nor a resumed epoch change it.
+        Of several batches at once, [batch, row], each is still read on its own.
         """
         counts = [len(rows) if rows.dim() > 1 else 1 for rows in batches]
         alone = [batch for rows in batches for batch in rows.view(-1, rows.shape[-1])]
+        if visits is not None:
+            again = [batch for each in visits for batch in each.view(-1, each.shape[-1])]
+            alone = [torch.stack(pair, dim=1) for pair in zip(alone, again, strict=True)]
         loader = DataLoader(
             replace(self, draw=draw),
             sampler=alone,  # a "sample" is a batch of rows
@@ -105,37 +119,35 @@ class FileImages(Dataset[Tensor | str]):
 
     def load(self, odd: Oddities | None = None) -> Tensor:
         """Return all images at once, decoded by threads: uint8 [N, C, H, W] on the CPU; what is odd about some goes to `odd`."""
-        images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
+        images = torch.empty(len(self.encoded), *self.shape, dtype=torch.uint8)
         arrays = images.numpy()
 
         def fill(row: int) -> None:
-            arrays[row] = self.decode(self.paths[row], odd=odd)
+            arrays[row] = self.decode(row, odd=odd)
 
         with warnings_heard(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
             try:
-                for _ in threads.map(fill, range(len(self.paths))):
+                for _ in threads.map(fill, range(len(self.encoded))):
                     pass
             except BaseException:  # Ctrl-C too: what has not begun is not begun
                 threads.shutdown(cancel_futures=True)
                 raise
         return images
 
-    def ids(self, labels: Sequence[int]) -> Ids:
-        """Return the 64-bit ids of files that are not read ahead of time: BLAKE2b over relative path, size and label."""
-        keys = (
-            os.fsencode(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\0{label}")
-            for path, label in zip(self.paths, labels, strict=True)
-        )
+    def ids(self, labels: Sequence[Any]) -> Ids:
+        """Return the 64-bit ids of rows that are not read ahead of time: BLAKE2b over their keys and labels."""
+        keys = (self.encoded.key(row) + f"\0{label}".encode() for row, label in enumerate(labels))
         hashes = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
         return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
 
-    def decode(self, path: Path, seed: int | None = None, *, odd: Oddities | None = None) -> NDArray[np.uint8]:
-        """Return a file as uint8 [C, H, W]: its random box if there is a `seed`, else its centre or the whole.
+    def decode(self, row: int, seed: int | None = None, *, odd: Oddities | None = None) -> NDArray[np.uint8]:
+        """Return a row as uint8 [C, H, W]: its random box if there is a `seed`, else its centre or the whole.
 
-        Raises EectlError for a file that is broken, too deep or of another size.
+        Raises EectlError for a picture that is broken, too deep or of another size.
         """
         channels, height, width = self.shape
-        image = open_image(path, "L" if channels == 1 else "RGB", background=self.background, odd=odd)
+        path, mode = self.encoded.path(row), "L" if channels == 1 else "RGB"
+        image = open_image(path, mode, background=self.background, odd=odd, content=self.encoded.whole(row))
         if seed is not None:
             assert self.crop is not None
             image = _cut(image, _random_box(image, self.crop, seed), (width, height), self.interpolation)
@@ -207,10 +219,13 @@ def reduced(constants: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a data set as it is stored: images, uint8 [N, C, H, W] on the CPU or files, and their int64 labels [N]."""
+    """One part of a data set as it is stored: images, uint8 [N, C, H, W] on the CPU or files, and their labels [N, …].
+
+    Labels are int64 classes, or what `targets.read_targets` gives.
+    """
 
     images: Tensor | FileImages
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
 
 @dataclass(frozen=True)

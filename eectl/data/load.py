@@ -13,14 +13,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eectl.core.errors import EectlError
-from eectl.data.copies import Contents, Copies, file_ids
+from eectl.data.copies import Contents, Copies, encoded_ids
+from eectl.data.encoded import EncodedPictures, Members
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, StoredImages, prepare, reduced
 from eectl.data.pictures import Oddities, look_for_frames, shown_path
-from eectl.data.sources import DATASETS, FACTS, VARIANTS
-from eectl.data.splits import DataInfo, Dataset, Ids, Rows, Split, choose_rows, pixel_ids, without_copies, without_test
+from eectl.data.sources import FACTS, VARIANTS, stored_images
+from eectl.data.splits import (
+    DataInfo,
+    Dataset,
+    Ids,
+    Rows,
+    Shards,
+    Split,
+    choose_rows,
+    pixel_ids,
+    row_groups,
+    without_copies,
+    without_test,
+)
 from eectl.data.text import load_text, outline_text, text_info
-from eectl.recipe.data_section import DataSection
+from eectl.recipe.data_section import DataSection, ShardsSection
 
 MEMORY_LIMIT = 4 * 10**9  # bytes of uint8 images that in_memory: auto keeps on the device
 
@@ -52,10 +65,10 @@ def load_data(spec: DataSection, *, device: torch.device, download: bool = False
     odd = Oddities()
     found = {name: _rows(source.parts[part], rows, in_memory=in_memory, odd=odd) for name, (part, rows) in chosen.items()}
     kept, copies = without_copies(
-        _contents(source, chosen, {name: rows.contents for name, rows in found.items()}), spec, info.classes
+        _contents(source, chosen, {name: rows.contents for name, rows in found.items()}), spec, _row_classes(source, spec)
     )
     splits: dict[str, Split] = {
-        name: _split(name, found.pop(name).at(kept[name]), fit=prepared, in_memory=in_memory, device=device, crop=crop)
+        name: _split(name, found.pop(name).at(kept[name]), spec, fit=prepared, in_memory=in_memory, device=device, crop=crop)
         for name in chosen
     }
     augment = spec.augment if crop is None else spec.augment.model_copy(update={"resized_crop": None})
@@ -86,7 +99,7 @@ def outline(spec: DataSection) -> Outline:
     source = _read(spec, download=False)
     chosen = _choose(source, spec)
     contents = _contents(source, chosen, {})
-    kept, copies = without_copies(contents, spec, source.classes)
+    kept, copies = without_copies(contents, spec, _row_classes(source, spec))
     return Outline({name: contents[name].labels[rows] for name, rows in kept.items()}, copies, tuple(source.notes))
 
 
@@ -107,16 +120,17 @@ def data_info(spec: DataSection) -> DataInfo:
 
 def _read(spec: DataSection, download: bool) -> StoredImages:
     """Return the images of a data set as they are stored."""
-    if spec.variant is not None and spec.variant not in VARIANTS.get(spec.name, ()):
+    if spec.variant is not None and not spec.is_of_library and spec.variant not in VARIANTS.get(spec.name, ()):
         known = f"it comes as {', '.join(VARIANTS[spec.name])}" if spec.name in VARIANTS else "it has none"
         raise EectlError(f"data.variant is '{spec.variant}', which {spec.name} does not have; {known}")
-    return DATASETS[spec.name](spec, download)
+    return stored_images(spec, download)
 
 
 def _info(source: StoredImages, spec: DataSection) -> DataInfo:
     shape = _shape(source.parts["train"], spec)
     mean, std = _constants(source, spec, shape[0])
-    return DataInfo(spec.name, source.classes, shape, mean, std)
+    targets = spec.targets if spec.task == "regression" else ()
+    return DataInfo(spec.name, source.classes, shape, mean, std, spec.task, targets=targets)
 
 
 def _shape(part: Part, spec: DataSection) -> tuple[int, int, int]:
@@ -126,7 +140,13 @@ def _shape(part: Part, spec: DataSection) -> tuple[int, int, int]:
 
 def _choose(source: StoredImages, spec: DataSection) -> dict[str, tuple[str, Rows]]:
     """Return of each split the part that it comes from and its rows in there."""
-    return choose_rows({name: part.labels for name, part in source.parts.items()}, spec, source.classes)
+    groups = {name: row_groups(name, part.labels, spec) for name, part in source.parts.items()}
+    return choose_rows(groups, spec, _row_classes(source, spec))
+
+
+def _row_classes(source: StoredImages, spec: DataSection) -> tuple[str, ...]:
+    """Return the classes of which every row has one: none where it may have several labels."""
+    return () if spec.task == "multilabel" else source.classes
 
 
 @dataclass(frozen=True)
@@ -137,7 +157,7 @@ class _Rows:
     """
 
     images: Tensor | FileImages
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     ids: Ids | None = None
     contents: Ids | None = None
 
@@ -157,7 +177,7 @@ def _rows(part: Part, rows: Rows, *, in_memory: bool, odd: Oddities) -> _Rows:
     if isinstance(part.images, FileImages):
         files = part.images.select(rows, part.images.device)
         if not in_memory:
-            look_for_frames(files.paths, odd)
+            look_for_frames(files.encoded, odd)
             return _Rows(files, labels)
         pixels = files.load(odd)
     else:
@@ -171,11 +191,11 @@ def _contents(
 ) -> dict[str, Contents]:
     """Return what stands in the rows of each split: numbers that are `known`, else those of the files' bytes."""
     files = {
-        name: [images.paths[row] for row in rows.tolist()]
+        name: [(images.encoded, row) for row in rows.tolist()]
         for name, (part, rows) in chosen.items()
         if known.get(name) is None and isinstance(images := source.parts[part].images, FileImages)
     }
-    of_files = iter(np.split(file_ids(list(chain(*files.values()))), np.cumsum([len(each) for each in files.values()])))
+    of_files = iter(np.split(encoded_ids(list(chain(*files.values()))), np.cumsum([len(each) for each in files.values()])))
     found = {}
     for name, (part, rows) in chosen.items():
         ids = next(of_files) if name in files else known[name]
@@ -188,23 +208,33 @@ def _name(images: Tensor | FileImages, part: str, rows: Rows, row: int) -> str:
     """Return the name of a split's row in messages."""
     stored = int(rows[row])
     if isinstance(images, FileImages):
-        return shown_path(images.paths[stored].relative_to(images.root))
+        return shown_path(images.encoded.name(stored))
     return f"{part} row {stored + 1}"
 
 
 def _split(
-    name: str, rows: _Rows, *, fit: Callable[[Tensor], Tensor], in_memory: bool, device: torch.device,
+    name: str, rows: _Rows, spec: DataSection, *, fit: Callable[[Tensor], Tensor], in_memory: bool, device: torch.device,
     crop: tuple[float, float] | None,
 ) -> Split:  # fmt: skip
     """Return rows as a split; `fit` brings stored pixels to the network's shape."""
     targets = torch.from_numpy(rows.labels)
+    targets = targets.float() if targets.is_floating_point() else targets
+    epoch_rows = spec.epoch_rows if name == "train" else None
     if isinstance(rows.images, FileImages):
         files = replace(rows.images, crop=crop, device=device)
-        return Split(name, files, targets, files.ids(rows.labels.tolist()), device=device)
+        ids = files.ids(rows.labels.tolist())
+        return Split(name, files, targets, ids, device=device, shards=_shards(files.encoded, spec), epoch_rows=epoch_rows)
     assert rows.ids is not None
     pixels = rows.images.to(device)
     images = MemoryImages(fit(pixels)) if in_memory else MemoryImages(pixels, fit)
-    return Split(name, images, targets, rows.ids, device=device)
+    return Split(name, images, targets, rows.ids, device=device, epoch_rows=epoch_rows)
+
+
+def _shards(encoded: EncodedPictures, spec: DataSection) -> Shards | None:
+    """Return the shards that rows are kept in, None where they are not."""
+    if not isinstance(encoded, Members):
+        return None
+    return Shards(torch.from_numpy(encoded.places[:, 0].copy()), (spec.shards or ShardsSection()).buffer)
 
 
 def _constants(source: StoredImages, spec: DataSection, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,12 +3,13 @@
 Says which types of file are read, and what becomes of transparency, orientation, depth and further frames. Resizes nothing.
 """
 
+import io
 import logging
 import stat
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from eectl.core.errors import EectlError, one_line, visible
+from eectl.data.encoded import EncodedPictures
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,10 +129,13 @@ def warnings_heard() -> Iterator[None]:
             logger.removeHandler(nowhere)
 
 
-def open_image(path: Path, mode: str, *, background: str, odd: Oddities | None = None) -> "Image.Image":
+def open_image(
+    path: Path, mode: str, *, background: str, odd: Oddities | None = None, content: bytes | None = None
+) -> "Image.Image":
     """Open an image file in PIL's mode L or RGB, by the rules of `as_mode`; of several frames the first.
 
-    What is odd but does no harm is added to `odd`.
+    What is odd but does no harm is added to `odd`. An image that is no file of its own is given as its bytes, the `content`, and
+    `path` then stands for it in messages.
 
     Raises:
         EectlError: for a file that is broken, too large, too deep, or of a type that is not read.
@@ -140,9 +145,9 @@ def open_image(path: Path, mode: str, *, background: str, odd: Oddities | None =
     said: list[str] = []
     token = _heard.set(said)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe could keep us waiting
+        if content is None and not stat.S_ISREG(path.stat().st_mode):  # a pipe could keep us waiting
             raise EectlError(f"{shown_path(path)}: a folder or a device in place of an image; name the images")
-        with Image.open(path, formats=_formats(path)) as opened:
+        with Image.open(path if content is None else io.BytesIO(content), formats=_formats(path)) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise _too_large(path, f"{opened.width}×{opened.height} pixels")
             image = as_mode(opened, mode, background=background, where=path)
@@ -162,16 +167,19 @@ def open_image(path: Path, mode: str, *, background: str, odd: Oddities | None =
     return image
 
 
-def look_for_frames(paths: Iterable[Path], odd: Oddities) -> None:
-    """Count in `odd` the files with several frames, by their first bytes, of those whose names say that they may have some."""
+def look_for_frames(encoded: EncodedPictures, odd: Oddities) -> None:
+    """Count in `odd` the pictures with several frames, by their first bytes, of those whose names say that they may have some."""
     from PIL import Image
 
-    for path in paths:
+    for row in range(len(encoded)):
+        path = encoded.path(row)
         if path.suffix.lower() not in MOVING:
             continue
-        with suppress(Exception), Image.open(path, formats=_formats(path)) as opened:  # who reads it says what is broken
-            if _has_frames(opened):
-                odd.add(FRAMES, shown_path(path))
+        with suppress(Exception):  # who reads it says what is broken
+            content = encoded.whole(row)
+            with Image.open(path if content is None else io.BytesIO(content), formats=_formats(path)) as opened:
+                if _has_frames(opened):
+                    odd.add(FRAMES, shown_path(path))
 
 
 def _formats(path: Path) -> list[str]:

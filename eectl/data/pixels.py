@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+BLUR_RADIUS = 6  # pixels of a Gaussian blur on each side: three of the largest standard deviations that are drawn
+
 
 def warp(images: Tensor, matrices: Tensor, *, mode: str = "nearest", padding: str = "zeros") -> Tensor:
     """Warp each image by its matrix [n, 2, 3], as `for_warp` makes them.
@@ -65,6 +67,30 @@ def blurred(images: Tensor) -> Tensor:
     inner = result[..., 1:-1, 1:-1]
     inner.copy_(square.add_(inner, alpha=4).div_(13).round_())
     return result
+
+
+def gaussian_weights(deviations: Tensor) -> Tensor:
+    """Return the weights [n, tap] of Gaussian blurs by these standard deviations in pixels [n], as torchvision has them."""
+    taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    return torch.softmax(-(taps**2) / (2 * deviations[:, None] ** 2), dim=1)
+
+
+def gaussian_blur(images: Tensor, weights: Tensor) -> Tensor:
+    """Blur each image by its weights [n, tap], along both axes; what lies outside is mirrored.
+
+    Of an image too small to be mirrored that far, fewer taps are used.
+    """
+    pixels = images.float()
+    for axis in (-1, -2):
+        size = pixels.shape[axis]
+        radius = min(BLUR_RADIUS, size - 1)
+        taps = weights[:, BLUR_RADIUS - radius : BLUR_RADIUS + radius + 1]
+        taps = taps / taps.sum(1, keepdim=True)
+        padded = F.pad(pixels, (radius, radius, 0, 0) if axis == -1 else (0, 0, radius, radius), mode="reflect")
+        pixels = torch.zeros_like(pixels)
+        for number, weight in enumerate(taps.unbind(1)):
+            pixels.addcmul_(padded.narrow(axis, number, size), per_image(weight))
+    return pixels.round_().to(torch.uint8)
 
 
 def solarize(images: Tensor, thresholds: Tensor) -> Tensor:

@@ -18,8 +18,11 @@ from eectl.core.errors import EectlError
 from eectl.core.files import reading
 from eectl.data.archives import download_archive, download_file, load_imagenet, load_imagenette, load_tinyimagenet
 from eectl.data.folder import load_folder
+from eectl.data.image_tables import load_hub_images, load_parquet, parquet_files
 from eectl.data.images import Part, StoredImages
+from eectl.data.listing import is_listed, load_listed
 from eectl.data.plain_pickle import read_plain
+from eectl.data.shards import load_shards
 from eectl.data.splits import stratified
 from eectl.recipe.choices import IMAGE_CHOICES, in_order
 from eectl.recipe.data_section import DataSection
@@ -165,6 +168,29 @@ def _cifar_batch(path: Path, num_classes: int) -> tuple[NDArray[np.uint8], NDArr
     return np.asarray(data).reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
 
+def load_own(spec: DataSection, download: bool) -> StoredImages:
+    """Return images of one's own: listed by a file, in Parquet where `data.root` is such or holds it, else in class folders."""
+    if is_listed(spec):
+        return load_listed(spec)
+    with reading(spec.folder):
+        files = parquet_files(spec.folder)
+    if not files:
+        if spec.image is not None or spec.target != type(spec).model_fields["target"].default:
+            key = "target" if spec.image is None else "image"
+            raise EectlError(f"data.{key} is a column of Parquet, and there is no train.parquet in '{spec.root}'; leave it out")
+        return load_folder(spec, download)
+    if "train" not in files:
+        raise EectlError(f"data.root is '{spec.root}': {next(iter(files.values()))[0].name}, and no train.parquet; add it")
+    if (spec.folder / "train").is_dir():
+        raise EectlError(f"data.root is '{spec.root}': {files['train'][0].name} and train/ mean the same split; keep one")
+    return load_parquet(files, spec)
+
+
+def stored_images(spec: DataSection, download: bool) -> StoredImages:
+    """Return the images of a recipe's data section as they are stored."""
+    return load_hub_images(spec, download) if spec.is_of_library else DATASETS[spec.name](spec, download)
+
+
 DATASETS: dict[str, Callable[[DataSection, bool], StoredImages]] = in_order(
     IMAGE_CHOICES,
     {
@@ -176,7 +202,8 @@ DATASETS: dict[str, Callable[[DataSection, bool], StoredImages]] = in_order(
         "tinyimagenet": load_tinyimagenet,
         "imagenette": load_imagenette,
         "imagenet": load_imagenet,
-        "folder": load_folder,
+        "folder": load_own,
+        "wds": load_shards,
     },
 )
 # Classes and stored shape (channels, height, width) of those whose facts are known before any file is read.

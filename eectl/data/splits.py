@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from eectl.core.errors import EectlError
 from eectl.data.copies import Contents, Copies, from_digests, settle_copies
 from eectl.recipe.choices import SPLIT_CHOICES
-from eectl.recipe.data_section import AugmentSection, DataSection
+from eectl.recipe.data_section import AugmentSection, DataSection, num_outputs
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 CARVED = ("test", "validation", "calibration")  # what is drawn from the training rows, in this order
 ALIGNMENT = 16  # bytes that tensors sent together start at a multiple of
 UNEVEN = 10  # the largest class over the smallest: more is pointed out
+FEWEST_ALIKE = 20  # rows of a group that splits are drawn from, where there are several
 QUANTILES = 10  # groups of equal size by which a regression's rows are drawn
 
 
@@ -52,7 +53,8 @@ class DataInfo:
 
     `kind` is image or text, `task` an entry of losses.TASKS. Images: `input_shape` is channels, height, width; mean and std are
     per channel, for 0..1. Text: `input_shape` is 3 planes and the most tokens, mean and std are empty, and `largest_token` is
-    the largest token id there is (None: no text was read). `classes` is empty for regression.
+    the largest token id there is (None: no text was read). `classes` are also levels, or labels of which a row may have several;
+    it is empty for regression, of which `targets` names the columns.
     """
 
     name: str
@@ -63,20 +65,24 @@ class DataInfo:
     task: str = "classification"
     kind: str = "image"
     largest_token: int | None = None
+    targets: tuple[str, ...] = ()
 
     @property
     def num_outputs(self) -> int:
-        """The number of outputs that the network has for each row: a logit per class, or one for regression."""
-        return 1 if self.task == "regression" else len(self.classes)
+        """The number of outputs that the network has for each row."""
+        return num_outputs(self.task, num_classes=len(self.classes), num_targets=len(self.targets))
 
 
 class Inputs(Protocol):
     """A split's images or texts: in memory or in files."""
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:
+    def read(
+        self, batches: Sequence[Tensor], *, draw: int | None = None, visits: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Yield the inputs on the device, as in Batch, for each int64 tensor of rows in turn; of images also for [batch, row].
 
-        `draw` seeds what reading for training draws for each row; None: nothing is drawn, as in evaluation.
+        `draw` seeds what reading for training draws for each row; None: nothing is drawn, as in evaluation. `visits`, shaped as
+        `batches`, say how often each row has come before in the epoch, so that each visit draws anew; None: never.
         """
 
 
@@ -87,7 +93,8 @@ class Batch:
     Several batches of images at once have rows [batch, row], and one after the other n = batch · row inputs and targets.
 
     Images are uint8 [n, C, H, W]. Texts are int64 [n, 3, token]: token ids, attention mask (1 = real) and token type ids, padded
-    to the longest of the batch. Targets are int64 classes, or float32 for regression.
+    to the longest of the batch. Targets are int64 classes or levels, float32 numbers, or float32 [n, label] of 0 and 1 or
+    [n, target] where a row has several.
     """
 
     inputs: Tensor
@@ -95,11 +102,20 @@ class Batch:
     rows: Tensor
 
 
+@dataclass(frozen=True)
+class Shards:
+    """The shard that each row of a split is kept in (int64 [N], CPU), and the rows ahead among which the next one is drawn."""
+
+    numbers: Tensor
+    buffer: int
+
+
 class Split:
-    """The rows of one split: `labels` [N] on the CPU, int64 or float32, `ids` a 64-bit content hash of each, and the inputs.
+    """The rows of one split: `labels` [N, …] on the CPU, int64 or float32, `ids` a 64-bit content hash of each, and the inputs.
 
     `lengths` (int64 [N], CPU) are the tokens of texts, None for images. `read_as` says how they were made into inputs, where
-    that is not the recipe's alone; it goes into the fingerprint.
+    that is not the recipe's alone; it goes into the fingerprint. `shards` says where rows are kept that are best read in turn.
+    An epoch has `epoch_rows` rows, by default all.
     """
 
     def __init__(
@@ -112,8 +128,11 @@ class Split:
         device: torch.device,
         lengths: Tensor | None = None,
         read_as: bytes = b"",
+        shards: Shards | None = None,
+        epoch_rows: int | None = None,
     ) -> None:
         assert len(labels) == len(ids)
+        self.shards, self.epoch_rows = shards, epoch_rows
         self.name, self.labels, self.ids, self.lengths = name, labels, ids, lengths
         self.fingerprint = hashlib.sha256(ids.tobytes() + read_as).hexdigest()
         self._inputs = inputs
@@ -139,10 +158,12 @@ class Split:
             return next(self._inputs.read([index.cpu()]))
         return torch.cat(list(self._inputs.read(torch.split(index.cpu(), 64))))
 
-    def batches(self, rows: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Batch]:
-        """Yield a Batch for each int64 CPU tensor of rows, read ahead where the images are in files; `draw` as for Inputs."""
+    def batches(
+        self, rows: Sequence[Tensor], *, draw: int | None = None, visits: Sequence[Tensor] | None = None
+    ) -> Iterator[Batch]:
+        """Yield a Batch for each int64 CPU tensor of rows, read ahead where images are in files; the rest is as for Inputs."""
         sent = send_all(rows, self._targets.device)
-        for index, there, inputs in zip(rows, sent, self._inputs.read(rows, draw=draw), strict=True):
+        for index, there, inputs in zip(rows, sent, self._inputs.read(rows, draw=draw, visits=visits), strict=True):
             yield Batch(inputs, self._targets.index_select(0, there.flatten()), index)
 
 
@@ -164,35 +185,46 @@ class Dataset:
 def check_test(spec: DataSection, parts: Collection[str]) -> None:
     """Raise EectlError where `data.test` asks for a test split and the data set has one among its `parts`."""
     if spec.test is not None and "test" in parts:
-        raise EectlError(f"data.test is {spec.test:g}, and '{spec.root}' has a test split of its own; leave out one of the two")
+        where = spec.name if spec.is_of_library else f"'{spec.root}'"
+        raise EectlError(f"data.test is {spec.test:g}, and {where} has a test split of its own; leave out one of the two")
 
 
 def without_test(spec: DataSection, splits: Collection[str]) -> tuple[str, ...]:
     """Return the note that a data set without a test split deserves before anything is trained on it."""
     if "test" in splits:
         return ()
-    where = "test.csv beside the training file" if spec.is_text else f"test/<class>/ in '{spec.root}'"
     return (
         f"{spec.name}: there is no test split, so eectl evaluate, bench and report will have nothing to measure on; "
-        f"--set data.test=0.15 carves one out of the training rows, or add {where}",
+        f"--set data.test=0.15 carves one out of the training rows, or add {place_of('test', spec)}",
     )
 
 
-def pixel_ids(pixels: NDArray[np.uint8], labels: Sequence[int]) -> tuple[Ids, Ids]:
+def place_of(name: str, spec: DataSection) -> str:
+    """Return where a data set of the user's own would have the split `name`, in words."""
+    if spec.is_of_library:
+        return f"a split {name} to it"
+    if spec.name == "wds":
+        return f"shards of it, as data.shards.{name}"
+    return f"a {name} file beside train" if spec.is_text else f"a folder {name}/<class>/ beside train/ in '{spec.root}'"
+
+
+def pixel_ids(pixels: NDArray[np.uint8], labels: Sequence[Any]) -> tuple[Ids, Ids]:
     """Return two 64-bit numbers for each image in memory: BLAKE2b over its bytes, and over its bytes and its label."""
     contents, ids = [], []
     for image, label in zip(pixels, labels, strict=True):
         seen = hashlib.blake2b(image.tobytes(), digest_size=8)
         contents.append(seen.digest())
-        seen.update(int(label).to_bytes(4, "little"))
+        seen.update(label.to_bytes(4, "little") if isinstance(label, int) else repr(label).encode())
         ids.append(seen.digest())
     return from_digests(contents), from_digests(ids)
 
 
 def class_counts(labels: Mapping[str, NDArray[Any]], classes: Sequence[str]) -> dict[str, list[int]]:
-    """Return how many rows of each class there are in each split, given the splits' labels [row]; nothing for a regression."""
+    """Return how many rows of each class there are in each split, given the splits' labels [row, …]; nothing for a regression."""
     if not classes:
         return {}
+    if any(each.ndim > 1 for each in labels.values()):
+        return {name: each.astype(np.int64).sum(axis=0).tolist() for name, each in labels.items()}
     return {name: np.bincount(each, minlength=len(classes)).tolist() for name, each in labels.items()}
 
 
@@ -208,21 +240,51 @@ def note_on_classes(counts: Sequence[int], classes: Sequence[str], *, noun: str)
     )
 
 
-def quantiles(values: NDArray[np.float64], spec: DataSection) -> NDArray[np.int64]:
-    """Return the tenth that each number lies in by rank [row], so that `carve` draws low and high ones alike.
+def row_groups(name: str, targets: NDArray[Any], spec: DataSection, *, noun: str = "images") -> NDArray[np.int64]:
+    """Return the group of each row of a part [row], by which its rows are drawn.
 
-    There are fewer groups where there are few rows. Equal numbers are ranked in the order in which they come. Raises EectlError
-    where a split would be empty.
+    It is the class, of a number the tenth that it lies in by rank (of several numbers their mean, each scaled by its deviation),
+    and of several labels the rarest. Raises EectlError where a split would be empty.
     """
+    if spec.task in ("classification", "ordinal"):
+        return targets
+    most = _most_groups(len(targets), spec, noun) if name == "train" else min(QUANTILES, spec.limit.of(name) or QUANTILES)
+    if spec.task == "multilabel":
+        return _label_groups(targets, most)
+    if targets.ndim > 1:
+        deviation = targets.std(axis=0)
+        targets = ((targets - targets.mean(axis=0)) / np.where(deviation > 0, deviation, 1)).mean(axis=1)
+    return rank_groups(targets, most)
+
+
+def _most_groups(num_rows: int, spec: DataSection, noun: str) -> int:
+    """Return in how many groups training rows may be drawn, so that `carve` finds some of each for every split."""
     wanted = {name: share for name in CARVED if (share := getattr(spec, name)) is not None}
-    counts = {name: round(share * len(values)) for name, share in wanted.items()}
+    counts = {name: round(share * num_rows) for name, share in wanted.items()}
     for name, count in counts.items():
         if count < 1:
             raise EectlError(
-                f"data.{name}: {wanted[name]:g} of {len(values)} texts leaves a split without rows; raise it or add texts"
+                f"data.{name}: {wanted[name]:g} of {num_rows} {noun} leaves a split without rows; raise it or add {noun}"
             )
     limits = [limit for name in (*CARVED, "train") if (limit := spec.limit.of(name)) is not None]
-    return rank_groups(values, min(QUANTILES, len(values) // 10 or 1, *counts.values(), *limits))
+    return int(min(QUANTILES, num_rows // 10 or 1, *counts.values(), *limits))
+
+
+def _label_groups(targets: NDArray[np.float32], most: int) -> NDArray[np.int64]:
+    """Return the group of each row of [row, label]: its rarest label, for the `most` − 1 such with the most rows.
+
+    All other rows are in group 0, or in the largest where they are few.
+    """
+    rarity = targets.sum(axis=0)
+    rarest = np.where(targets > 0, rarity, np.inf).argmin(axis=1) + 1
+    rarest[~(targets > 0).any(axis=1)] = 0
+    sizes = np.bincount(rarest, minlength=targets.shape[1] + 1)
+    sizes[0] = 0
+    kept = [group for group in np.argsort(-sizes, kind="stable")[: most - 1] if sizes[group] >= FEWEST_ALIKE]
+    groups = np.where(np.isin(rarest, kept), rarest, 0)
+    if kept and 0 < (groups == 0).sum() < FEWEST_ALIKE:
+        groups[groups == 0] = kept[0]
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def rank_groups(values: NDArray[np.float64], groups: int) -> NDArray[np.int64]:

@@ -22,19 +22,17 @@ from eectl.core.errors import EectlError, visible
 from eectl.core.files import reading
 from eectl.data.copies import Contents, Copies, hashed
 from eectl.data.splits import (
-    QUANTILES,
     DataInfo,
     Dataset,
     Ids,
     Split,
     choose_rows,
-    quantiles,
-    rank_groups,
+    row_groups,
     send_all,
     without_copies,
     without_test,
 )
-from eectl.data.text_sources import TEXT_DATASETS, StoredTexts, TextPart, text_classes
+from eectl.data.text_sources import StoredTexts, TextPart, stored_texts, text_classes
 from eectl.recipe.data_paths import expand
 from eectl.recipe.data_section import DataSection
 
@@ -62,7 +60,13 @@ class Texts:
             tensor.to(device) for tensor in (ids, types, starts, starts + lengths)
         )
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
+    def read(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        draw: int | None = None,  # noqa: ARG002 (nothing is drawn)
+        visits: Sequence[Tensor] | None = None,  # noqa: ARG002
+    ) -> Iterator[Tensor]:
         """Yield int64 [n, 3, token] on the device for each tensor of rows: token ids, attention mask, token type ids."""
         for rows, index in zip(batches, send_all(batches, self._device), strict=True):
             longest = int(self.lengths[rows].max()) if len(rows) else 0
@@ -95,7 +99,7 @@ def load_text(spec: DataSection, *, device: torch.device, download: bool = False
     and targets; a fingerprint is of the tokens too, so that another tokenizer is noticed. Raises EectlError for anything missing
     or broken.
     """
-    source = TEXT_DATASETS[spec.name](spec, download)
+    source = stored_texts(spec, download)
     tokenizer = load_tokenizer(spec.tokenizer or "", download=download)
     chosen, copies = _choose(source, spec)
     splits: dict[str, Split] = {}
@@ -103,39 +107,31 @@ def load_text(spec: DataSection, *, device: torch.device, download: bool = False
     largest = padding = padding_id(tokenizer)
     for name, part in chosen.items():
         encoded = encode(tokenizer, part.texts, max_length=spec.max_length)
-        splits[name] = _split(name, part, encoded, padding, spec.max_length, device)
+        splits[name] = _split(name, part, encoded, padding, spec, device)
         cut[name], largest = encoded.num_cut, max(largest, int(encoded.ids.max()))
-    info = DataInfo(spec.name, source.classes, (PLANES, spec.max_length), (), (), spec.task, "text", largest)
-    notes = (*without_test(spec, splits), *_notes(cut, splits, spec.max_length))
+    info = DataInfo(spec.name, source.classes, (PLANES, spec.max_length), (), (), spec.task, "text", largest, _targets(spec))
+    notes = (*source.notes, *without_test(spec, splits), *_notes(cut, splits, spec.max_length))
     return Dataset(info, splits, notes, copies=copies)
 
 
 def outline_text(spec: DataSection) -> tuple[dict[str, NDArray[Any]], Copies]:
     """Return the targets [row] of each split, and the copies among them, without tokenising any text."""
-    chosen, copies = _choose(TEXT_DATASETS[spec.name](spec, False), spec)
+    chosen, copies = _choose(stored_texts(spec, False), spec)
     return {name: part.targets for name, part in chosen.items()}, copies
 
 
 def _choose(source: StoredTexts, spec: DataSection) -> tuple[dict[str, TextPart], Copies]:
     """Return the texts of each split, and the copies among them."""
-    groups = {name: _groups(name, part, spec) for name, part in source.parts.items()}
-    chosen = choose_rows(groups, spec, source.classes, noun="texts")
+    groups = {name: row_groups(name, part.targets, spec, noun="texts") for name, part in source.parts.items()}
+    classes = () if spec.task == "multilabel" else source.classes  # a row is of no one class
+    chosen = choose_rows(groups, spec, classes, noun="texts")
     taken = {name: _take(source.parts[part], rows) for name, (part, rows) in chosen.items()}
     contents = {
         name: Contents(hashed(map(_text_key, taken[name].texts)), taken[name].targets, partial(_name, part, rows))
         for name, (part, rows) in chosen.items()
     }
-    kept, copies = without_copies(contents, spec, source.classes, noun="texts")
+    kept, copies = without_copies(contents, spec, classes, noun="texts")
     return {name: _take(part, kept[name]) for name, part in taken.items()}, copies
-
-
-def _groups(name: str, part: TextPart, spec: DataSection) -> NDArray[np.int64]:
-    """Return the class of each row of a part, or of a regression the group of equal size that its number lies in."""
-    if spec.task != "regression":
-        return part.targets
-    if name == "train":
-        return quantiles(part.targets, spec)
-    return rank_groups(part.targets, min(QUANTILES, spec.limit.of(name) or QUANTILES))
 
 
 def _name(part: str, rows: NDArray[np.int64], row: int) -> str:
@@ -145,7 +141,12 @@ def _name(part: str, rows: NDArray[np.int64], row: int) -> str:
 
 def text_info(spec: DataSection) -> DataInfo:
     """Return a text data set's facts; where its classes are not known, the target column of the training file is read."""
-    return DataInfo(spec.name, text_classes(spec), (PLANES, spec.max_length), (), (), spec.task, "text")
+    return DataInfo(spec.name, text_classes(spec), (PLANES, spec.max_length), (), (), spec.task, "text", None, _targets(spec))
+
+
+def _targets(spec: DataSection) -> tuple[str, ...]:
+    """Return the columns of a regression."""
+    return spec.targets if spec.task == "regression" else ()
 
 
 def load_tokenizer(name: str, *, download: bool = False) -> Any:
@@ -269,14 +270,15 @@ def _take(part: TextPart, rows: NDArray[np.int64]) -> TextPart:
     return TextPart([part.texts[row] for row in rows.tolist()], part.targets[rows])
 
 
-def _split(name: str, part: TextPart, encoded: Encoded, padding: int, max_length: int, device: torch.device) -> Split:
+def _split(name: str, part: TextPart, encoded: Encoded, padding: int, spec: DataSection, device: torch.device) -> Split:
     lengths = torch.from_numpy(encoded.lengths)
     flat = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.types)
-    texts = Texts(*flat, lengths, padding=padding, max_length=max_length, device=device)
+    texts = Texts(*flat, lengths, padding=padding, max_length=spec.max_length, device=device)
     labels = torch.from_numpy(part.targets)
     labels = labels.float() if labels.is_floating_point() else labels
     ids = text_ids(part)
-    return Split(name, texts, labels, ids, device=device, lengths=lengths, read_as=encoded.digest())
+    epoch_rows = spec.epoch_rows if name == "train" else None
+    return Split(name, texts, labels, ids, device=device, lengths=lengths, read_as=encoded.digest(), epoch_rows=epoch_rows)
 
 
 def text_ids(part: TextPart) -> Ids:

@@ -16,23 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eectl.core.errors import EectlError, visible
-from eectl.core.files import read_text, replacing
-from eectl.core.json_files import parse_json
-from eectl.data.text_tables import READERS, Table, find_table, names_of, numbers, read_table, sorted_classes, texts
+from eectl.core.errors import EectlError
+from eectl.core.files import replacing
+from eectl.data.arrow_tables import Sheet, class_columns, is_string, listed_columns, require, target_column
+from eectl.data.hub import datasets_library, hub_sheets, saved_sheets
+from eectl.data.targets import classes_in, read_targets
+from eectl.data.text_tables import READERS, Table, class_cells, classes_among, find_table, read_table, texts
 from eectl.recipe.choices import TEXT_CHOICES, in_order
 from eectl.recipe.data_section import DataSection
 from eectl.recipe.text_sets import GLUE_PREFIX, NEWSGROUPS, TEXT_SETS
 
 FILES = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
 GLUE_FILES = {"train": ("train",), "test": ("validation", "dev", "validation_matched", "dev_matched")}  # test labels are hidden
-MOST_FRACTIONS = 20  # more different numbers with fractions than this are the values of a regression, not classes
 _KINDS = ", ".join(kind[1:] for kind in READERS)
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """One part of a data set: texts row by row (one or two strings), and targets, int64 classes or float64 numbers."""
+    """One part of a data set: texts row by row (one or two strings), and targets as `read_targets` gives them."""
 
     texts: list[tuple[str, ...]]
     targets: NDArray[Any]
@@ -40,10 +41,11 @@ class TextPart:
 
 @dataclass(frozen=True)
 class StoredTexts:
-    """A data set of texts as it is stored: `parts` are train and, where it has them, validation and test."""
+    """A data set of texts as it is stored: `parts` are train and, where it has them, other splits; `notes` say what is odd."""
 
     classes: tuple[str, ...]
     parts: dict[str, TextPart]
+    notes: tuple[str, ...] = ()
 
 
 def load_files(spec: DataSection, download: bool) -> StoredTexts:
@@ -54,20 +56,22 @@ def load_files(spec: DataSection, download: bool) -> StoredTexts:
     Classes are those of the training file. Raises EectlError for another layout, missing columns and cells that will not do.
     """
     tables = _tables(spec, FILES, download)
-    classes = () if spec.task == "regression" else _classes(tables["train"], spec.target)
+    classes = classes_in(tables["train"], spec)
     return StoredTexts(classes, {name: _part(table, spec, classes) for name, table in tables.items()})
 
 
 def text_classes(spec: DataSection) -> tuple[str, ...]:
     """Return the classes of a text data set, from a table or its training file's target column; none for regression."""
+    if spec.is_of_library:
+        return load_hub_texts(spec, False).classes
     if spec.name in TEXT_SETS or spec.task == "regression":
         return TEXT_SETS[spec.name].classes if spec.name in TEXT_SETS else ()
-    return _classes(read_table(_find(spec, FILES, download=False)["train"], [spec.target]), spec.target)
+    return classes_in(read_table(_find(spec, FILES, download=False)["train"], spec.targets), spec)
 
 
 def _tables(spec: DataSection, files: Mapping[str, tuple[str, ...]], download: bool) -> dict[str, Table]:
     return {
-        name: read_table(paths, list(dict.fromkeys([*spec.text, spec.target])))
+        name: read_table(paths, list(dict.fromkeys([*spec.text, *spec.targets])))
         for name, paths in _find(spec, files, download=download).items()
     }
 
@@ -91,49 +95,13 @@ def _find(spec: DataSection, files: Mapping[str, tuple[str, ...]], *, download: 
 
 
 def _columns(spec: DataSection) -> str:
-    return ", ".join(dict.fromkeys([*spec.text, spec.target]))
-
-
-def _classes(table: Table, target: str) -> tuple[str, ...]:
-    names = names_of(table, target)
-    classes = sorted_classes(names)
-    if len(classes) < 2:
-        raise EectlError(f"{table.path}: column '{target}' has the one class '{classes[0]:.80}'; two or more are needed")
-    if _are_values(classes, len(names)):
-        raise EectlError(
-            f"{table.path}: column '{target}' has {len(classes)} different numbers in {len(names)} rows, which are no classes; "
-            "set data.task to regression (--task regression)"
-        )
-    return classes
-
-
-def _are_values(classes: Sequence[str], rows: int) -> bool:
-    """Return whether the `classes` of a column are a number's values: half as many as rows, or more than 20 with fractions."""
-    try:
-        values = [float(name) for name in classes]
-    except ValueError:
-        return False
-    fractions = any(not number.is_integer() for number in values)
-    return 2 * len(classes) > rows or (fractions and len(classes) > MOST_FRACTIONS)
+    return ", ".join(dict.fromkeys([*spec.text, *spec.targets]))
 
 
 def _part(table: Table, spec: DataSection, classes: Sequence[str], *, empty: bool = False) -> TextPart:
     """Return a table's texts and targets; raises EectlError for a class that is not among `classes`."""
     rows = list(zip(*(texts(table, name, empty=empty) for name in spec.text), strict=True))
-    if spec.task == "regression":
-        return TextPart(rows, numbers(table, spec.target))
-    index = {name: label for label, name in enumerate(classes)}
-    if spec.name in TEXT_SETS:  # labels may be numbers, as in the library's files
-        index |= {str(label): label for label in range(len(classes))}
-    labels = np.empty(len(rows), dtype=np.int64)
-    for row, name in enumerate(names_of(table, spec.target)):
-        if name not in index:
-            raise EectlError(
-                f"{table.where(row)}: column '{spec.target}' is '{name:.80}', which is not among the {len(classes)} classes "
-                f"({', '.join(each[:80] for each in classes[:5])}{', …' if len(classes) > 5 else ''})"
-            )
-        labels[row] = index[name]
-    return TextPart(rows, labels)
+    return TextPart(rows, read_targets(table, spec, classes))
 
 
 def _load_glue(task: str, spec: DataSection, download: bool) -> StoredTexts:
@@ -171,55 +139,97 @@ def _is_glue(folder: Path) -> bool:
 
 def _saved_tables(folder: Path, spec: DataSection) -> dict[str, Table]:
     """Read what the library's save_to_disk wrote: the cells as they are stored, so that none names a file to open."""
-    library = _datasets(folder)
-    _check_saved(folder)
-    try:
-        found = library.load_from_disk(str(folder))
-        saved = {name: found[name].with_format("arrow") for name in found}
-        return _tables_of(folder, saved, spec)
-    except EectlError:
-        raise
-    except Exception as error:  # the library's, Arrow's, and whatever a damaged description leads to
-        reason = visible(" ".join(str(error).split()))[:120]
-        raise EectlError(f"{folder}: not what save_to_disk of the datasets library wrote ({reason}); save it again") from error
-
-
-def _check_saved(folder: Path) -> None:
-    """Raise EectlError where a description names files that lie elsewhere."""
-    for path in sorted(folder.glob("*/state.json")):
-        state = parse_json(read_text(path), where=path)
-        files = state.get("_data_files") if isinstance(state, dict) else None
-        names = [each.get("filename") for each in files if isinstance(each, dict)] if isinstance(files, list) else []
-        if not names or any(not isinstance(name, str) or name != Path(name).name for name in names):
-            raise EectlError(f"{path}: names no files, or others than those beside it; save the data set again")
-
-
-def _tables_of(folder: Path, saved: Mapping[str, Any], spec: DataSection) -> dict[str, Table]:
+    saved = saved_sheets(folder)
     tables = {}
     for part, names in GLUE_FILES.items():
         name = next((name for name in names if name in saved), None)
-        if name is None:
-            continue
-        missing = [column for column in (*spec.text, spec.target) if column not in saved[name].column_names]
-        if missing:
-            raise EectlError(f"{folder}: {name} has no column '{missing[0]}'; it has {', '.join(saved[name].column_names)}")
-        tables[part] = Table(folder / name, {column: saved[name][:][column].to_pylist() for column in (*spec.text, spec.target)})
+        if name is not None:
+            tables[part] = _table(saved[name], (*spec.text, *spec.targets))
     if "train" not in tables:
         raise EectlError(f"{folder}: there is no train in it, but {', '.join(saved)}")
     return tables
 
 
-def _datasets(place: object) -> Any:
+def _table(sheet: Sheet, names: Sequence[str]) -> Table:
+    """Return columns of a table of pyarrow's with their cells as Python has them."""
+    require(sheet.place, names, sheet.schema.names)
+    read = sheet.read(list(dict.fromkeys(names)))
+    if not read.num_rows:
+        raise EectlError(f"{sheet.place}: no rows; each row is a text and its {names[-1]}")
     try:
-        import datasets
-    except ImportError as error:
-        raise EectlError(f"{place}: this needs the datasets library; run pip install 'eectl[text]'") from error
-    return datasets
+        return Table(sheet.place, {name: read.column(name).to_pylist() for name in names})
+    except (ValueError, OverflowError) as error:  # bytes that are no UTF-8 among them
+        raise EectlError(f"{sheet.place}: cells that cannot be read ({str(error)[:80]}); write it again") from error
+
+
+def load_hub_texts(spec: DataSection, download: bool) -> StoredTexts:
+    """Return the texts of a data set of the datasets library, hfds/NAME: the columns that the recipe names, or the only ones.
+
+    Classes are those of the training rows, in the library's order. A split whose classes are not told is left out. Raises
+    EectlError for missing columns and cells that will not do.
+    """
+    sheets = hub_sheets(spec, download)
+    train = sheets["train"]
+    if spec.task in ("multilabel", "ordinal") or len(spec.targets) > 1:
+        own = spec.model_copy(update={"text": _text_columns(train, spec.targets[0], spec)})
+        tables = {name: _table(sheet, (*own.text, *own.targets)) for name, sheet in sheets.items()}
+        classes = classes_in(tables["train"], own)
+        return StoredTexts(classes, {name: _part(table, own, classes, empty=True) for name, table in tables.items()})
+    target = target_column(train, spec, _may_be_number if spec.task == "regression" else _may_be_class)
+    columns = _text_columns(train, target, spec)
+    known = class_columns(train.schema).get(target) if spec.task == "classification" else None
+    own = spec.model_copy(update={"text": columns, "target": target})
+    tables = {name: _table(sheet, (*columns, target)) for name, sheet in sheets.items()}
+    if spec.task == "regression":
+        return StoredTexts((), {name: _part(table, own, (), empty=True) for name, table in tables.items()})
+    named = {name: class_cells(table, target, known) for name, table in tables.items()}
+    hidden = {name for name, each in named.items() if name != "train" and set(each) == {None}}
+    classes = classes_in(tables["train"], own) if known is None else classes_among(named["train"], known, train.place, target)
+    told = {
+        name: Table(table.path, {**table.columns, target: ["" if each is None else each for each in named[name]]})
+        for name, table in tables.items()
+        if name not in hidden
+    }
+    notes = tuple(f"{spec.name}: the classes of its {name} split are not told, so it is left out" for name in sorted(hidden))
+    return StoredTexts(classes, {name: _part(table, own, classes, empty=True) for name, table in told.items()}, notes)
+
+
+def _text_columns(sheet: Sheet, target: str, spec: DataSection) -> tuple[str, ...]:
+    """Return the columns of texts: those that the recipe names, or the only one."""
+    names = sheet.schema.names
+    if set(spec.text) <= set(names):
+        return spec.text
+    if spec.text != type(spec).model_fields["text"].default:
+        require(sheet.place, spec.text, names)
+    found = [field.name for field in sheet.schema if is_string(field.type) and field.name != target]
+    if len(found) != 1:
+        raise EectlError(
+            f"{sheet.place}: no column 'text', and {len(found)} others hold texts; it has {listed_columns(names)}; set data.text "
+            "(--text)"
+        )
+    return (str(found[0]),)
+
+
+def _may_be_class(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_integer(kind))
+
+
+def _may_be_number(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_floating(kind))
+
+
+def stored_texts(spec: DataSection, download: bool) -> StoredTexts:
+    """Return the texts of a recipe's data section as they are stored."""
+    return load_hub_texts(spec, download) if spec.is_of_library else TEXT_DATASETS[spec.name](spec, download)
 
 
 def _download_glue(task: str, folder: Path) -> None:
     """Store the library's copy (from its cache where it has one) as Parquet, a file at a time."""
-    library = _datasets(f"{GLUE_PREFIX}{task}")
+    library = datasets_library(f"{GLUE_PREFIX}{task}")
     names = {"train": "train", "validation": "validation_matched" if task == "mnli" else "validation"}
     try:
         parts = {name: library.load_dataset("nyu-mll/glue", task, split=part) for name, part in names.items()}

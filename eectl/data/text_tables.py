@@ -19,6 +19,7 @@ from eectl.recipe.choices import FILE_CHOICES, in_order
 
 MOST_CHARACTERS = 16 * 2**20  # of a cell, or of a line of JSON
 MOST_TARGET = 1e15  # in size: the squares of larger ones leave float32 once there are thousands of rows
+HIDDEN = -1  # the label of rows whose class a published data set does not tell
 _MANY_ROWS = 10**6  # from which a Parquet file must have a byte for each row
 _MOST_NAMED = 12  # columns that a message lists
 _LONGEST = 40  # characters of each
@@ -217,6 +218,32 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     distinct = set(names)
     whole = all(name.removeprefix("-").isascii() and name.removeprefix("-").isdecimal() for name in distinct)
     return tuple(sorted(distinct, key=(lambda name: (int(name), name)) if whole else lambda name: (0, name)))
+
+
+def class_cells(table: Table, name: str, known: Sequence[str] | None) -> list[str | None]:
+    """Return a column of class names; where the classes are `known`, the column counts them from 0, and HIDDEN becomes None.
+
+    Raises EectlError for a cell that is no class.
+    """
+    if known is None:
+        return list(names_of(table, name))
+    for row, value in enumerate(table.columns[name]):
+        if not isinstance(value, int) or not HIDDEN <= value < len(known):
+            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r:.80}, and its {len(known)} classes count from 0")
+    return [None if value == HIDDEN else known[value] for value in table.columns[name]]
+
+
+def classes_among(names: Sequence[str | None], known: Sequence[str] | None, place: Path, target: str) -> tuple[str, ...]:
+    """Return the classes that `names` [row] hold, in the order in which they are `known`, else sorted.
+
+    Raises EectlError where there are fewer than two.
+    """
+    present = {name for name in names if name is not None}
+    classes = sorted_classes(present) if known is None else tuple(dict.fromkeys(each for each in known if each in present))
+    if len(classes) < 2:
+        only = f"the one class '{visible(classes[0])[:80]}'" if classes else "no class"
+        raise EectlError(f"{place}: column '{target}' has {only}; two or more are needed")
+    return classes
 
 
 READERS: dict[str, Callable[[Path, Sequence[str]], dict[str, list[Any]]]] = in_order(

@@ -14,6 +14,7 @@ from eectl.core.distributed import pick_device
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision
 from eectl.data.splits import DataInfo
+from eectl.deploy.answering import Answering
 from eectl.deploy.answers import AnswerList, RowAnswer
 from eectl.deploy.inputs import ImageInputs, RawInputs, text_inputs
 from eectl.deploy.routes import Routed, Routes
@@ -68,7 +69,9 @@ def load(
     loaded = load_checkpoint(path)
     if chosen is not None and policy is not None:
         about = loaded.about
-        chosen[0].check(loaded.digest, num_exits=len(about.spec.after) + 1, splits=about.splits, path=Path(policy))
+        facts: dict[str, Any] = {"num_exits": len(about.spec.after) + 1, "splits": about.splits, "path": Path(policy)}
+        labels = about.spec.num_outputs if about.task == "multilabel" else None
+        chosen[0].check(loaded.digest, **facts, num_labels=labels)
     wish = precision or loaded.about.precision
     resolve_precision(wish, place)
     words = None if tokenizer is None else str(tokenizer)
@@ -104,8 +107,8 @@ class Model(nn.Module):
 
     Attributes:
         network: The backbone with its exits.
-        classes: Their names in the order of the logits; empty for regression.
-        task: classification or regression.
+        classes: Their names in the order of the logits, or those of levels or labels; empty for regression.
+        task: classification, regression, multilabel or ordinal.
         policy: The criterion and thresholds in force; None: the plain network answers.
         budget: The budget that these keep, in % of the plain backbone's cost.
         say: Takes a line that says why a GPU is slower than it could be; default: it goes nowhere.
@@ -126,6 +129,8 @@ class Model(nn.Module):
         self.digest = checkpoint.digest
         self.task = about.task
         self.classes = tuple(map(str, about.data["classes"]))
+        targets = about.data_spec.targets if self.task == "regression" else ()
+        self._answering = Answering(self.task, self.classes, targets, None if policy is None else policy[0].decisions)
         self.input_shape = tuple(about.spec.input_shape)
         self.default_batch_size = about.eval_batch_size
         self.text_columns = about.data_spec.text
@@ -274,7 +279,7 @@ class Model(nn.Module):
     def check_request(self, batch_size: int | None, top: int) -> int:
         """Return the batch size, the recipe's where none is given; raises EectlError for one below 1, or a `top` out of range."""
         if top < 1 or (top > 1 and top > len(self.classes)):
-            allowed = f"1 to {len(self.classes)}, its classes" if self.classes else "1, since it gives one number (regression)"
+            allowed = f"1 to {len(self.classes)}, its classes" if self.classes else "1, since it gives numbers (regression)"
             raise EectlError(f"top is {top}; for this network it may be {allowed}")
         if batch_size is not None and batch_size < 1:
             raise EectlError(f"batch_size is {batch_size}; it must be 1 or more")
@@ -336,14 +341,7 @@ class Model(nn.Module):
         last = len(self.exits)
         numbers = [last] * len(logits) if exits is None else [index + 1 for index in exits.tolist()]
         costs = [1.0] * len(logits) if exits is None else [self.costs[number - 1] for number in numbers]
-        if self.task == "regression":
-            for number, cost, value in zip(numbers, costs, logits[:, 0].tolist(), strict=True):
-                yield RowAnswer(number, cost, value=value)
-            return
-        best = logits.softmax(dim=1).topk(top, dim=1)
-        for number, cost, probabilities, labels in zip(numbers, costs, best.values.tolist(), best.indices.tolist(), strict=True):
-            named = tuple((self.classes[label], probability) for label, probability in zip(labels, probabilities, strict=True))
-            yield RowAnswer(number, cost, label=named[0][0], probability=named[0][1], top=named)
+        return self._answering.answers(logits, numbers, costs, top=top)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Model":
         """Forget what was learned of another device when the network moves."""

@@ -17,6 +17,7 @@ from eectl.core.json_files import clean_json
 from eectl.deploy.answers import RowAnswer
 
 FORMS = (".jsonl", ".csv")
+BETWEEN = "|"  # labels of a cell
 NARROWEST = 10  # letters of an input's name in a table
 
 
@@ -77,9 +78,14 @@ def _csv_writer(file: TextIO) -> Write:
 
 
 def _flat(answer: RowAnswer) -> dict[str, Any]:
-    """Return the cells of an answer: `top` becomes label_2, probability_2, … ."""
+    """Return the cells of an answer: `top` becomes label_2, probability_2, …; labels stand in one cell, values in several."""
     cells = answer.to_json()
     cells.pop("top", None)
+    if answer.labels is not None:
+        return cells | {name: BETWEEN.join(map(str, cells[name])) for name in ("labels", "probabilities")}
+    if answer.numbers:
+        cells.pop("values")
+        return {f"value_{name}": value for name, value in answer.numbers} | cells
     for number, (label, probability) in enumerate(answer.top[1:], 2):
         cells |= {f"label_{number}": label, f"probability_{number}": probability}
     return cells
@@ -124,8 +130,16 @@ class AnswerTable:
         texts = [str(value) for name, value in row.shown.items() if name.startswith("text")]
         name = " | ".join(texts) if self._is_text else str(row.shown["file"])
         rest = [str(answer.exit), f"{answer.cost:.1%}"]
-        if answer.value is not None:
-            yield [name, f"{answer.value:.4g}", *rest]
+        if answer.value is not None or answer.numbers:
+            values = [("", answer.value or 0.0)] if answer.value is not None else answer.numbers
+            for place, (target, value) in enumerate(values):
+                shown = f"{target} {value:.4g}".strip()
+                yield [name if not place else "", shown, *(rest if not place else ["", ""])]
+            return
+        if answer.labels is not None and len(answer.top) < 2:  # those that apply; with --top the likeliest, as they come
+            for place, (label, probability) in enumerate(answer.labels or (("none", 0.0),)):
+                share = f"{probability:.1%}" if answer.labels else ""
+                yield [name if not place else "", label, share, *(rest if not place else ["", ""])]
             return
         for place, (label, probability) in enumerate(answer.top):
             yield [name if not place else "", label, f"{probability:.1%}", *(rest if not place else ["", ""])]

@@ -37,7 +37,7 @@ def plot_curve(path: Path, result: Evaluation, *, paper: bool = False) -> dict[P
 
 
 def _draw(figure: "Figure", result: Evaluation, *, paper: bool) -> None:
-    scale = 100.0 if TASKS[result.task].score_name == "accuracy" else 1.0
+    scale = 1.0 if TASKS[result.task].predicts_number else 100.0
     axes = figure.add_subplot()
     shares = [100 * cost / result.plain_cost for cost in result.curve.mean_costs]
     values = [scale * value for value in result.curve.values]

@@ -13,7 +13,7 @@ from eectl.core.capture import recorder_for
 from eectl.core.distributed import World, gather_rows, joined
 from eectl.core.errors import EectlError, out_of_memory
 from eectl.core.precision import FLOAT32, autocast, note_on_precision, resolve_precision, settings
-from eectl.data import Augmenter, Dataset, Split, eval_batches, eval_order, load_data
+from eectl.data import Augmenter, Dataset, Split, eval_batches, eval_order, load_data, place_of
 from eectl.evaluation.predictions import Keeper, check_belongs, keeping, predict_rows, read_provenance, read_scored
 from eectl.exits.costs import Costs, measure_costs
 from eectl.exits.criteria import Criterion, find_criterion
@@ -28,7 +28,7 @@ class Header:
     """Facts of a checkpoint's file, known before its weights are read.
 
     They are the weights' digest, the task, how many exits there are, the precision in which the last phase trained, the size and
-    fingerprint of each split, and what thresholds make the best of unless something else is asked for.
+    fingerprint of each split, what thresholds make the best of unless something else is asked for, and the network's outputs.
     """
 
     digest: str
@@ -37,6 +37,7 @@ class Header:
     precision: str
     splits: Mapping[str, Mapping[str, Any]]
     metric: ThresholdMetric = "score"
+    num_outputs: int = 1
 
     def criterion(self, name: str | None, policies: Policies | None = None, *, path: Path | None = None) -> Criterion:
         """Return the criterion to measure with: that of `policies` read from `path`, else the one called `name`.
@@ -45,7 +46,8 @@ class Header:
             EectlError: the criterion does not fit the network, or the policies are another's.
         """
         if policies is not None and path is not None:
-            policies.check(self.digest, num_exits=self.num_exits, splits=self.splits, path=path)
+            labels = self.num_outputs if self.task.name == "multilabel" else None
+            policies.check(self.digest, num_exits=self.num_exits, splits=self.splits, path=path, num_labels=labels)
             name = policies.criterion.name
         return find_criterion(name, task=self.task, num_exits=self.num_exits)
 
@@ -56,7 +58,9 @@ def read_header(path: Path) -> Header:
     about = about_in(path, metadata)
     num_exits = len(about.spec.after) + 1
     metric: ThresholdMetric = "balanced" if about.recipe.get("metric") == "balanced" else "score"
-    return Header(metadata["weights"], TASKS[about.task], num_exits, about.precision, about.splits, metric)
+    return Header(
+        metadata["weights"], TASKS[about.task], num_exits, about.precision, about.splits, metric, about.spec.num_outputs
+    )
 
 
 @contextmanager
@@ -133,9 +137,8 @@ def open_session(
     data = next(read, None) or load_data(spec.at(data_root), device=world.device)
     for name in needs:
         if name not in data.splits:
-            what = f"a {name} file beside train" if data.info.kind == "text" else f"a folder {name}/<class>/ beside train/"
             carve = ", or train with --set data.test=0.15, which carves one" if name == "test" else ""
-            raise EectlError(f"{spec.name}: there is no {name} split; add {what}{carve}")
+            raise EectlError(f"{spec.name}: there is no {name} split; add {place_of(name, spec)}{carve}")
     notes = [*data.notes, *_check_splits(checkpoint, data)]
     if checkpoint.about.untrained:
         notes.append(

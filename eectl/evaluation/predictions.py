@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,9 +22,10 @@ from eectl.core.tensor_files import read_metadata
 from eectl.core.tensor_parts import TensorParts, join_parts, new_parts, open_parts
 from eectl.data import Batch
 from eectl.exits.criteria import Criterion
-from eectl.exits.scores import Provenance, ScoredRows, reduce_rows, scored_from
+from eectl.exits.scores import Provenance, ScoredRows, keeps_outputs, reduce_rows, scored_from
 from eectl.models.losses import TASKS, Task
 from eectl.models.multi_exit import MultiExitModel
+from eectl.recipe.choices import TaskName
 
 KIND, SCHEMA = "predictions", 1
 AGAIN = "make it again with --save-predictions"
@@ -106,7 +106,8 @@ def predict_rows(
     for batch in batches:
         inputs = prepare(batch.inputs)
         logits = recorded(inputs) if inputs.is_floating_point() and num_rows >= WORTH_BATCHES * len(inputs) else run(inputs)
-        part = reduce_rows(logits, batch.targets, criterion=criterion)
+        keep = _keeps(logits, num_rows, criterion)
+        part = reduce_rows(logits, batch.targets, criterion=criterion, keep=keep)
         if not start:
             table = part.new_empty(*part.shape[:2], num_rows)
         stop = start + len(batch.targets)
@@ -120,6 +121,11 @@ def predict_rows(
         keeper.finish()
     capture.close()
     return table.cpu()
+
+
+def _keeps(logits: Tensor, num_rows: int, criterion: Criterion) -> bool:
+    """Return whether the outputs of a split of `num_rows` rows, some of whose are `logits` [exit, row, output], are kept."""
+    return keeps_outputs(criterion.task, num_exits=len(logits), num_rows=num_rows, num_outputs=logits.shape[2])
 
 
 @contextmanager
@@ -144,7 +150,7 @@ def keeping(
             yield Keeper(file)
         return
     kinds = {dtype: name for name, dtype in _DTYPES.items()}
-    layout = {"logits": ("F32", (num_exits, len(labels), num_outputs)), "labels": (kinds[labels.dtype], (len(labels),))}
+    layout = {"logits": ("F32", (num_exits, len(labels), num_outputs)), "labels": (kinds[labels.dtype], tuple(labels.shape))}
     metadata = {"kind": KIND, "schema": SCHEMA, **made.to_json()}
     with new_parts(path, layout, metadata, overwrite=overwrite) as (file, temporary):
         path_of_main(temporary)
@@ -159,7 +165,7 @@ class _Form:
     split: Text
     fingerprint: Text
     checkpoint: Text
-    task: Literal["classification", "regression"]
+    task: TaskName
     precision: Text = FLOAT32  # older files name none
 
 
@@ -182,14 +188,17 @@ def read_scored(path: Path, *, criterion: Criterion, shape: tuple[int, int, int]
     """
     made = read_provenance(path)
     with open_parts(path, again=AGAIN) as file:
-        kind, num_exits, num_rows, num_outputs = _read_layout(file, made.task)
+        (kind, label_shape), (num_exits, num_rows, num_outputs) = _read_layout(file, made.task)
         if shape is not None and shape != (num_exits, num_rows, num_outputs):
             found = f"{num_exits} exits, {num_rows} rows and {num_outputs} outputs"
             raise EectlError(f"{path}: outputs of {found}, needed are {', '.join(map(str, shape))} of them; {AGAIN}")
-        labels = torch.empty(num_rows, dtype=_DTYPES[kind])
+        labels = torch.empty(label_shape, dtype=_DTYPES[kind])
         file.read("labels", labels)
-        if kind == "I64" and not bool(((labels >= 0) & (labels < num_outputs)).all()):
-            raise EectlError(f"{path}: labels that are not of {num_outputs} classes; {AGAIN}")
+        num_classes = num_outputs + (made.task.name == "ordinal")
+        if kind == "I64" and not bool(((labels >= 0) & (labels < num_classes)).all()):
+            raise EectlError(f"{path}: labels that are not of {num_classes} classes; {AGAIN}")
+        if made.task.name == "multilabel" and not bool(((labels == 0) | (labels == 1)).all()):
+            raise EectlError(f"{path}: labels that are neither 0 nor 1; {AGAIN}")
         at_once = max(BYTES_AT_ONCE // (4 * num_exits * num_outputs), 1)
         buffer = torch.empty(num_exits * at_once * num_outputs)
         table = torch.empty(0)
@@ -198,27 +207,22 @@ def read_scored(path: Path, *, criterion: Criterion, shape: tuple[int, int, int]
             logits = buffer[: num_exits * len(targets) * num_outputs].view(num_exits, len(targets), num_outputs)
             for index, exit_logits in enumerate(logits):
                 file.read("logits", exit_logits, at=(index, start))
-            part = reduce_rows(logits, targets, criterion=criterion)
+            part = reduce_rows(logits, targets, criterion=criterion, keep=_keeps(logits, num_rows, criterion))
             if not start:  # one table from the start: parts that are kept would lie between the buffers and keep them from reuse
                 table = part.new_empty(*part.shape[:2], num_rows)
             table[:, :, start : start + len(targets)] = part
     return scored_from(table, labels, made, criterion=criterion)
 
 
-def _read_layout(file: TensorParts, task: Task) -> tuple[str, int, int, int]:
-    """Return the type of a file's labels, and how many exits, rows and outputs it has."""
-    label_kind = "I64" if task.name == "classification" else "F32"
+def _read_layout(file: TensorParts, task: Task) -> tuple[tuple[str, tuple[int, ...]], tuple[int, ...]]:
+    """Return the type and shape of a file's labels, and how many exits, rows and outputs it has."""
     logits, labels = (file.layout.get(name, ("", ())) for name in ("logits", "labels"))
     sizes = logits[1]
-    if (
-        set(file.layout) != {"logits", "labels"}
-        or logits[0] != "F32"
-        or labels != (label_kind, sizes[1:2])
-        or len(sizes) != 3
-        or not min(sizes)
-    ):
+    has_several = task.name == "multilabel" or (task.predicts_number and sizes[2:] != (1,))
+    wanted = "I64" if task.name in ("classification", "ordinal") else "F32", sizes[1:] if has_several else sizes[1:2]
+    if set(file.layout) != {"logits", "labels"} or logits[0] != "F32" or labels != wanted or len(sizes) != 3 or not min(sizes):
         raise EectlError(f"{file.path}: its tensors are not the logits [exit, row, output] and labels of a {task.name}; {AGAIN}")
-    return label_kind, *sizes
+    return labels, sizes
 
 
 def check_belongs(made: Provenance, checkpoint: str, *, path: Path) -> None:

@@ -4,7 +4,7 @@ Costs are MACs of one row or its measured time in nanoseconds, as `cost` says; b
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from eectl.core.errors import EectlError, lookup
 from eectl.core.json_files import read_as, sealed, write_json
-from eectl.core.kinds import Natural, NonNegative, Number, Positive, Text, Whole
+from eectl.core.kinds import FEW, Natural, NonNegative, Number, Positive, Text, Whole
 from eectl.exits.criteria import criterion_named
 from eectl.exits.policy import COSTS, ThresholdMetric
 from eectl.exits.sweep import Curve
@@ -20,6 +20,7 @@ from eectl.models.checkpoint import Origin
 from eectl.models.losses import TASKS
 
 EVALUATION_KIND, EVALUATION_SCHEMA = "evaluation", 1
+Measures = Annotated[Mapping[Text, Number | None], Field(max_length=100)]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ExitResult:
 
     `value` is the accuracy or MSE and `error` its standard error, `cost` that of a row. `pearson` and `spearman` are the
     correlations with the labels: None for classification, NaN where an exit gives one value. `balanced` is the mean over classes
-    of their accuracies and `macro_f1` that of their F1 scores: None for regression.
+    of their accuracies and `macro_f1` that of their F1 scores: None for regression. `measures` has what else the task is measured
+    by, entries of MEASURE_CHOICES, and `by_target` what each of several targets is.
     """
 
     number: Natural
@@ -39,6 +41,12 @@ class ExitResult:
     spearman: Number | None = None
     balanced: Number | None = None
     macro_f1: Number | None = None
+    measures: Measures = field(default_factory=dict)
+    by_target: Annotated[Mapping[Text, Measures], FEW] = field(default_factory=dict)
+
+    def measure(self, name: str) -> float | None:
+        """Return an entry of MEASURE_CHOICES; None where it is not of this task, or is not defined on these rows."""
+        return _measure(self, name)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,17 @@ class BudgetResult:
     spearman: Number | None = None
     balanced: Number | None = None
     macro_f1: Number | None = None
+    measures: Measures = field(default_factory=dict)
+    by_target: Annotated[Mapping[Text, Measures], FEW] = field(default_factory=dict)
+
+    def measure(self, name: str) -> float | None:
+        """Return an entry of MEASURE_CHOICES; None where it is not of this task, or is not defined on these rows."""
+        return _measure(self, name)
+
+
+def _measure(entry: ExitResult | BudgetResult, name: str) -> float | None:
+    value: float | None = entry.measures.get(name) if name in entry.measures else getattr(entry, name, None)
+    return None if value is None or value != value else value
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ The exception is the authors' protocol, which picks and scores its thresholds on
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError
+from eectl.evaluation.measures import measures_at
 from eectl.evaluation.results import BudgetResult, Evaluation, ExitResult
+from eectl.exits.decisions import Decisions, decided
 from eectl.exits.policy import NEVER, BudgetPolicy, CostTable, Policies, choose
 from eectl.exits.scores import ScoredRows
 from eectl.exits.sweep import paper_walk, pick_as_paper, sweep, thin
@@ -45,7 +47,10 @@ def score_policies(scored: ScoredRows, policies: Policies, costs: CostTable, *, 
             f"with {scored.num_exits}; run eectl calibrate-thresholds on it"
         )
     assert policies.criterion.name == scored.criterion.name
-    result = _score(scored, policies.budgets, costs, protocol="calibrated", search=policies.search, origin=origin)
+    decisions = policies.decisions
+    scored = scored if decisions is None else decided(scored, decisions)
+    how: dict[str, Any] = {"search": policies.search, "origin": origin, "decisions": decisions}
+    result = _score(scored, policies.budgets, costs, protocol="calibrated", **how)
     return replace(result, metric=policies.metric)
 
 
@@ -57,11 +62,19 @@ def score_as_paper(scored: ScoredRows, costs: CostTable, *, budgets: Sequence[fl
 
 
 def _score(
-    scored: ScoredRows, entries: Sequence[BudgetPolicy], costs: CostTable, *, protocol: str, search: str, origin: Origin
+    scored: ScoredRows,
+    entries: Sequence[BudgetPolicy],
+    costs: CostTable,
+    *,
+    protocol: str,
+    search: str,
+    origin: Origin,
+    decisions: Decisions | None = None,
 ) -> Evaluation:
     num_exits = scored.num_exits
     unlimited = BudgetPolicy(math.inf, (NEVER,) * (num_exits - 1), None, None)
-    budgets = [_score_budget(entry, scored, costs) for entry in (*entries, unlimited)]
+    how: dict[str, Any] = {"targets": _target_names(origin), "decisions": decisions}
+    budgets = [_score_budget(entry, scored, costs, how) for entry in (*entries, unlimited)]
     reached = [result.left for result in budgets[:-1] if result.left is not None]
     used = {index for left in reached for index, count in enumerate(left) if count}
     points = sweep(scored.scores, scored.outcome, costs.exits)
@@ -74,7 +87,9 @@ def _score(
         num_rows=scored.num_rows,
         plain_cost=costs.plain,
         exits=tuple(
-            ExitResult(k + 1, *_mean(scored.outcome[k]), costs.exits[k], **_measures(scored, torch.full((scored.num_rows,), k)))
+            ExitResult(
+                k + 1, *_mean(scored.outcome[k]), costs.exits[k], **measures_at(scored, torch.full((scored.num_rows,), k), **how)
+            )
             for k in range(num_exits)
         ),
         budgets=tuple(budgets),
@@ -90,7 +105,14 @@ def _score(
     )
 
 
-def _score_budget(entry: BudgetPolicy, scored: ScoredRows, costs: CostTable) -> BudgetResult:
+def _target_names(origin: Origin) -> tuple[str, ...]:
+    """Return the names of the columns that a network predicts, where its recipe has them."""
+    data = origin.recipe.get("data")
+    names = data.get("target", ()) if isinstance(data, Mapping) else ()
+    return (names,) if isinstance(names, str) else tuple(map(str, names))
+
+
+def _score_budget(entry: BudgetPolicy, scored: ScoredRows, costs: CostTable, how: Mapping[str, Any]) -> BudgetResult:
     budget = None if math.isinf(entry.budget) else entry.budget
     if entry.thresholds is None:
         return BudgetResult(budget)
@@ -106,42 +128,8 @@ def _score_budget(entry: BudgetPolicy, scored: ScoredRows, costs: CostTable) -> 
         mean_cost,
         tuple(left),
         is_over=mean_cost > costs.limit(entry.budget),
-        **_measures(scored, exits),
+        **measures_at(scored, exits, **how),
     )
-
-
-def _measures(scored: ScoredRows, exits: Tensor) -> dict[str, float]:
-    """Return what is measured beside the score where each row takes the exit in `exits`, from 0."""
-    values = scored.values.gather(0, exits[None])[0]
-    if scored.made.task.predicts_number:
-        return _correlations(values, scored.labels)
-    return _by_class(values.long(), scored.labels)
-
-
-def _correlations(values: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return Pearson's and Spearman's correlation of values [row] with labels [row], NaN where either do not differ."""
-    from scipy import stats
-
-    pair = values.double().numpy(), labels.double().numpy()
-    if min(map(np.ptp, pair)) == 0:
-        return {"pearson": math.nan, "spearman": math.nan}
-    return {"pearson": float(stats.pearsonr(*pair)[0]), "spearman": float(stats.spearmanr(*pair)[0])}
-
-
-def _by_class(predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the mean over classes of their accuracy, and of their F1 score, for predicted classes [row] and labels [row].
-
-    As in scikit-learn, classes without rows have no accuracy, and those that are neither there nor predicted no F1.
-    """
-    size = int(max(predicted.max(), labels.max())) + 1
-    hits, rows, guesses = (
-        torch.bincount(each, minlength=size).double() for each in (labels[predicted == labels], labels, predicted)
-    )
-    there, named = rows > 0, rows + guesses > 0
-    return {
-        "balanced": float((hits[there] / rows[there]).mean()),
-        "macro_f1": float((2 * hits[named] / (rows + guesses)[named]).mean()),
-    }
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eectl.core.console import make_console, make_table, print_table, score_text
+from eectl.evaluation.measures import ERRORS, IN_PERCENT, MEASURES
 from eectl.evaluation.results import BudgetResult, Evaluation, ExitResult
 from eectl.exits.criteria import Criterion, criterion_named
 from eectl.exits.policy import ALWAYS, COSTS, NEVER, BudgetPolicy, Policies
@@ -19,6 +20,12 @@ _SAVES_NOTHING = 0.99  # an exit at this share of the plain backbone's cost is p
 _OUT_OF_REACH = "- out of reach: even if every row leaves as early as it can, the mean cost is over the budget."
 _BUDGETS_ACROSS = 7  # columns of budgets that fit 80 characters
 _MILLISECOND = 1_000_000  # in nanoseconds
+_EXPLAINED = {
+    "balanced": "balanced: the mean of the classes' accuracies; macro-F1: that of their F1 scores.",
+    "map": "F1: the mean over rows of the F1 of a row's labels; mAP and macro-F1: means over labels.",
+    "kappa": "MAE: in levels; kappa: Cohen's, with quadratic weights.",
+}
+_BESIDE = {"regression": ("pearson", "spearman"), "multilabel": ("map", "macro_f1"), "ordinal": ("mae", "kappa")}  # the score
 METRIC_NAMES = {"balanced": "balanced accuracy"}  # of what thresholds are chosen by; else it is the task's score
 
 
@@ -32,6 +39,7 @@ def show_evaluation(result: Evaluation) -> None:
     print_table(console, title, _budget_table(result, criterion))
     _show_thresholds(console, result.budgets, criterion)
     print_table(console, "every row at one exit", _exit_table(result))
+    _show_other_measures(console, result)
     for start in range(0, len(result.budgets), _BUDGETS_ACROSS):
         part = result.budgets[start : start + _BUDGETS_ACROSS]
         print_table(console, "rows that leave at each exit, by budget", _leave_table(len(result.exits), part))
@@ -45,8 +53,7 @@ def evaluation_notes(result: Evaluation) -> list[str]:
     notes = [f"plain: the network's own head without the attached ones; drop: what is lost against it{unit} (- is gained)."]
     if result.measured is not None:
         notes.append(_time_note(result.measured))
-    if not TASKS[result.task].predicts_number and _measure_names(result):
-        notes.append("balanced: the mean of the classes' accuracies; macro-F1: that of their F1 scores.")
+    notes += [_EXPLAINED[name] for name in _EXPLAINED if name in _columns(result)]
     if result.protocol == "paper":
         notes.append(f"The authors' protocol: thresholds were chosen on the {result.split} split that they are scored on.")
     over = [(entry.budget, entry.mean_cost / result.plain_cost) for entry in result.budgets if entry.is_over and entry.mean_cost]
@@ -84,13 +91,13 @@ def _exits(numbers: Sequence[int]) -> str:
 
 def _budget_table(result: Evaluation, criterion: Criterion) -> Table:
     task = TASKS[result.task]
-    measures = _measure_names(result)  # they take the place of the cost: its share is there
-    more = measures or (f"mean {_unit(result.cost, result.plain_cost)}",)
+    measures = _columns(result)  # they take the place of the cost: its share is there
+    more = [MEASURES[name] for name in measures] or (f"mean {_unit(result.cost, result.plain_cost)}",)
     threshold = () if _differ(result.budgets) else (criterion.symbol,)
     share_of = "% plain" if measures else "% of plain"  # so that 80 columns do
     table = make_table("budget", f"{task.score_name} ± s.e.", "drop", *more, share_of, *threshold)
     plain = result.plain
-    middle = _measures(plain) if measures else [cost_text(result.plain_cost, result.cost, result.plain_cost)]
+    middle = _measures(plain, measures) if measures else [cost_text(result.plain_cost, result.cost, result.plain_cost)]
     value = score_text(plain.value, plain.error, result.task)
     table.add_row("plain", value, "", *middle, f"{100:.1f}  ", *("" for _ in threshold))
     for entry in result.budgets:
@@ -100,39 +107,74 @@ def _budget_table(result: Evaluation, criterion: Criterion) -> Table:
         value, drop = score_text(entry.value, entry.error, result.task), drop_text(entry.value, plain.value, task)
         share = f"{100 * entry.mean_cost / result.plain_cost:.1f} {'!' if entry.is_over else ' '}"
         words = [shared_threshold(entry.thresholds or (), criterion.sign) for _ in threshold]
-        middle = _measures(entry) if measures else [cost_text(entry.mean_cost, result.cost, result.plain_cost)]
+        middle = _measures(entry, measures) if measures else [cost_text(entry.mean_cost, result.cost, result.plain_cost)]
         table.add_row(budget_name(entry.budget), value, drop, *middle, share, *words)
     return table
 
 
 def _exit_table(result: Evaluation) -> Table:
     task = TASKS[result.task]
-    more = _measure_names(result)
-    table = make_table("exit", f"{task.score_name} ± s.e.", *more, _unit(result.cost, result.plain_cost), "% of plain")
+    more = _columns(result)
+    table = make_table(
+        "exit",
+        f"{task.score_name} ± s.e.",
+        *(MEASURES[name] for name in more),
+        _unit(result.cost, result.plain_cost),
+        "% of plain",
+    )
     for entry in result.exits:
         share = f"{100 * entry.cost / result.plain_cost:.1f}"
         value = score_text(entry.value, entry.error, result.task)
         cost = cost_text(entry.cost, result.cost, result.plain_cost)
-        table.add_row(str(entry.number), value, *(_measures(entry) if more else ()), cost, share)
+        table.add_row(str(entry.number), value, *_measures(entry, more), cost, share)
     return table
 
 
-def _measure_names(result: Evaluation) -> tuple[str, ...]:
-    """Return what is shown beside the score: correlations of numbers, and of classes what counts them alike.
+def _columns(result: Evaluation) -> tuple[str, ...]:
+    """Return the measures that are shown beside the score, entries of MEASURES.
 
-    The latter only where thresholds were chosen by it, or it is further from an exit's accuracy than chance explains.
+    Of classes only where thresholds were chosen by one, or it is further from an exit's accuracy than chance explains.
     """
-    if TASKS[result.task].predicts_number:
-        return "Pearson", "Spearman"
+    if result.task != "classification":
+        return _BESIDE[result.task]
     apart = any(entry.balanced is not None and abs(entry.balanced - entry.value) > entry.error for entry in result.exits)
-    return ("balanced", "macro-F1") if apart or result.metric == "balanced" else ()
+    return ("balanced", "macro_f1") if apart or result.metric == "balanced" else ()
 
 
-def _measures(entry: BudgetResult | ExitResult) -> list[str]:
-    """Return what `_measure_names` names: coefficients, `-` where an exit gives one value for all rows, or percentages."""
-    if entry.balanced is not None and entry.macro_f1 is not None:
-        return [f"{100 * each:.2f}" for each in (entry.balanced, entry.macro_f1)]
-    return [f"{each:.4f}" if each == each else "-" for each in (entry.pearson, entry.spearman) if each is not None]
+def _measures(entry: BudgetResult | ExitResult, names: Sequence[str]) -> list[str]:
+    """Return the measures with these names as text, `-` where one is not defined, as for an exit that gives one value."""
+    return [_measure_text(entry.measure(name), name) for name in names]
+
+
+def _measure_text(value: float | None, name: str) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" if name in IN_PERCENT else f"{value:.4g}" if name in ERRORS else f"{value:.4f}"
+
+
+def _show_other_measures(console: Console, result: Evaluation) -> None:
+    """Print what else is measured, at each budget and exit, and of several targets each target at each budget.
+
+    Of many classes of one size the accuracy says it all.
+    """
+    shown = _columns(result)
+    names = [name for name in MEASURES if name not in shown and result.plain.measures.get(name) is not None]
+    rows: list[tuple[str, BudgetResult | ExitResult]] = [("plain", result.plain)]
+    rows += [(budget_name(entry.budget), entry) for entry in result.budgets if entry.value is not None]
+    rows += [(f"exit {entry.number}", entry) for entry in result.exits]
+    if names and (result.task != "classification" or "f1" in names or shown):
+        table = make_table("", *(MEASURES[name] for name in names))
+        for label, entry in rows:
+            table.add_row(label, *_measures(entry, names))
+        print_table(console, "also measured", table)
+    if result.plain.by_target:
+        kinds = list(next(iter(result.plain.by_target.values())))
+        table = make_table("target", "", *(MEASURES.get(name, "MSE") for name in kinds))
+        for target in result.plain.by_target:
+            for label, entry in rows[: len(rows) - len(result.exits)]:
+                found = entry.by_target.get(target, {})
+                table.add_row(target, label, *(_measure_text(found.get(name), name) for name in kinds))
+        print_table(console, "each target, by budget", table)
 
 
 def _leave_table(num_exits: int, budgets: Sequence[BudgetResult]) -> Table:

@@ -179,11 +179,6 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def _padded_convolution(inputs: list[Any], outputs: list[Any]) -> int:
-    """Return the MACs of a convolution whose padding is a word: each output reads one kernel."""
-    return prod(_shape(outputs[0])) * prod(_shape(inputs[1])[1:])
-
-
 def _fourier(inputs: list[Any], outputs: list[Any]) -> int:
     """Return the MACs of fast Fourier transforms: n log₂ n butterflies of 4 for each two numbers, along each dimension."""
     shape, dims = _shape(outputs[0]), inputs[2].toIValue()
@@ -195,9 +190,21 @@ def _triangular(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(_shape(outputs[0])) * _shape(inputs[0])[-1] // 2
 
 
+def _convolution_by_name(inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the MACs of a convolution whose padding has a name ("same")."""
+    return prod(_shape(outputs[0])) * prod(_shape(inputs[1])[1:])
+
+
+def _lstm(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001
+    """Return the MACs of an LSTM: at each step of each row it multiplies by all its matrices."""
+    weights = [shape for shape in map(_shape, inputs[2].node().inputs()) if len(shape) == 2]
+    return prod(_shape(inputs[0])[:-1]) * sum(map(prod, weights))
+
+
 COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::_convolution": conv_flop_jit,
-    "aten::_convolution_mode": _padded_convolution,
+    "aten::_convolution_mode": _convolution_by_name,
+    "aten::lstm": _lstm,
     "aten::linear": linear_flop_jit,
     "aten::einsum": einsum_flop_jit,
     "aten::matmul": _product(0),
@@ -217,22 +224,23 @@ COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::_scaled_dot_product_cudnn_attention": _attention,
 }
 
-_ELEMENTWISE = """abs sign addcmul add add_ sub sub_ rsub mul mul_ div div_ pow sqrt rsqrt exp log neg reciprocal clamp clamp_
-    clamp_min where
-    ge gt le lt eq ne isinf isnan logical_and logical_or logical_not bitwise_not bitwise_and __and__ __or__ masked_fill
-    masked_fill_ relu relu_ relu6 leaky_relu elu gelu silu silu_ mish sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardsigmoid
-    hardswish hardswish_ softplus softmax log_softmax square erf real
-    dropout dropout_ feature_dropout floor_divide remainder floor ceil"""
-_REDUCE = """sum mean max min amax amin any all argmax var std var_mean cumsum norm linalg_vector_norm logsumexp topk sort
-    histc scatter_reduce index_add"""
-_NORM_POOL = """batch_norm layer_norm group_norm instance_norm rms_norm max_pool2d avg_pool2d adaptive_avg_pool1d
-    adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
-    _upsample_bicubic2d_aa"""
-_MOVE = """Int ScalarImplicit size numel arange cat stack chunk split split_with_sizes unbind narrow select slice index
-    index_select gather scatter embedding expand expand_as repeat repeat_interleave reshape reshape_as view view_as flatten
-    unflatten permute transpose t mT movedim roll flip pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone
-    copy_ detach to type_as alias empty full full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like
-    scalar_tensor lift_fresh tril triu as_strided nonzero
-    nonzero_numpy scatter_ numpy_T im2col col2im empty_like view_as_complex view_as_real"""
+_ELEMENTWISE = """abs sign square addcmul add add_ sub sub_ rsub mul mul_ div div_ pow sqrt sqrt_ rsqrt exp log log2 neg
+    reciprocal sin cos atan2 erf outer lerp clamp clamp_ clamp_min clamp_min_ clamp_max maximum minimum where ge gt le lt eq
+    ne isinf isnan logical_and logical_or logical_not bitwise_not bitwise_and __and__ __or__ masked_fill masked_fill_ relu
+    relu_ relu6 relu6_ leaky_relu leaky_relu_ prelu celu selu elu elu_ gelu gelu_ glu silu silu_ mish mish_ sigmoid sigmoid_
+    tanh tanh_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ softplus softmax log_softmax dropout
+    dropout_ feature_dropout floor_divide remainder floor ceil real"""
+_REDUCE = """sum mean max min amax amin any all argmax var std var_mean std_mean cumsum norm linalg_vector_norm logsumexp
+    topk prod sort histc scatter_reduce index_add"""
+_NORM_POOL = """batch_norm layer_norm group_norm instance_norm rms_norm max_pool1d avg_pool1d adaptive_avg_pool1d max_pool2d
+    avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa"""
+_MOVE = """Int IntImplicit ScalarImplicit Bool size numel arange linspace meshgrid cat concat stack chunk split
+    split_with_sizes unbind tensor_split narrow select slice index index_select index_put_ gather scatter embedding expand
+    expand_as repeat repeat_interleave tile one_hot broadcast_to reshape reshape_as view view_as flatten unflatten permute
+    transpose transpose_ swapaxes t mT movedim roll flip rot90 pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone
+    copy_ detach to type_as alias im2col col2im unfold pixel_shuffle pixel_unshuffle channel_shuffle empty empty_like full
+    full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like scalar_tensor lift_fresh tril triu
+    as_strided nonzero nonzero_numpy scatter_ numpy_T view_as_complex view_as_real"""
 _OWN = frozenset({"prim::PythonOp.GeLUFunction"})  # element-wise functions that networks write themselves
 UNCOUNTED = _OWN | {f"aten::{name}" for name in " ".join((_ELEMENTWISE, _REDUCE, _NORM_POOL, _MOVE)).split()}

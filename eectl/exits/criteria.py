@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
-from eectl.models.losses import TASKS, Task
+from eectl.models.losses import TASKS, Task, level_probabilities, predicted_level, sigmoid
 from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_CRITERION, in_order, number_in
 
 
@@ -21,7 +21,8 @@ from eectl.recipe.choices import CRITERION_CHOICES, CRITERION_FAMILIES, DEFAULT_
 class Criterion:
     """A measure of how ready an exit is, row by row, and what a reader of its thresholds should see.
 
-    `name` is what the user calls it. `reads` is all that it takes from an exit's logits [row, class]: one number per row [row].
+    `name` is what the user calls it. `reads` is all that it takes from an exit's logits [row, class]: one number per row [row],
+    or of several targets [row, target].
     `rule(own, earlier)` makes the score [row] in float32 of this exit's numbers and those of all exits before it, first exit
     first. `task` is the task that it is made for; `compares` says that it needs `earlier`. It takes at least `attached` attached
     exits: with fewer, no row could leave at one, or all would at the first. `paper_grid(num_exits)` gives the thresholds of the
@@ -45,7 +46,8 @@ class Criterion:
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return the scores [exit, row] of logits [exit, row, class], on their device."""
-        numbers = self.reads(logits.flatten(0, 1)).reshape(logits.shape[:2])
+        numbers = self.reads(logits.flatten(0, 1))
+        numbers = numbers.reshape(*logits.shape[:2], *numbers.shape[1:])
         return torch.stack([self.rule(own, list(numbers[:index])) for index, own in enumerate(numbers)])
 
 
@@ -69,8 +71,16 @@ def _prediction(logits: Tensor) -> Tensor:
     return logits.max(dim=1).indices  # the argmax, up to four times as fast on CPUs
 
 
+def _mean_confidence(logits: Tensor) -> Tensor:
+    return sigmoid(logits.abs()).mean(dim=1)  # the larger of p and 1 − p
+
+
+def _level_confidence(logits: Tensor) -> Tensor:
+    return level_probabilities(logits).gather(1, predicted_level(logits)[:, None])[:, 0]
+
+
 def _value(outputs: Tensor) -> Tensor:
-    return outputs.float()[:, 0]
+    return outputs.float()[:, 0] if outputs.shape[1] == 1 else outputs.float()
 
 
 def _alone(own: Tensor, earlier: Sequence[Tensor]) -> Tensor:  # noqa: ARG001
@@ -90,10 +100,12 @@ def _difference(num_changes: int, own: Tensor, earlier: Sequence[Tensor]) -> Ten
     """Return minus the largest of the last `num_changes` changes, −inf before there are so many.
 
     A score over −δ means that so many exits in a row changed the value by less than δ: PABEE's counter (Zhou et al., 2020, §3.3).
+    Of several targets [row, target] none may change by more.
     """
     if len(earlier) < num_changes:
-        return torch.full_like(own, -torch.inf)
-    return -torch.stack([*earlier[len(earlier) - num_changes :], own]).diff(dim=0).abs().amax(dim=0)
+        return own.new_full(own.shape[:1], -torch.inf)
+    largest = torch.stack([*earlier[len(earlier) - num_changes :], own]).diff(dim=0).abs().amax(dim=0)
+    return -(largest if largest.dim() == 1 else largest.amax(dim=1))
 
 
 def _hundredths(num_exits: int) -> Tensor:  # noqa: ARG001
@@ -162,6 +174,11 @@ def _of_changes(name: str, num_changes: int, about: str) -> Criterion:
     return Criterion(name, _value, rule, TASKS["regression"], True, about, attached=num_changes + 1, symbol="δ", sign=-1)
 
 
+def _of_labels(name: str, reads: Callable[[Tensor], Tensor], task: str) -> Criterion:
+    """Return a criterion of an exit's own outputs for a task that the paper does not have."""
+    return Criterion(name, reads, _alone, TASKS[task], False, CRITERION_CHOICES[name])
+
+
 CRITERIA: dict[str, Criterion] = in_order(
     CRITERION_CHOICES,
     {
@@ -173,5 +190,7 @@ CRITERIA: dict[str, Criterion] = in_order(
             paper_grid=_exits_in_a_row,
         ),
         "difference": _of_changes("difference", 1, CRITERION_CHOICES["difference"]),
+        "mean-confidence": _of_labels("mean-confidence", _mean_confidence, "multilabel"),
+        "level-confidence": _of_labels("level-confidence", _level_confidence, "ordinal"),
     },
 )  # fmt: skip

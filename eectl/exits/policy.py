@@ -17,11 +17,12 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
 from eectl.core.json_files import read_as, sealed, write_json
-from eectl.core.kinds import Natural, NonNegative, Number, Positive, Text, Whole
+from eectl.core.kinds import FEW, Natural, NonNegative, Number, Positive, Text, Whole
 from eectl.exits.criteria import Criterion, criterion_named
 from eectl.models.losses import TASKS, Task
 
 _T = TypeVar("_T")
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 POLICY_KIND, POLICY_SCHEMA = "policy", 1
 ThresholdMetric = Literal["score", "balanced"]  # what thresholds make the best of: the task's score, or balanced accuracy
 COSTS = {"macs": "MACs", "latency": "time"}  # what a cost may be, and what budgets are then percentages of
@@ -133,7 +134,8 @@ class Policies:
 
     `checkpoint` is the digest of the weights; `split`, `fingerprint` and `num_rows` name the rows that the thresholds were chosen
     on; `search` is an entry of thresholds.SEARCHES. `exit_costs`, `plain_cost`, `cost` and `measured` are CostTable's fields.
-    `precision` is what the scores were computed in, `metric` says what the thresholds make the best of.
+    `precision` is what the scores were computed in, `metric` says what the thresholds make the best of. `decisions` [exit][label]
+    are for several labels the probability that each must exceed to apply, None for other tasks.
     """
 
     checkpoint: Text
@@ -150,6 +152,7 @@ class Policies:
     measured: Text | None
     precision: Text = "float32"
     metric: ThresholdMetric = "score"
+    decisions: Annotated[tuple[Annotated[tuple[Share, ...], Field(max_length=100_000)], ...], FEW] | None = None
 
     @property
     def costs(self) -> CostTable:
@@ -169,7 +172,15 @@ class Policies:
         """Return the same for these budgets alone; all of them must be there."""
         return replace(self, budgets=tuple(entry for entry in self.budgets if entry.budget in budgets))
 
-    def check(self, checkpoint: str, *, num_exits: int, splits: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    def check(
+        self,
+        checkpoint: str,
+        *,
+        num_exits: int,
+        splits: Mapping[str, Mapping[str, Any]],
+        path: Path,
+        num_labels: int | None = None,
+    ) -> None:
         """Raise EectlError unless the policies are for a checkpoint, and their thresholds were chosen on rows of its own.
 
         Args:
@@ -177,6 +188,7 @@ class Policies:
             num_exits: how many exits it has, its own head included.
             splits: the size and fingerprint of each of its splits.
             path: the file that the policies were read from.
+            num_labels: how many labels a row may have, None where it has one class or number.
         """
         if self.checkpoint != checkpoint:
             raise EectlError(
@@ -185,6 +197,10 @@ class Policies:
             )
         if len(self.exit_costs) != num_exits:
             raise EectlError(f"{path}: costs of {len(self.exit_costs)} exits, the checkpoint has {num_exits}; calibrate it again")
+        if self.decisions is not None and num_labels != len(self.decisions[0]):
+            raise EectlError(
+                f"{path}: decisions on {len(self.decisions[0])} labels, the checkpoint has {num_labels}; calibrate it again"
+            )
         own = splits.get(self.split, {}).get("fingerprint", self.fingerprint)
         if own != self.fingerprint:
             raise EectlError(
@@ -221,6 +237,11 @@ def _check_together(policies: Policies) -> None:
             raise EectlError(f"budgets.{index}: thresholds and mean_cost are there both, or neither is; give both")
         if entry.budget in [other.budget for other in policies.budgets[:index]]:
             raise EectlError(f"budgets.{index}: {entry.budget:g} stands twice; keep one")
+    decisions = policies.decisions
+    if (decisions is None) == (policies.task.name == "multilabel"):
+        raise EectlError("decisions: policies of several labels have them, and no others; calibrate again")
+    if decisions is not None and (len(decisions) != num_attached + 1 or len(set(map(len, decisions))) != 1):
+        raise EectlError(f"decisions: give one list of the same length for each of {num_attached + 1} exits")
     policies.reached()
 
 

@@ -1,6 +1,7 @@
 """Scored outputs, all that sweeps and policies need: a score and an outcome per exit and row, a thousandth of all logits.
 
-Outputs are reduced here a few rows at a time, as they come. Runs no network and reads no file.
+Outputs are reduced here a few rows at a time, as they come. Measures that rank rows need the probabilities too: they are kept
+where they are few, and for several labels or targets always. Runs no network and reads no file.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from eectl.core.errors import EectlError
 from eectl.exits.criteria import Criterion
 from eectl.models.losses import Task
 
-SCORE, OUTCOME, BROKEN, VALUE = range(4)  # the planes of a table
+SCORE, OUTCOME, BROKEN, VALUE, NUM_PLANES = range(5)  # the planes of a table, and from where outputs follow that are kept
+MOST_KEPT = 2**24  # numbers: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class ScoredRows:
 
     `made` says whose outputs they are. `scores` [exit, row] are float32. `outcome` [exit, row] says how each exit did on each
     row: 1 a hit and 0 a miss, or the squared error; float64, which counts exactly. `values` [exit, row] are the numbers or the
-    numbers of the classes that were predicted, in float32.
+    numbers of the classes that were predicted, in float32. `outputs` [exit, row, class] are probabilities, or numbers [exit, row,
+    target], in float32; None where they are too many to keep.
     """
 
     made: Provenance
@@ -54,6 +57,7 @@ class ScoredRows:
     scores: Tensor
     outcome: Tensor
     values: Tensor
+    outputs: Tensor | None = None
 
     @property
     def num_exits(self) -> int:
@@ -66,18 +70,26 @@ class ScoredRows:
         return len(self.labels)
 
 
-def reduce_rows(logits: Tensor, targets: Tensor, *, criterion: Criterion) -> Tensor:
-    """Return a float32 table [plane, exit, row] of logits [exit, row, class] and targets [row], on their device.
+def keeps_outputs(task: Task, *, num_exits: int, num_rows: int, num_outputs: int) -> bool:
+    """Return whether a split's outputs are kept beside what sweeps need: where a row has several answers, or they are few."""
+    if task.predicts_number:
+        return num_outputs > 1  # of one number the values are kept
+    return task.name == "multilabel" or num_exits * num_rows * num_outputs <= MOST_KEPT
 
-    The planes are SCORE, OUTCOME, BROKEN (1 where an output is not finite) and VALUE, what is predicted. Every row stands for
-    itself, so tables of some of a split's rows, side by side, are the whole split's. Nothing waits for the device.
+
+def reduce_rows(logits: Tensor, targets: Tensor, *, criterion: Criterion, keep: bool = False) -> Tensor:
+    """Return a float32 table [plane, exit, row] of logits [exit, row, class] and targets [row, …], on their device.
+
+    The planes are SCORE, OUTCOME, BROKEN (1 where an output is not finite) and VALUE, what is predicted; with `keep` one for each
+    class or target follows, as `ScoredRows.outputs`. Every row stands for itself, so tables of some of a split's rows, side by
+    side, are the whole split's. Nothing waits for the device.
     """
-    rows = logits.flatten(0, 1)
-    points = criterion.task.points(rows, targets.repeat(len(logits)))
+    task, rows = criterion.task, logits.flatten(0, 1)
+    points = task.points(rows, targets.repeat(len(logits), *(1 for _ in targets.shape[1:])))
     finite = rows.amax(dim=1).isfinite() & rows.amin(dim=1).isfinite()  # NaN goes into both; ten times as fast as all elements
-    values = rows[:, 0] if criterion.task.predicts_number else rows.max(dim=1).indices
-    planes = (plane.float().view(logits.shape[:2]) for plane in (points, ~finite, values))
-    return torch.stack([criterion.scores(logits), *planes])
+    planes = (plane.float().view(logits.shape[:2]) for plane in (points, ~finite, task.predicted(rows)))
+    table = torch.stack([criterion.scores(logits), *planes])
+    return torch.cat([table, task.probabilities(rows).view(*logits.shape[:2], -1).movedim(2, 0)]) if keep else table
 
 
 def scored_from(table: Tensor, labels: Tensor, made: Provenance, *, criterion: Criterion) -> ScoredRows:
@@ -93,4 +105,5 @@ def scored_from(table: Tensor, labels: Tensor, made: Provenance, *, criterion: C
             f"{made.split} split: outputs are not finite at exit {', '.join(broken)}; training diverged: train again with a "
             "smaller optimizer.lr, or with --set optimizer.clip_norm=1"
         )
-    return ScoredRows(made, criterion, labels, table[SCORE], table[OUTCOME].double(), table[VALUE])
+    kept = table[NUM_PLANES:].movedim(0, 2) if len(table) > NUM_PLANES else None
+    return ScoredRows(made, criterion, labels, table[SCORE], table[OUTCOME].double(), table[VALUE], kept)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from eectl.core.errors import EectlError, lookup
+from eectl.exits.decisions import choose_decisions, decided
 from eectl.exits.per_exit import pick_per_exit
 from eectl.exits.policy import BudgetPolicy, CostTable, Policies, ThresholdMetric
 from eectl.exits.scores import ScoredRows
@@ -25,7 +26,7 @@ def check_has_exits(num_exits: int) -> None:
 def choose_thresholds(
     scored: ScoredRows, costs: CostTable, *, budgets: Sequence[float], search: str = "shared", metric: ThresholdMetric = "score"
 ) -> Policies:
-    """Return the best thresholds for each budget on these rows.
+    """Return the best thresholds for each budget on these rows, for several labels with the decisions that are best for each.
 
     Every distinct threshold is weighed, not a grid of them. A network without attached exits gets policies without thresholds.
 
@@ -37,6 +38,8 @@ def choose_thresholds(
         metric: What is to be best: the task's score, or for classes their balanced accuracy.
     """
     find = lookup(SEARCHES, search, what="search")
+    decisions = choose_decisions(scored) if scored.made.task.name == "multilabel" else None
+    scored = scored if decisions is None else decided(scored, decisions)
     outcome = _by_class(scored) if metric == "balanced" else scored.outcome
     chosen = find(scored.scores, outcome, costs, budgets, task=scored.made.task)
     return Policies(
@@ -54,6 +57,7 @@ def choose_thresholds(
         measured=costs.measured,
         precision=scored.made.precision,
         metric=metric,
+        decisions=decisions,
     )
 
 
@@ -73,8 +77,8 @@ def notes_on_rows(scored: ScoredRows) -> list[str]:
 def threshold_metric(name: str, task: Task) -> ThresholdMetric:
     """Return what thresholds are to make the best of; raises EectlError for another word, or one that is not for this task."""
     metric: ThresholdMetric = lookup({"score": "score", "balanced": "balanced"}, name, what="metric")
-    if metric == "balanced" and task.predicts_number:
-        raise EectlError("--metric balanced is for classes, and this network predicts a number; use --metric score")
+    if metric == "balanced" and task.name != "classification":
+        raise EectlError(f"--metric balanced is for classes, and this network does {task.name}; use --metric score")
     return metric
 
 

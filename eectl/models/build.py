@@ -31,6 +31,7 @@ def build_backbone(spec: BackboneSection, *, input_shape: Sequence[int], num_out
     """
     from eectl.models.limits import building_within, check_size, limit_of_memory
 
+    spec = with_dropout(spec)
     limit, title = limit_of_memory(), f"backbone {spec.name}"
     if spec.args or spec.name.startswith(TRANSFORMERS):  # options, or a folder's, may say sizes that take long to fill
         plain = spec.model_copy(update={"pretrained": False})
@@ -55,6 +56,42 @@ def _build(spec: BackboneSection, input_shape: Sequence[int], num_outputs: int) 
     if not backbone.depth:
         raise EectlError(f"backbone.args: {dict(spec.args)} leave {spec.name} no block")
     return backbone
+
+
+def with_dropout(spec: BackboneSection) -> BackboneSection:
+    """Return the section with its drop path and dropout among `args`, by the names that its library has for them.
+
+    Raises EectlError where the network has none, or where `args` says another rate.
+    """
+    rates = {"drop_path": spec.drop_path, "dropout": spec.dropout}
+    if set(rates.values()) == {None}:
+        return spec
+    from eectl.models.adapters.dropout import dropout_args
+
+    args = dropout_args(spec.name, _option_names(spec), rates)
+    for key, rate in args.items():
+        if spec.args.get(key, rate) != rate:
+            fault = f"backbone.args.{key} is {spec.args[key]}, and backbone.drop_path or backbone.dropout says {rate:g}"
+            raise EectlError(f"{fault}; keep one")
+    return spec.model_copy(update={"args": dict(spec.args) | args, "drop_path": None, "dropout": None})
+
+
+def _option_names(spec: BackboneSection) -> tuple[str, ...]:
+    """Return the names of the arguments that a network takes; none of one that no library builds."""
+    name, load_adapter = _find_adapter(spec.name)
+    if load_adapter is _timm:
+        from eectl.models.adapters import timm
+
+        return timm.option_names(name)
+    if load_adapter is _transformers:
+        from eectl.models.adapters import transformers
+
+        return transformers.option_names(name, download=spec.pretrained)
+    if load_adapter is _torchvision:
+        from eectl.models.adapters import torchvision
+
+        return torchvision.option_names(name)
+    return ()
 
 
 def check_inputs_fit(name: str, input_shape: Sequence[int]) -> None:
@@ -119,6 +156,7 @@ def model_spec(model: "MultiExitModel", backbone: BackboneSection, *, input_shap
         input_shape: the shape of one row.
         num_outputs: the number of logits.
     """
+    backbone = with_dropout(backbone)
     name, args = model.backbone.rebuilds_as or (backbone.name, backbone.args)
     return ModelSpec(
         backbone=backbone.model_copy(update={"name": name, "args": args, "pretrained": False, "weights": None}),
@@ -167,7 +205,8 @@ def _find_adapter(name: str) -> "tuple[str, AdapterLoader]":
         return name, BACKBONES[name]
     raise EectlError(
         f"unknown backbone '{name}'{closest(name, BACKBONES)}; known: {', '.join(BACKBONES)}; "
-        "timm/NAME reaches timm's, such as timm/vit_tiny_patch16_224, hf/NAME transformers' text encoders, such as hf/bert"
+        "timm/NAME reaches timm's, such as timm/vit_tiny_patch16_224, torchvision/NAME torchvision's, "
+        "hf/NAME transformers' text encoders, such as hf/bert"
     )
 
 
@@ -187,6 +226,12 @@ def _torchvision() -> "Callable[..., Backbone]":
     from eectl.models.adapters import torchvision
 
     return torchvision.build
+
+
+def _torchvision_traced() -> "Callable[..., Backbone]":
+    from eectl.models.adapters import torchvision_traced
+
+    return torchvision_traced.build
 
 
 def _timm() -> "Callable[..., Backbone]":
@@ -211,8 +256,8 @@ BACKBONES: dict[str, AdapterLoader] = {
     **dict.fromkeys(("vit", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"), _torchvision),
 }
 TIMM, TRANSFORMERS = "timm/", "hf/"  # what the names of their networks begin with
-LIBRARIES: dict[str, AdapterLoader] = {TIMM: _timm, TRANSFORMERS: _transformers}
+LIBRARIES: dict[str, AdapterLoader] = {TIMM: _timm, "torchvision/": _torchvision_traced, TRANSFORMERS: _transformers}
 INPUTS: dict[AdapterLoader, str] = {
-    **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _timm), "images"),
+    **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _torchvision_traced, _timm), "images"),
 }
 """What networks of one kind take; of transformers there are those of both."""

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from eectl.core.json_files import checked
 from eectl.core.kinds import FEW, Natural, Number, Positive, Text, Whole
-from eectl.recipe.data_section import DataSection
+from eectl.recipe.choices import TaskName
+from eectl.recipe.data_section import DataSection, num_outputs
 from eectl.recipe.recipe import ModelSpec
 
 
@@ -61,12 +62,13 @@ class _Recipe(_Form):
 
 class _Data(_Form):
     name: Text
-    task: Literal["classification", "regression"]
+    task: TaskName
     classes: Annotated[tuple[Text, ...], Field(max_length=1_000_000)]
     input_shape: Annotated[tuple[Natural, ...], Field(min_length=2, max_length=3)]
     mean: Annotated[tuple[Number, ...], Field(max_length=3)]
     std: Annotated[tuple[Positive, ...], Field(max_length=3)]
     kind: Literal["image", "text"] = "image"
+    targets: Annotated[tuple[Text, ...], FEW] = ()
 
 
 class _Split(_Form):
@@ -129,7 +131,8 @@ class _Header(Identity):
         spec = self.model
         if len(spec.heads) != len(spec.after):
             raise ValueError(f"{len(spec.heads)} heads for {len(spec.after)} exits")
-        outputs = 1 if self.data.task == "regression" else len(self.data.classes)
+        data = self.data
+        outputs = num_outputs(data.task, num_classes=len(data.classes), num_targets=len(data.targets))
         if spec.num_outputs != outputs:
             raise ValueError(f"a network of {spec.num_outputs} outputs for data of {outputs}")
         if self.data.input_shape != spec.input_shape:

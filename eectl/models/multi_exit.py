@@ -190,20 +190,34 @@ class MultiExitModel(nn.Module):
             return "segment", self.num_exits
         return "segment", next((k for k, last in enumerate(self.after, 1) if block <= last), self.num_exits)
 
-    def set_trainable(self, segments: Collection[int], heads: Collection[int], *, combine: bool = False) -> None:
-        """Let exactly these parts require gradients from now on, and forget all gradients."""
+    def is_kept(self, name: str, freeze_until: int | None) -> bool:
+        """Return whether a parameter, buffer or module is of the stem or of a block up to `freeze_until`; with None, none is."""
+        owner, _, rest = name.partition(".")
+        if freeze_until is None or owner != "backbone":
+            return False
+        return self.backbone.locate(rest.removeprefix("net.")) <= freeze_until
+
+    def set_trainable(
+        self, segments: Collection[int], heads: Collection[int], *, combine: bool = False, freeze_until: int | None = None
+    ) -> None:
+        """Let exactly these parts require gradients from now on, without the stem and the blocks up to `freeze_until` if given.
+
+        All gradients are forgotten.
+        """
         trains = {"segment": segments, "head": heads, "combine": {1} if combine else ()}
         for name, parameter in self.named_parameters():
             kind, number = self.part(name)
-            parameter.requires_grad_(number in trains[kind])
+            parameter.requires_grad_(number in trains[kind] and not self.is_kept(name, freeze_until))
             parameter.grad = None
 
-    def train_parts(self, segments: Collection[int], heads: Collection[int], *, combine: bool = False) -> None:
-        """Put these parts in train mode and all others in eval mode.
+    def train_parts(
+        self, segments: Collection[int], heads: Collection[int], *, combine: bool = False, freeze_until: int | None = None
+    ) -> None:
+        """Put these parts in train mode, without the stem and the blocks up to `freeze_until` if given, and all others in eval.
 
         So BatchNorm statistics of frozen parts do not move, and frozen dropout drops nothing.
         """
         trains = {"segment": segments, "head": heads, "combine": {1} if combine else ()}
         for name, module in self.named_modules():
             kind, number = self.part(name)
-            module.training = bool(name) and number in trains[kind]
+            module.training = bool(name) and number in trains[kind] and not self.is_kept(name, freeze_until)

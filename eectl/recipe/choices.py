@@ -7,9 +7,10 @@ functions and classes behind the names lie in tables of their own, which `in_ord
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
+TaskName = Literal["classification", "regression", "multilabel", "ordinal"]  # the names of TASK_CHOICES
 
 REGIME_CHOICES = {
     "disjoint": "the backbone first, then the exits on the frozen backbone",
@@ -47,14 +48,27 @@ CRITERION_CHOICES = {
     "entropy": "1 − entropy / log(classes)",
     "margin": "the largest class probability minus the second",
     "patience": "how many exits in a row predict the same class",
-    "difference": "minus the change since the exit before; never at the first",
+    "difference": "minus the change since the exit before, of several targets the largest; never at the first",
+    "mean-confidence": "how sure the labels are on average: the mean of max(p, 1 − p); for multilabel",
+    "level-confidence": "the probability of the level that is predicted; for ordinal",
 }
 CRITERION_FAMILIES = {"difference-N": "minus the largest of the last N changes between exits; never before there are so many"}
 TASK_CHOICES = {
     "classification": "the target is one of some classes; scored by accuracy",
-    "regression": "the target is a number; scored by mean squared error",
+    "regression": "the target is a number, or several; scored by mean squared error",
+    "multilabel": "any number of labels may apply; scored by the F1 of each row's labels",
+    "ordinal": "the target is one of some classes that have an order; scored by accuracy",
 }
-DEFAULT_CRITERION = {"classification": "max-softmax", "regression": "difference"}  # by task
+DEFAULT_CRITERION = {
+    "classification": "max-softmax",
+    "regression": "difference",
+    "multilabel": "mean-confidence",
+    "ordinal": "level-confidence",
+}  # by task
+LOSS_CHOICES = {
+    "cross-entropy": "softmax over the classes",
+    "bce": "each class against all others, binary cross-entropy with targets 0 and 1, as timm's --bce-loss",
+}
 WEIGHTING_CHOICES = {
     "auto": "what the heads' authors use: linear for gpf, else uniform",
     "uniform": "all exits alike",
@@ -74,7 +88,8 @@ IMAGE_CHOICES = {
     "tinyimagenet": "TinyImageNet, 200 classes, 64×64 colour",
     "imagenette": "Imagenette, 10 classes of ImageNet, colour",
     "imagenet": "ImageNet-1k, colour",
-    "folder": "images of your own, one folder a class",
+    "folder": "images of your own, one folder a class, or in a column of Parquet",
+    "wds": "images of your own in shards, the tar archives of WebDataset",
 }
 TEXT_CHOICES = {
     "text": "texts of your own: CSV, TSV, JSONL or Parquet",
@@ -88,6 +103,19 @@ TEXT_CHOICES = {
     "glue/qnli": "GLUE: does a sentence answer a question",
     "glue/rte": "GLUE: does a premise entail a hypothesis, two classes",
     "glue/wnli": "GLUE: does a sentence follow with its pronoun replaced",
+}
+HUB_PREFIX = "hfds/"
+HUB_CHOICES = {
+    "hfds/NAME": "images or texts of the datasets library: OWNER/NAME on the Hugging Face hub, or ./FOLDER; needs the extra "
+    "eectl[text]",
+}
+KIND_CHOICES = {
+    "images": "a column of images",
+    "texts": "a column of texts, or two of pairs",
+}
+DAMAGE_CHOICES = {
+    "error": "nothing is trained, and the message names the shard and the member",
+    "skip": "what is whole in it is used, and a note names it",
 }
 FILE_CHOICES = {
     ".csv": "comma-separated, with a header",
@@ -110,6 +138,20 @@ METRIC_CHOICES = {
     "score": "accuracy, or mean squared error",
     "balanced": "accuracy with all classes counted alike: the mean of each class's accuracy",
     "loss": "the loss; thresholds are then chosen by the score",
+}
+MEASURE_CHOICES = {
+    "balanced": "the mean of the classes' accuracies",
+    "macro_f1": "the mean of the classes' F1 scores",
+    "micro_f1": "the F1 of all labels of all rows together",
+    "f1": "of two classes the F1 of the second, the positive one",
+    "auroc": "the area under the ROC curve; of over two classes the mean of each against all others",
+    "mcc": "the Matthews correlation of classes, as GLUE scores CoLA",
+    "map": "the mean over labels of their average precision",
+    "pearson": "Pearson's correlation of numbers; of several targets the mean",
+    "spearman": "Spearman's correlation of numbers; of several targets the mean",
+    "mae": "the mean absolute error, of levels in levels; of several targets the mean",
+    "r2": "the share of the variance that is explained; of several targets the mean",
+    "kappa": "Cohen's kappa of levels with quadratic weights",
 }
 SEARCH_CHOICES = {
     "shared": "one threshold for all exits",
@@ -135,6 +177,13 @@ QUESTION_CHOICES = {
     "loss-landscape": "how the losses rise around the weights (Figure 6)",
 }
 TRACK_CHOICES = {"gradient-dominance": QUESTION_CHOICES["gradient-dominance"]}
+TRACKER_CHOICES = {
+    "tensorboard": "event files in the run's folder",
+    "wandb": "Weights & Biases, offline in the run's folder unless WANDB_MODE says otherwise",
+    "mlflow": "files in the run's folder unless MLFLOW_TRACKING_URI names another store",
+    "trackio": "trackio's local store",
+    "none": "nothing",
+}
 VIEW_CHOICES = {
     "flattened": "all numbers of a block's output; for images",
     "pooled": "the mean over space or tokens",
@@ -144,6 +193,12 @@ MOVED_CHOICES = {
     "all": "every weight",
     "backbone": "the backbone's weights",
     "heads": "the weights of the attached exits and of the network's own head",
+}
+DECAY_CHOICES = {
+    "norms": "the numbers of normalisation layers, and all other vectors that are no biases",
+    "biases": "all biases",
+    "positions": "position embeddings, class and other special tokens, tables of relative positions, and what a network of timm "
+    "says itself",
 }
 PRECISION_CHOICES = {
     "auto": "bf16 on a GPU that has it, else float32",

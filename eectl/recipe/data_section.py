@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from eectl.core.errors import EectlError, closest
-from eectl.recipe.choices import COPY_CHOICES, IMAGE_CHOICES, TEXT_CHOICES, described, listed
+from eectl.recipe.choices import (
+    COPY_CHOICES,
+    DAMAGE_CHOICES,
+    HUB_CHOICES,
+    HUB_PREFIX,
+    IMAGE_CHOICES,
+    KIND_CHOICES,
+    TASK_CHOICES,
+    TEXT_CHOICES,
+    TaskName,
+    described,
+    listed,
+)
 from eectl.recipe.data_paths import expand
 from eectl.recipe.section import (
     Count,
@@ -23,11 +35,14 @@ from eectl.recipe.section import (
     Switch,
     whole_or_none,
 )
-from eectl.recipe.text_sets import TEXT_SETS, is_text
+from eectl.recipe.text_sets import TEXT_SETS, is_text, kind_asked
 
-OWN_FILES = ("folder", "text")  # data sets of the user's own, which may lack a test split
+OWN_FILES = ("folder", "text", "wds")  # data sets of the user's own, which may lack a test split; so may those of a library
 LEAST_ALPHA = 1e-3  # of Mixup and CutMix, where float32 still draws shares
+MOST_TARGETS = 10_000  # columns, or levels
 ROOTLESS = ("digits",)  # data sets that need no folder
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+MOST_PATTERNS = 100  # of a split's shards
 HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -40,6 +55,15 @@ def _off_or_enough(alpha: float) -> float:
 MixAlpha = Annotated[
     float, Field(ge=0, le=1e3, allow_inf_nan=False, strict=True), AfterValidator(_off_or_enough)
 ]  # of Mixup and CutMix
+
+
+class RandAugmentSection(Section):
+    """RandAugment: operations drawn for each image, all of them at one strength."""
+
+    ops: Annotated[int, Field(ge=1, le=16, strict=True)] = Field(2, description="Operations for each image, one after the other.")
+    magnitude: Annotated[int, Field(ge=0, le=30, strict=True)] = Field(
+        9, description="How strong they are: one of torchvision's 31 steps, from 0."
+    )
 
 
 class AugmentSection(Section):
@@ -55,7 +79,24 @@ class AugmentSection(Section):
     )
     trivial: Switch = Field(False, description="TrivialAugmentWide: one random operation for each image. Default: off.")
     trivial_interpolation: Literal["nearest", "bilinear", "bicubic"] = Field(
-        "nearest", description="How TrivialAugmentWide reads between pixels when it warps an image."
+        "nearest", description="How TrivialAugmentWide, RandAugment or AutoAugment reads between pixels when it warps an image."
+    )
+    rand_augment: RandAugmentSection | None = Field(
+        None, description="RandAugment, as torchvision has it; {} takes its defaults. Default: off."
+    )
+    auto_augment: Literal["imagenet", "cifar10", "svhn"] | None = Field(
+        None,
+        description="AutoAugment: for each image one of the 25 pairs of operations that were found for this data set. Default: "
+        "off.",
+    )
+    three_augment: Switch = Field(
+        False,
+        description="3-Augment of DeiT III: each image is grey, solarized or blurred, and its colour jittered. Default: off.",
+    )
+    color_jitter: Fraction | None = Field(
+        None,
+        description="Multiply each image's brightness, contrast and saturation by random factors within 1 ± this, in random "
+        "order. Default: 0.3 with three_augment, as in DeiT III, else 0: off.",
     )
     crop: Annotated[int, Field(ge=0, le=8192, strict=True)] = Field(
         0, description="Pad each image by this many pixels and cut a random square of the old size out of it. 0: off."
@@ -72,17 +113,85 @@ class AugmentSection(Section):
         description="CutMix's alpha: boxes of images are swapped in pairs. 0: off. With Mixup on too, a fair coin decides for "
         "each batch.",
     )
+    repeats: Annotated[int, Field(ge=1, le=64, strict=True)] = Field(
+        1,
+        description="Repeated augmentation: each image comes this often in a row, varied anew each time, and an epoch, which "
+        "keeps its number of rows, has that many times fewer images.",
+    )
 
     @property
     def is_random(self) -> bool:
         """True where two looks at one image may differ."""
-        return self.model_copy(update={"trivial_interpolation": "nearest"}) != AugmentSection()
+        plain = {"trivial_interpolation": "nearest", "color_jitter": self.jitter or None, "repeats": 1}
+        return self.model_copy(update=plain) != AugmentSection()
+
+    @property
+    def jitter(self) -> float:
+        """How far factors of brightness, contrast and saturation may be from 1."""
+        return (0.3 if self.three_augment else 0.0) if self.color_jitter is None else self.color_jitter
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> "AugmentSection":
+        chosen = [key for key in ("trivial", "rand_augment", "auto_augment", "three_augment") if getattr(self, key)]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other: each is a whole policy of its own; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _varied_repeats(self) -> "AugmentSection":
+        if self.repeats > 1 and not self.is_random:
+            raise ValueError(
+                f"repeats is {self.repeats}, and nothing varies an image, so they would be equal; vary it or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_range(self) -> "AugmentSection":
         if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1]:
             raise ValueError(f"resized_crop is {list(self.resized_crop)}; give two areas above 0, the smaller first")
         return self
+
+
+def _one_or_more(value: Any) -> Any:
+    """Read one text without a list around it."""
+    return (value,) if isinstance(value, str) else value
+
+
+_PATTERNS_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_PATTERNS},
+        {"type": "null"},
+    ]
+}
+Patterns = Annotated[
+    Annotated[tuple[ShortText, ...], Field(min_length=1, max_length=MOST_PATTERNS)] | None,
+    BeforeValidator(_one_or_more),
+    WithJsonSchema(_PATTERNS_SCHEMA),
+]
+
+
+class ShardsSection(Section):
+    """Which shards hold which split, relative to `data.root`, and the order in which their rows are read to train."""
+
+    train: Patterns = Field(
+        None,
+        description="The shards to train on, such as 'train-{000..099}.tar' or 'train/*.tar', or several of these. Default: "
+        "train*.tar and train/*.tar.",
+    )
+    validation: Patterns = Field(
+        None, description="Those of early stopping. Default: val*.tar and val/*.tar where there are some."
+    )
+    calibration: Patterns = Field(None, description="Those of thresholds. Default: calibration*.tar and calibration/*.tar.")
+    test: Patterns = Field(None, description="Those that results are reported on. Default: test*.tar and test/*.tar.")
+    buffer: Annotated[int, Field(ge=1, le=10**9, strict=True)] = Field(
+        10_000,
+        description="Shards that are not kept in memory are read to train one after another, in a random order, and of the next "
+        "so many rows a random one is taken. With as many as there are training rows any order may come, in leaps.",
+    )
+    damaged: Literal["error", "skip"] = Field(
+        "error", description=f"What becomes of a shard that is cut short. {described(DAMAGE_CHOICES)}."
+    )
 
 
 class LimitSection(Section):
@@ -111,8 +220,14 @@ def _of_train(value: Any) -> Any:
 
 
 def _known_data(name: str) -> str:
-    known = (*IMAGE_CHOICES, *TEXT_CHOICES)
-    if name not in known:
+    known = (*IMAGE_CHOICES, *TEXT_CHOICES, *HUB_CHOICES)
+    if name.startswith(HUB_PREFIX):
+        own = name.removeprefix(HUB_PREFIX)
+        if not own.startswith((".", "/", "~")) and not HUB_NAME.fullmatch(own):
+            raise ValueError(
+                f"'{name[:200]}' names no data set of the hub, which is hfds/OWNER/NAME, nor a folder, which is hfds/./FOLDER"
+            )
+    elif name not in known:
         raise ValueError(f"unknown data set '{name}'{closest(name, known)}; known: {listed(known)}")
     return name
 
@@ -128,11 +243,6 @@ def _colour(value: Any) -> Any:
     if value.lower() not in colormap:
         raise ValueError(f"unknown colour{closest(value.lower(), colormap)}; give a name, such as white, or '#rrggbb' in quotes")
     return value
-
-
-def _one_or_two(value: Any) -> Any:
-    """Read one column without a list around it."""
-    return (value,) if isinstance(value, str) else value
 
 
 _COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": 10**9}
@@ -167,19 +277,30 @@ def _one_for_each_channel(
 class DataSection(Section):
     """Which data set, how it is split, and how training images are varied."""
 
-    name: Annotated[str, AfterValidator(_known_data)] = Field(
+    name: Annotated[ShortText, AfterValidator(_known_data)] = Field(
         "digits",
-        description=f"The data set. {described(IMAGE_CHOICES | TEXT_CHOICES)}.",
-        json_schema_extra={"enum": [*IMAGE_CHOICES, *TEXT_CHOICES]},
+        description=f"The data set. {described(IMAGE_CHOICES | TEXT_CHOICES | HUB_CHOICES)}.",
+        json_schema_extra={
+            "anyOf": [{"enum": [*IMAGE_CHOICES, *TEXT_CHOICES]}, {"pattern": "^hfds/"}],
+        },
+    )
+    kind: Literal["images", "texts"] | None = Field(
+        None,
+        description=f"What hfds/NAME holds. {described(KIND_CHOICES)}. Default: texts where data.text is given, else images.",
     )
     root: PathText = Field(
         Path("data"),
-        description="The folder with the data set, relative to where eectl runs. For `text` it may be one file, which is then "
-        "the training file. digits needs none.",
+        description="The folder with the data set, relative to where eectl runs. For `text`, and for `folder` with images in "
+        "Parquet, it may be one file, which is then the training file; for `wds` the training shards, as in "
+        "'shards/train-{000..099}.tar'. digits and hfds/NAME need none.",
+    )
+    shards: ShardsSection | None = Field(
+        None, description="Which shards of `wds` hold which split, and how they are read. Default: told by their names."
     )
     variant: ShortText | None = Field(
         None,
-        description="Which published form of the data set: full, 320px or 160px of imagenette. Default: the one that is there.",
+        description="Which published form of the data set: full, 320px or 160px of imagenette; of hfds/NAME the name of a "
+        "configuration. Default: the one that is there.",
     )
     image_size: Pixels | None = Field(
         None, description="The side in pixels of the squares that images become. Default: the size that the data set has."
@@ -236,6 +357,11 @@ class DataSection(Section):
         description="The most rows to use, drawn by class: a number of training rows, or numbers by split, such as "
         "{train: 5000, validation: 500, test: 1000}. Default: all rows.",
     )
+    epoch_rows: Annotated[int, Field(ge=1, le=10**8, strict=True)] | None = Field(
+        None,
+        description="The rows of an epoch; the next one goes on where it ended, in passes over all rows, each in an order of its "
+        "own. Default: an epoch is one pass.",
+    )
     in_memory: Switch | Literal["auto"] = Field(
         "auto",
         description="true keeps all images on the device, false reads files as needed. auto: in memory up to 4 GB of pixels.",
@@ -245,15 +371,27 @@ class DataSection(Section):
     )
     augment: AugmentSection = AugmentSection()
     text: Annotated[
-        tuple[ShortText, ...], BeforeValidator(_one_or_two), Field(min_length=1, max_length=2), WithJsonSchema(_TEXT_SCHEMA)
+        tuple[ShortText, ...], BeforeValidator(_one_or_more), Field(min_length=1, max_length=2), WithJsonSchema(_TEXT_SCHEMA)
     ] = Field(
         ("text",),
         description="The column with the text, or the two columns of a pair of texts. Published data sets bring their own.",
     )
-    target: ShortText = Field("label", description="The column to predict, for texts. Published data sets bring their own.")
-    task: Literal["classification", "regression"] = Field(
-        "classification",
-        description="What the target of texts is: a class, scored by accuracy, or a number, scored by mean squared error.",
+    image: ShortText | None = Field(
+        None,
+        description="The column with the images, of hfds/NAME and Parquet; the extension of their members, of wds. Default: the "
+        "only one there is.",
+    )
+    target: ShortText | Annotated[tuple[ShortText, ...], Field(min_length=1, max_length=MOST_TARGETS)] = Field(
+        "label",
+        description="The column to predict, of texts, or of images in a table or listed in metadata.csv; the key of a shard's "
+        "JSON. For regression and multilabel several may be named, as [a, b]; one column of labels has them as a list, or as "
+        "a|b. Published data sets bring their own, and hfds/NAME its column of classes where it has none of that name.",
+    )
+    task: TaskName = Field("classification", description=f"What the target of data of your own is. {described(TASK_CHOICES)}.")
+    levels: Annotated[tuple[ShortText, ...], Field(min_length=2, max_length=MOST_TARGETS)] | None = Field(
+        None,
+        description="ordinal: the classes in their order, the lowest first. Default: those of the training rows, which must then "
+        "be whole numbers.",
     )
     tokenizer: ShortText | None = Field(
         None,
@@ -272,7 +410,17 @@ class DataSection(Section):
     @property
     def is_text(self) -> bool:
         """True where the data set holds texts, and not images."""
-        return is_text(self.name)
+        return is_text(self.name, self.kind)
+
+    @property
+    def is_of_library(self) -> bool:
+        """True where the datasets library has the data set, by an id on the hub or in a folder."""
+        return self.name.startswith(HUB_PREFIX)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns that `target` names."""
+        return (self.target,) if isinstance(self.target, str) else self.target
 
     @property
     def folder(self) -> Path:
@@ -283,24 +431,25 @@ class DataSection(Section):
         """Return the section with its data in `root` (None: where it says); raises EectlError where the data set needs none."""
         if root is None:
             return self
-        if self.name in ROOTLESS:
-            raise EectlError(f"--data-root {root}: {self.name} needs no data on disk; leave it out")
+        if self.name in ROOTLESS or self.is_of_library:
+            raise EectlError(f"--data-root {root}: {self.name} needs no data.root; leave it out")
         return self.model_copy(update={"root": root})
 
     @model_validator(mode="before")
     @classmethod
     def _known_columns(cls, value: Any) -> Any:
-        """Fill in the columns and the task of a published data set."""
+        """Fill in the columns and the task of a published data set, and what one of the datasets library holds."""
         if not isinstance(value, Mapping):
             return value
         known = TEXT_SETS.get(str(value.get("name")))
         own = {} if known is None else {"text": known.text, "target": known.target, "task": known.task}
-        return own | dict(value)
+        kind = kind_asked(value)
+        return own | dict(value) | ({} if kind is None else {"kind": kind})
 
     @model_validator(mode="after")
     def _needs_its_root(self) -> "DataSection":
-        if self.name in ROOTLESS and self.root != type(self).model_fields["root"].default:
-            raise ValueError(f"root is '{self.root}', and {self.name} needs no data on disk; leave out data.root (--data-root)")
+        if (self.name in ROOTLESS or self.is_of_library) and self.root != type(self).model_fields["root"].default:
+            raise ValueError(f"root is '{self.root}', and {self.name} needs none; leave out data.root (--data-root)")
         return self
 
     @model_validator(mode="after")
@@ -308,24 +457,54 @@ class DataSection(Section):
         shares = {"validation": self.validation, "calibration": self.calibration} | ({"test": self.test} if self.test else {})
         if sum(shares.values()) >= 1:
             raise ValueError(f"{' + '.join(shares)} is {sum(shares.values()):g}; it must leave training rows")
-        if self.test is not None and self.name not in OWN_FILES:
+        if self.test is not None and not self.is_of_library and self.name not in OWN_FILES:
             raise ValueError(f"test is {self.test:g}, and {self.name} has a test split of its own; leave it out")
         return self
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> "DataSection":
         foreign, other = (_IMAGE_KEYS, "images") if self.is_text else (_TEXT_KEYS, "text")
-        changed = [key for key in foreign if getattr(self, key) != type(self).model_fields[key].get_default()]
+        both = ("variant",) if self.is_of_library else ()
+        changed = [key for key in foreign if key not in both and getattr(self, key) != type(self).model_fields[key].get_default()]
         if changed:
             verb = "is" if len(changed) == 1 else "are"
             kind = "text" if self.is_text else "images"
             it = "it" if len(changed) == 1 else "them"
             raise ValueError(f"{', '.join(changed)} {verb} for {other}, and {self.name} holds {kind}; leave {it} out")
+        own = [key for key in _TARGET_KEYS if getattr(self, key) != type(self).model_fields[key].get_default()]
+        own = [key for key in own if key != "target" or not (self.is_of_library or self.name == "wds")]
+        if own and not self.is_text and self.name != "folder":
+            it, verb = ("it", "is") if len(own) == 1 else ("them", "are")
+            raise ValueError(
+                f"{listed(own)} {verb} for folder and text, data of your own, and this is {self.name}; leave {it} out"
+            )
         known = TEXT_SETS.get(self.name)
         if known is not None and (self.text, self.target, self.task) != (known.text, known.target, known.task):
             raise ValueError(f"{self.name} has its own columns and task ({known.task}); leave out text, target and task")
         if self.strip and self.name != "20newsgroups":
             raise ValueError(f"strip is for 20newsgroups, and this is {self.name}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_of_its_task(self) -> "DataSection":
+        if len(self.targets) > 1 and self.task not in ("regression", "multilabel"):
+            raise ValueError(f"target names {len(self.targets)} columns, and {self.task} has one; name one")
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"target has a column twice: {listed(self.targets)}")
+        if self.levels is not None and self.task != "ordinal":
+            raise ValueError(f"levels are for task ordinal, and this is {self.task}; leave them out")
+        if self.levels is not None and len(set(self.levels)) < len(self.levels):
+            raise ValueError(f"levels has one twice: {listed(self.levels)}")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_one_source(self) -> "DataSection":
+        if self.kind is not None and not self.is_of_library:
+            raise ValueError(f"kind is for hfds/NAME, and {self.name} says itself what it holds; leave it out")
+        if self.shards is not None and self.name != "wds":
+            raise ValueError(f"shards is for wds, and this is {self.name}; leave it out")
+        if self.image is not None and not self.is_of_library and self.name not in ("folder", "wds"):
+            raise ValueError(f"image is for hfds/NAME, wds and Parquet in a folder, and this is {self.name}; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -342,7 +521,26 @@ class DataSection(Section):
         return self
 
 
+def num_outputs(task: str, *, num_classes: int, num_targets: int) -> int:
+    """Return how many outputs a network has: a logit per class or label, one less than levels, or a number per target."""
+    if task == "regression":
+        return max(num_targets, 1)
+    return num_classes - 1 if task == "ordinal" else num_classes
+
+
+def describe_outputs(task: str, outputs: int) -> str:
+    """Return in words what a network with so many outputs gives."""
+    words = {
+        "classification": f"{outputs} classes",
+        "regression": "a number (regression)" if outputs == 1 else f"{outputs} numbers (regression)",
+        "multilabel": f"{outputs} labels (multilabel)",
+        "ordinal": f"{outputs + 1} levels (ordinal)",
+    }
+    return words[task]
+
+
 _IMAGE_KEYS = (
+    "image",
     "image_size",
     "channels",
     "background",
@@ -354,4 +552,5 @@ _IMAGE_KEYS = (
     "resize",
     "interpolation",
 )
-_TEXT_KEYS = ("text", "target", "task", "tokenizer", "max_length", "strip")
+_TEXT_KEYS = ("text", "tokenizer", "max_length", "strip")
+_TARGET_KEYS = ("target", "task", "levels")  # of data of one's own

@@ -1,8 +1,8 @@
 """Data of one's own without writing YAML: what `--data`, `--text`, `--target`, `--backbone` and `--weights` say as recipe keys.
 
-The flags are shorthands: a folder of images becomes `data.name: folder`, a file of texts `data.name: text`, and the rest of the
-recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, and into none but the
-preprocessing of a published network; no torch.
+The flags are shorthands: a folder of images becomes `data.name: folder`, a file of texts `data.name: text`, shards `wds`, and
+the rest of the recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, and
+into none but the preprocessing of a published network; no torch.
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import Any
 
 from eectl.core.errors import EectlError
 from eectl.core.files import reading
+from eectl.recipe.choices import HUB_PREFIX
 from eectl.recipe.data_paths import expand, kind_of
 from eectl.recipe.preprocessing import image_size_of
 from eectl.recipe.reading import read_recipe
@@ -42,7 +43,7 @@ def own_data(
     *,
     data: str | Path | None = None,
     text: str | Sequence[str] = (),
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     task: str | None = None,
     backbone: str | None = None,
     weights: str | Path | None = None,
@@ -53,10 +54,11 @@ def own_data(
 
     Args:
         recipe: the recipe that the user names. Default: the shipped recipe `folder` or `text`, as `data` is one or the other.
-        data: a folder of images by class, a file of texts, or a folder with `train.csv` or another such file.
+        data: a folder of images by class, a file of texts, a folder with `train.csv` or another such file, shards of images,
+            what save_to_disk wrote, or hfds/OWNER/NAME.
         text: the column of the text, or the two columns of pairs.
-        target: the column to predict.
-        task: `classification` or `regression`, for texts.
+        target: the column to predict, or several.
+        task: an entry of TASK_CHOICES.
         backbone: the network, such as `timm/resnet18` or `hf/./minilm`. The weights in a folder `hf/./FOLDER` are used.
         weights: a `.safetensors` file to start from.
         has_start: whether the run starts from a checkpoint (`--from`), whose recipe then takes the place of a shipped one.
@@ -67,6 +69,7 @@ def own_data(
     """
     keys: dict[str, Any] = {}
     name, notes = None, []
+    columns = [text] if isinstance(text, str) else list(text)
     changes = list(changes)
     if data is not None and any(change.startswith("data.root=") for change in changes):
         raise EectlError(f"--data {data} says where the data lies, and so does data.root (--data-root); give one of the two")
@@ -79,15 +82,18 @@ def own_data(
         keys |= {"backbone.weights": str(weights)} | ({} if backbone else {"backbone.pretrained": False})
     if data is not None:
         kind, name = kind_of(data)
-        recipe = recipe or (None if has_start else kind)
-        keys |= {"data.name": kind, "data.root": str(data)}
-    columns = [text] if isinstance(text, str) else list(text)
+        is_of_library = kind.startswith(HUB_PREFIX)
+        usual = "text" if kind == "text" or (is_of_library and columns) else "folder"
+        recipe = recipe or (None if has_start else usual)
+        keys |= {"data.name": kind} | ({} if is_of_library else {"data.root": str(data)})
     keys |= {"data.text": columns} if columns else {}
+    wanted = [target] if isinstance(target, str) else list(target or ())
+    target = wanted[0] if len(wanted) == 1 else wanted or None
     keys |= {f"data.{key}": value for key, value in (("target", target), ("task", task)) if value is not None}
     written = [f"{key}={inline_yaml(value)}" for key, value in keys.items()]
-    if data is not None and kind == "folder" and recipe is not None:
+    if data is not None and kind != "text" and recipe is not None:
         planned = read_recipe(recipe, changes=[*written, *changes])
-        if planned.data.image_size is None and planned.data.name == "folder":
+        if planned.data.image_size is None and not planned.data.is_text and planned.data.name == kind:
             size = image_size_of(planned.backbone) or usual_size(planned.backbone.name)
             written.append(f"data.image_size={size}")
             notes.append(

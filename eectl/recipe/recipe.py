@@ -16,6 +16,7 @@ from eectl.core.errors import closest
 from eectl.recipe.choices import (
     AUTO_HEAD,
     HEAD_CHOICES,
+    LOSS_CHOICES,
     METRIC_CHOICES,
     MOST_IN_A_NAME,
     PHASE_CHOICES,
@@ -29,11 +30,11 @@ from eectl.recipe.choices import (
     listed,
 )
 from eectl.recipe.data_section import DataSection
+from eectl.recipe.optimizer_section import Ema, EmaSection, OptimizerSection, ScheduleSection
 from eectl.recipe.regimes import Phase
 from eectl.recipe.section import (
     Block,
     Count,
-    Epochs,
     Factor,
     Fraction,
     FreeData,
@@ -44,15 +45,21 @@ from eectl.recipe.section import (
     Section,
     Seed,
     ShortText,
+    StartText,
     Switch,
     Weight,
     Width,
 )
-from eectl.recipe.text_sets import is_text
+from eectl.recipe.text_sets import is_text, kind_asked
 
 MOST_EXITS = 1000
 MOST_INPUTS = 3 * 8192 * 8192  # numbers of one row
-SCORE_NAMES = {"classification": "accuracy", "regression": "MSE"}  # what is reported of each task, an entry of losses.TASKS
+SCORE_NAMES = {  # what is reported of each task, an entry of losses.TASKS
+    "classification": "accuracy",
+    "regression": "MSE",
+    "multilabel": "F1",
+    "ordinal": "accuracy",
+}
 
 
 def _known_regime(name: str) -> str:
@@ -126,6 +133,17 @@ class BackboneSection(Section):
         "classifier for another number of classes is left random. Default: no file.",
     )
 
+    drop_path: Fraction | None = Field(
+        None,
+        description="Drop path (stochastic depth): how often a residual branch is left out of a training step, where the library "
+        "says so at the last block, less before it. Default: the network's own.",
+    )
+    dropout: Fraction | None = Field(
+        None,
+        description="Dropout: timm's drop_rate, torchvision's dropout, and all of transformers' rates but a classifier's own. "
+        "Default: the network's own.",
+    )
+
     @model_validator(mode="after")
     def _one_start(self) -> "BackboneSection":
         if self.pretrained and self.weights is not None:
@@ -157,35 +175,6 @@ class ExitsSection(Section):
         if self.after is not None and len(set(self.after)) != len(self.after):
             raise ValueError(f"after has a block twice: {list(self.after)}")
         return self
-
-
-class OptimizerSection(Section):
-    """The optimizer and its settings."""
-
-    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum.")
-    lr: Rate = Field(1e-3, description="The highest learning rate; `schedule` says how it changes.")
-    weight_decay: RateOrZero = Field(0.0, description="How strongly weights are pulled to 0; decoupled in AdamW.")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments.")
-    momentum: Fraction = Field(0.9, description="SGD's momentum.")
-    clip_norm: Factor | None = Field(
-        None, description="Gradients with a larger norm than this are scaled down to it. Default: they are not."
-    )
-
-
-class ScheduleSection(Section):
-    """The learning rate as a function of the step; each phase starts it anew. Epochs are converted to steps."""
-
-    name: Literal["cosine-restarts", "cosine", "constant"] = Field(
-        "cosine-restarts",
-        description="cosine-restarts: from lr to min_lr along a cosine, again and again; cosine: once over the phase; constant: "
-        "always lr.",
-    )
-    cycle: Annotated[Epochs, Field(ge=1e-3)] = Field(10.0, description="cosine-restarts: epochs of the first cycle.")
-    cycle_factor: Annotated[int, Field(ge=1, le=1000, strict=True)] = Field(
-        2, description="cosine-restarts: each cycle is this many times as long as the one before."
-    )
-    min_lr: RateOrZero = Field(0.0, description="The learning rate at the end of a cosine.")
-    warmup: Epochs = Field(0.0, description="Epochs in which the learning rate grows from 0 to lr, before the rest.")
 
 
 class DistillationSection(Section):
@@ -234,8 +223,10 @@ class Recipe(Section):
 
     data: DataSection = DataSection()
     backbone: BackboneSection = BackboneSection()
-    init: PathText | None = Field(
-        None, description="A checkpoint to start from, as --from: its network takes the place of `backbone`. Default: none."
+    init: StartText | None = Field(
+        None,
+        description="A checkpoint to start from, as --from: its network takes the place of `backbone`. A file, or one on the "
+        "Hugging Face hub, as hf://OWNER/NAME[/FILE][@REVISION], of which the run records the commit. Default: none.",
     )
     exits: ExitsSection = ExitsSection(placement="every-2")
     regime: Annotated[str, AfterValidator(_known_regime)] = Field(
@@ -247,6 +238,11 @@ class Recipe(Section):
         None,
         description=f"Run this phase alone, as --phase. {described(PHASE_CHOICES)}; "
         "branch-wise, separate and mixed-gradual count their stages. Default: the whole regime.",
+    )
+    freeze_until: Block | None = Field(
+        None,
+        description="The stem and the blocks from 0 to this one keep their weights and BatchNorm's statistics in every phase, "
+        "and are not run backwards. Default: the regime alone says what is frozen.",
     )
     loss_weights: Annotated[
         ShortText | Annotated[tuple[Weight, ...], Field(max_length=MOST_EXITS + 1)], AfterValidator(_known_weights)
@@ -269,6 +265,13 @@ class Recipe(Section):
     )
     distillation: DistillationSection = DistillationSection()
     l2w: L2wSection = L2wSection()
+    loss: Literal["cross-entropy", "bce"] = Field(
+        "cross-entropy", description=f"The loss of classes; other tasks have their own. {described(LOSS_CHOICES)}."
+    )
+    bce_target_threshold: Fraction | None = Field(
+        None,
+        description="bce: targets over this become 1 and others 0, after smoothing and Mixup. Default: they stay as they are.",
+    )
     label_smoothing: Fraction = Field(0.0, description="The share of each target that goes to all classes alike. 0: off.")
     class_weights: Literal["none", "balanced"] = Field(
         "none",
@@ -277,12 +280,24 @@ class Recipe(Section):
     )
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
+    ema: Ema = Field(
+        EmaSection(),
+        description="A moving average of the weights: its decay alone, such as 0.9999, or {decay: 0.9999, warmup: true}. What is "
+        "validated, stopped on and saved are then the averaged weights of what trains, BatchNorm's statistics among them. Each "
+        "phase starts its average from its first weights. warmup (the default): the decay of step n, from 0, is at most "
+        "1 − (1 + n)^(−2/3), as timm has it. Default: no average.",
+    )
     epochs: Count = Field(100, description="At most this many epochs in each phase.")
     patience: Count = Field(10, description="A phase ends when no exit has improved on the validation rows for this many epochs.")
     metric: Literal["score", "balanced", "loss"] = Field(
         "score", description=f"What early stopping compares and thresholds are chosen by. {described(METRIC_CHOICES)}."
     )
     batch_size: Rows = Field(128, description="Rows of a training step, over all processes together.")
+    accumulate: Rows = Field(
+        1,
+        description="The pieces in which the rows of a step pass, one after the other, before the weights move: less memory, and "
+        "the same result, but that BatchNorm takes its statistics of each piece and dropout draws other numbers.",
+    )
     eval_batch_size: Rows = Field(500, description="Rows that are evaluated at once, in each process.")
     phases: Annotated[dict[Count, PhaseSection], BeforeValidator(_by_number)] = Field(
         {}, description="What single phases do differently, by number, as {3: {epochs: 10}}."
@@ -331,7 +346,7 @@ class Recipe(Section):
         if not isinstance(value, Mapping):
             return value
         data, backbone = value.get("data"), value.get("backbone")
-        if not (isinstance(data, Mapping) and isinstance(backbone, Mapping) and is_text(str(data.get("name")))):
+        if not (isinstance(data, Mapping) and isinstance(backbone, Mapping) and is_text(str(data.get("name")), kind_asked(data))):
             return value
         name = str(backbone.get("name"))
         if data.get("tokenizer") is not None or not name.startswith("hf/"):
@@ -341,16 +356,32 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _classes_to_balance(self) -> "Recipe":
         balanced = [key for key in ("metric", "class_weights") if getattr(self, key) == "balanced"]
-        if balanced and self.data.task == "regression":
-            raise ValueError(f"{' and '.join(balanced)}: balanced is for classes, and the target is a number; leave it out")
+        if balanced and self.data.task != "classification":
+            of = "the target is a number" if self.data.task == "regression" else f"data.task is {self.data.task}"
+            raise ValueError(f"{' and '.join(balanced)}: balanced is for classes, and {of}; leave it out")
+        if "class_weights" in balanced and self.loss == "bce":
+            raise ValueError("class_weights is balanced, and loss is bce, in which every row is of every class; leave one out")
         if "class_weights" in balanced and self.loss_weights == "l2w":
             raise ValueError("class_weights is balanced, and loss_weights l2w learns a weight for each row; leave one out")
         return self
 
     @model_validator(mode="after")
     def _one_objective(self) -> "Recipe":
+        if self.loss_weights == "l2w" and self.optimizer.name == "lion":
+            raise ValueError("loss_weights l2w differentiates a step of AdamW or SGD; set optimizer.name to one of them")
         if self.loss_weights == "l2w" and self.distillation.teacher != "none":
             raise ValueError("loss_weights l2w and distillation exclude each other; set distillation.teacher=none")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_accumulate(self) -> "Recipe":
+        sizes = {"batch_size": self.batch_size}
+        sizes |= {f"phases.{number}.batch_size": own.batch_size for number, own in self.phases.items() if own.batch_size}
+        for key, size in sizes.items():
+            if self.accumulate > size:
+                raise ValueError(f"accumulate is {self.accumulate:,}, and {key} only {size:,}; a piece has at least a row")
+        if self.accumulate > 1 and self.loss_weights == "l2w":
+            raise ValueError("loss_weights l2w takes each batch in two halves of its own; set accumulate=1")
         return self
 
     @model_validator(mode="after")
@@ -368,8 +399,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_its_data(self) -> "Recipe":
-        if self.data.task == "regression" and self.label_smoothing:
-            raise ValueError("label_smoothing is for classes, and data.task is regression; set it to 0")
+        task, augment = self.data.task, self.data.augment
+        if task != "classification" and self.label_smoothing:
+            raise ValueError(f"label_smoothing is for classes, and data.task is {task}; set it to 0")
+        if task != "classification" and self.loss == "bce":
+            raise ValueError(f"loss is bce, which is for classes, and data.task is {task}, which has its own loss; leave it out")
+        if task != "classification" and self.loss_weights == "l2w":
+            raise ValueError(f"loss_weights: l2w ranks rows by the confidence of a classifier, and this is {task}; use uniform")
+        if task != "classification" and (augment.mixup or augment.cutmix):
+            raise ValueError(f"mixup and cutmix mix the classes of two images, and data.task is {task}; set both to 0")
+        if self.bce_target_threshold is not None and self.loss != "bce":
+            raise ValueError("bce_target_threshold is for loss: bce; leave it out")
         if self.data.is_text and self.data.tokenizer is None:
             raise ValueError("data.tokenizer: texts need one; name a folder or a hub id, or take a backbone hf/NAME")
         if self.data.is_text and self.channels_last is True:
@@ -401,7 +441,7 @@ class ModelSpec(Section):
         min_length=2, max_length=3, description="Channels, height and width; for texts 3 and max_length."
     )
     num_outputs: Annotated[int, Field(ge=1, le=10**6, strict=True)] = Field(
-        description="The number of classes, or 1 for regression."
+        description="The number of classes or labels, of levels one less, or of the numbers of a regression."
     )
     after: tuple[Block, ...] = Field((), max_length=MOST_EXITS, description="The blocks that the attached exits follow, from 0.")
     heads: tuple[Annotated[ShortText, AfterValidator(_known_head)], ...] = Field(

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from eectl.core.errors import visible
+from eectl.core.hub import FORM, is_hub_address, parse_address
 from eectl.recipe.choices import MOST_IN_A_NAME
 
 MOST_CHARACTERS = 4096  # of a text; also the longest path that Linux takes
@@ -38,6 +39,17 @@ def _path_text(value: Any) -> Any:
     if not 0 < len(value) <= MOST_CHARACTERS:
         raise ValueError(f"a path has 1 to {MOST_CHARACTERS:,} characters, not {len(value):,}")
     return _writable(value)
+
+
+def start_text(value: Any) -> Path | str:
+    """Take a path, or the address of a file on the hub, which stays a text."""
+    text = str(_path_text(value))
+    if is_hub_address(text):
+        parse_address(text)
+        return text
+    if text.startswith("hf:"):
+        raise ValueError(f"an address on the hub is written as {FORM}")
+    return Path(text)
 
 
 def whole_or_none(value: Any) -> Any:
@@ -102,6 +114,7 @@ def _at(place: str) -> str:
 Switch = Annotated[bool, Field(strict=True)]
 ShortText = Annotated[str, Field(strict=True, min_length=1, max_length=MOST_CHARACTERS), AfterValidator(_writable)]
 PathText = Annotated[Path, BeforeValidator(_path_text)]
+StartText = Annotated[Path | str, PlainValidator(start_text), WithJsonSchema({"type": "string", "format": "path"})]
 FreeData = Annotated[dict[str, Any], BeforeValidator(plain_data)]
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]

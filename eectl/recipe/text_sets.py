@@ -1,6 +1,10 @@
 """The columns, classes and task of published text data sets, known before a file is read. Reads nothing; no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from eectl.recipe.choices import HUB_PREFIX
 
 GLUE_PREFIX = "glue/"
 
@@ -22,9 +26,17 @@ class TextSet:
         return "classification" if self.classes else "regression"
 
 
-def is_text(name: str) -> bool:
-    """Return whether the data set called `name` holds texts, and not images."""
-    return name == "text" or name in TEXT_SETS
+def is_text(name: str, kind: str | None = None) -> bool:
+    """Return whether the data set called `name` holds texts, and not images; of one of the datasets library `kind` says it."""
+    return kind == "texts" if name.startswith(HUB_PREFIX) else name == "text" or name in TEXT_SETS
+
+
+def kind_asked(data: Mapping[str, Any]) -> str | None:
+    """Return the kind of a data section in plain data: what it says, or what columns of the datasets library it asks for."""
+    kind = data.get("kind")
+    if kind is not None or not str(data.get("name")).startswith(HUB_PREFIX):
+        return None if kind is None else str(kind)
+    return "texts" if data.get("text") is not None else "images"
 
 
 NEWSGROUPS = (

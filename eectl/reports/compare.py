@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eectl.core.errors import EectlError, lookup
+from eectl.evaluation.measures import MEASURES
 from eectl.evaluation.results import Evaluation
 from eectl.models.checkpoint import Origin
 from eectl.recipe.regimes import REGIMES
 from eectl.reports.comparison import Comparison, Row
 from eectl.reports.differences import check_comparable, labels, run_settings
-from eectl.reports.lookups import LOOKUPS, check_grids
+from eectl.reports.lookups import LOOKUPS, check_grids, per_seed
 from eectl.reports.published import PublishedCell, PublishedTable
 
 
@@ -48,6 +49,7 @@ def compare(
     how: str = "per-seed",
     published: PublishedTable | None = None,
     variant: str | None = None,
+    measure: str | None = None,
 ) -> Comparison:
     """Gather runs into one table.
 
@@ -56,6 +58,7 @@ def compare(
         how: how several seeds become one number, an entry of LOOKUPS.
         published: a table of the paper to stand beside the rows.
         variant: the published table's variant for all rows; default: the one whose name is a row's label.
+        measure: what is shown in place of the score, an entry of MEASURES.
 
     Raises:
         EectlError: for runs that do not belong in one table, a seed that comes twice, and a lookup without its data.
@@ -69,13 +72,15 @@ def compare(
         )
     if published is not None and first.evaluation.cost != "macs":
         raise EectlError(f"--published {published.number}: the paper's budgets are MACs, and these runs' are time; leave it out")
+    if measure is not None:
+        _check_measure(measure, runs, how=how, published=published)
     budgets = _budgets(runs)
     rows = []
     for (label, regime), members in _grouped(runs, published).items():
         evaluations = [run.evaluation for run in members]
         if how == "average-first":
             check_grids({run.name: run.evaluation for run in members})
-        cells = [find(evaluations, budget) for budget in budgets]
+        cells = [find(evaluations, budget) if measure is None else per_seed(evaluations, budget, measure) for budget in budgets]
         printed = [_printed(published, variant, label, regime, budget) for budget in budgets]
         seeds = tuple(run.seed for run in members)
         rows.append(Row(label, regime, seeds, tuple(cells), tuple(printed), tuple(evaluations)))
@@ -95,7 +100,22 @@ def compare(
         published=published,
         cost=first.evaluation.cost,
         measured=first.evaluation.measured,
+        measure=measure,
     )
+
+
+def _check_measure(name: str, runs: Sequence[Run], *, how: str, published: PublishedTable | None) -> None:
+    """Raise EectlError for a measure that is not there, or that some run was not measured by."""
+    lookup(MEASURES, name, what="measure")
+    if how != "per-seed" or published is not None:
+        raise EectlError(f"--measure {name}: the authors' lookup and tables are of scores; leave out --lookup and --published")
+    for run in runs:
+        if run.evaluation.plain.measure(name) is None:
+            there = [each for each in MEASURES if run.evaluation.plain.measure(each) is not None]
+            raise EectlError(
+                f"--measure {name}: {run.name} ({run.evaluation.task}) has {', '.join(there) or 'none'}; name one of these, or "
+                "run eectl evaluate on it again"
+            )
 
 
 def _budgets(runs: Sequence[Run]) -> tuple[float | None, ...]:

@@ -10,7 +10,20 @@ from eectl.reports.published import PAPER, PublishedCell, PublishedTable
 
 KIND, SCHEMA = "report", 1
 NO_NUMBER = "-"
-_FACTS = ("task", "data", "backbone", "split", "num_rows", "criteria", "protocol", "lookup", "cost", "measured", "budgets")
+_FACTS = (
+    "task",
+    "data",
+    "backbone",
+    "split",
+    "num_rows",
+    "criteria",
+    "protocol",
+    "lookup",
+    "cost",
+    "measured",
+    "budgets",
+    "measure",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,8 @@ class Comparison:
     """The table of many runs: a row per setting and regime, a column per budget.
 
     `budgets` are in % of the plain backbone's cost, rising; None is unlimited and comes last. `data` and `backbone` name what
-    all runs share, `cost` and `measured` say what costs are counted in, as an evaluation does.
+    all runs share, `cost` and `measured` say what costs are counted in, as an evaluation does. `measure` is an entry of MEASURES
+    that is shown in place of the score.
     """
 
     task: str
@@ -58,6 +72,12 @@ class Comparison:
     published: PublishedTable | None
     cost: str = "macs"
     measured: str | None = None
+    measure: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What the numbers are: an entry of MEASURES, else the task whose score they are."""
+        return self.measure or self.task
 
     def to_json(self) -> dict[str, Any]:
         """Return everything unrounded, with kind, schema number and digest: accuracies and costs as fractions of 1."""

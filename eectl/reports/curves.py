@@ -55,7 +55,7 @@ def plot_comparison(path: Path, comparison: Comparison, *, paper: bool = False) 
 
 
 def _draw(figure: "Figure", comparison: Comparison, *, paper: bool) -> None:
-    scale = 100.0 if TASKS[comparison.task].score_name == "accuracy" else 1.0
+    scale = 1.0 if TASKS[comparison.task].predicts_number else 100.0
     figure.set_size_inches(7.2, 5.0)
     axes = figure.add_subplot()
     for index, (row, (colour, dashes)) in enumerate(zip(comparison.rows, _styles(comparison), strict=True)):

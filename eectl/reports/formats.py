@@ -64,7 +64,7 @@ def as_csv(comparison: Comparison) -> str:
     for row in comparison.rows:
         for budget, cell, papers in zip(comparison.budgets, row.cells, row.published, strict=True):
             name = "unlimited" if budget is None else f"{budget:g}"
-            numbers = [_plain(text) for each in (cell, papers) for text in cell_texts(each, comparison.task)]
+            numbers = [_plain(text) for each in (cell, papers) for text in cell_texts(each, comparison.shown)]
             share = "" if cell is None else f"{100 * cell.share:.2f}"
             writer.writerow([row.label, row.regime, name, len(row.seeds), *numbers[:2], share, *numbers[2:]])
     return out.getvalue()

@@ -10,11 +10,15 @@ from eectl.reports.comparison import Cell
 OVER = 1e-9  # shares of cost that differ by less are equal
 
 
-def per_seed(evaluations: Sequence[Evaluation], budget: float | None) -> Cell | None:
-    """Average what each seed's own thresholds gave; return None unless every seed reaches the budget."""
+def per_seed(evaluations: Sequence[Evaluation], budget: float | None, measure: str | None = None) -> Cell | None:
+    """Average what each seed's own thresholds gave, the score or an entry of MEASURES.
+
+    It is None unless every seed reaches the budget.
+    """
     entries = [(each, entry) for each in evaluations for entry in each.budgets if entry.budget == budget]
-    found = [(entry.value, entry.mean_cost / each.plain_cost) for each, entry in entries
-             if entry.value is not None and entry.mean_cost is not None]  # fmt: skip
+    values = [(entry.value if measure is None else entry.measure(measure), entry, each) for each, entry in entries]
+    found = [(value, entry.mean_cost / each.plain_cost) for value, entry, each in values
+             if value is not None and entry.mean_cost is not None]  # fmt: skip
     return _cell(found) if len(found) == len(evaluations) else None
 
 
@@ -55,8 +59,10 @@ def check_grids(found: Mapping[str, Evaluation]) -> None:
     """Raise EectlError unless all evaluations, by their runs' names, have values at the same thresholds of the authors' grid."""
     first = next(iter(found))
     for name, evaluation in found.items():
-        if evaluation.task == "regression":
-            raise EectlError("--lookup average-first: the paper names no thresholds for regression; use --lookup per-seed")
+        if evaluation.task != "classification":
+            raise EectlError(
+                f"--lookup average-first: the paper names no thresholds for {evaluation.task}; use --lookup per-seed"
+            )
         if evaluation.grid is None:
             raise EectlError(
                 f"--lookup average-first: {name} has no values at the authors' thresholds; write it again with "

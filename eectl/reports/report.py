@@ -38,6 +38,7 @@ def report(
     *,
     lookup: str = "per-seed",
     published: str | None = None,
+    measure: str | None = None,
     label: Sequence[str] = (),
     out: Sequence[str | Path] = (),
     paper: bool = False,
@@ -51,6 +52,7 @@ def report(
             evaluation.json beside them, or evaluation files.
         lookup: how several seeds become one number: `per-seed` or `average-first`.
         published: `TABLE[:VARIANT]`, numbers of the paper to stand below ours.
+        measure: what is shown in place of the score, such as auroc or map: an entry of MEASURE_CHOICES.
         label: `PATTERN=TEXT` each; the runs whose names fit the pattern are called TEXT, of several patterns the last one's.
         out: files to write, tables (.md, .tex, .csv, .json) or plots (.png, .pdf, .svg).
         paper: draw plots without a title.
@@ -65,6 +67,10 @@ def report(
         if path.suffix.lower() not in SUFFIXES and not _is_plot(path):
             allowed = ", ".join([*SUFFIXES, *(f".{name}" for name in PLOT_FORMATS)])
             raise EectlError(f"-o {path}: allowed are files that end in {allowed}")
+        if measure is not None and _is_plot(path):
+            raise EectlError(
+                f"-o {path}: plots are of the score at any threshold; write a table, or leave out --measure {measure}"
+            )
     table, variant = (None, None) if published is None else find_published(published)
     patterns = [_pattern(text) for text in ([label] if isinstance(label, str) else label)]
     found = _find_all([Path(run) for run in ([runs] if isinstance(runs, (str, Path)) else runs)], say)
@@ -72,7 +78,9 @@ def report(
         raise EectlError("there is nothing to report; run eectl evaluate CKPT -o RUN/evaluation.json, then name those runs")
     read = [each.file for each in found] + [each.checkpoint for each in found if each.checkpoint is not None]
     check_outputs(outputs, inputs=read, overwrite=overwrite)
-    comparison = compare(_labelled([_read(each) for each in found], patterns), how=lookup, published=table, variant=variant)
+    comparison = compare(
+        _labelled([_read(each) for each in found], patterns), how=lookup, published=table, variant=variant, measure=measure
+    )
     contents: dict[Path, bytes | str] = {}
     for path in outputs:
         if _is_plot(path):

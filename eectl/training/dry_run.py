@@ -24,7 +24,7 @@ from eectl.recipe.published_rows import published_parts, split_sizes
 from eectl.recipe.reading import is_recipe, read_recipe
 from eectl.recipe.recipe import ModelSpec, Recipe
 from eectl.recipe.regimes import Phase
-from eectl.training.network import Network, first_network, planned_phases, resolve, with_exits
+from eectl.training.network import Network, check_frozen, first_network, planned_phases, resolve, with_exits
 from eectl.training.running import make_execution
 
 STEP_MACS = 5e9  # what the timed step may take: about a second on a slow CPU
@@ -104,7 +104,7 @@ def plan(recipe: Recipe) -> Plan:
     recipe = resolve(recipe, network)
     if not network.model.after:
         network = with_exits(network, recipe.exits, seed=recipe.seed)
-    rows = _rows(recipe.data, info.classes)
+    rows, frozen = _rows(recipe.data, info.classes), check_frozen(recipe, network)
     return Plan(
         recipe,
         planned_phases(recipe),
@@ -113,7 +113,7 @@ def plan(recipe: Recipe) -> Plan:
         rows.splits,
         info.classes,
         network.model,
-        (*notes, *rows.notes),
+        (*notes, *frozen, *rows.notes),
         rows.by_class,
     )
 
@@ -160,7 +160,8 @@ def _rows(data: DataSection, classes: Sequence[str]) -> _Rows:
     found, noun = outline(data), "texts" if data.is_text else "images"
     found.copies.check()
     counts = class_counts(found.labels, classes)
-    notes = (*found.notes, *found.copies.notes(), *note_on_classes(counts.get("train", ()), classes, noun=noun))
+    uneven = note_on_classes(counts.get("train", ()), classes, noun=noun) if data.task == "classification" else ()
+    notes = (*found.notes, *found.copies.notes(), *uneven)
     return _Rows({name: len(labels) for name, labels in found.labels.items()}, counts, notes)
 
 

@@ -23,7 +23,13 @@ class _Numbers:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def read(self, batches: Sequence[Tensor], *, draw: int | None = None) -> Iterator[Tensor]:  # noqa: ARG002 (nothing is drawn)
+    def read(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        draw: int | None = None,  # noqa: ARG002 (nothing is drawn)
+        visits: Sequence[Tensor] | None = None,  # noqa: ARG002
+    ) -> Iterator[Tensor]:
         """Return each tensor of rows."""
         return iter(send_all(batches, self._device))
 

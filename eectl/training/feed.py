@@ -33,20 +33,26 @@ class TrainingBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows that train and that decide on early stopping, how a batch of them is augmented, and the task that they set."""
+    """The rows that train and that decide on early stopping, how a batch of them is augmented, and the task that they set.
+
+    `repeats` is how often each image comes in a row of an epoch.
+    """
 
     train: Split
     validation: Split
     augmenter: Augmenter
     task: Task
     input_shape: tuple[int, ...]
+    repeats: int = 1
 
 
 def training_data(data: Dataset) -> TrainingData:
     """Return what training takes from a data set."""
     info = data.info
     augmenter = Augmenter(info, data.augment, len(info.classes))
-    return TrainingData(data.splits["train"], data.splits["validation"], augmenter, TASKS[info.task], info.input_shape)
+    return TrainingData(
+        data.splits["train"], data.splits["validation"], augmenter, TASKS[info.task], info.input_shape, data.augment.repeats
+    )
 
 
 def window_length(input_shape: Sequence[int], batch_size: int, device: torch.device) -> int:
@@ -90,7 +96,8 @@ class Feed:
                 yield TrainingBatch(batch.inputs, batch.targets)
         else:
             window = self.window or window_length(self.data.input_shape, -(-batch_size // world.size), world.device)
-            windows = self._windows(train_batches(split, **whole, window=window), start=start, step_seed=step_seed)
+            batches = train_batches(split, **whole, window=window, repeats=self.data.repeats)
+            windows = self._windows(batches, start=start, step_seed=step_seed)
             yield from ahead(windows, world.device)
 
     def _windows(self, batches: Iterator[Batch], *, start: int, step_seed: Callable[[int], int]) -> Iterator[list[TrainingBatch]]:

@@ -1,14 +1,20 @@
-"""Find the recipe that `eectl train` was asked for, and change it by the options that stand for recipe keys. No torch."""
+"""Find the recipe that `eectl train` was asked for, and change it by the options that stand for recipe keys. No torch.
+
+A start on the hub is fetched here, as its recipe may be the one that is meant; the recipe then names its commit.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eectl.core.errors import EectlError, visible
+from eectl.core.hub import fetch, local_path, parse_address
 from eectl.models.checkpoint import read_about
 from eectl.recipe.own_data import own_data
 from eectl.recipe.reading import make_recipe, read_recipe
 from eectl.recipe.recipe import Recipe
+from eectl.recipe.section import start_text
 from eectl.recipe.yaml_text import inline_yaml
 
 SHORTHANDS = {  # an option of `eectl train`, by its name in Python → the recipe key that it sets
@@ -46,9 +52,11 @@ def find_recipe(
             change.
 
     Raises:
-        EectlError: a recipe that is not there, or its mistakes, one a line.
+        EectlError: a recipe that is not there, or its mistakes, one a line; a start on the hub that cannot be fetched.
     """
     options = {name: value for name, value in (given or {}).items() if value is not None}
+    if "start" in options:
+        options["start"] = _checked(options["start"])
     edits = [
         *changes,
         *(f"{SHORTHANDS[name]}={inline_yaml(_plain(value))}" for name, value in options.items() if name in SHORTHANDS),
@@ -65,14 +73,30 @@ def find_recipe(
         name = recipe.data.name.replace("/", "-")
         full = make_recipe(recipe.plain(), where="recipe", changes=edits) if edits else recipe
     elif own.recipe is None and start is not None:
-        name = Path(start).stem
-        trained = {key: value for key, value in read_about(Path(start)).recipe.items() if key not in ("phase", "init")}
+        name = parse_address(start).name if isinstance(start, str) else Path(start).stem
+        start = _fetched(start)
+        trained = {key: value for key, value in read_about(local_path(start)).recipe.items() if key not in ("phase", "init")}
         full = make_recipe(trained, where=f"{start} (its recipe)", changes=edits)
     else:
         source = own.recipe or "digits"
         name, full = Path(source).stem, read_recipe(source, changes=edits)
+    if full.init is not None:
+        full = full.model_copy(update={"init": _fetched(full.init)})
     part = "" if full.phase is None else f"-phase-{full.phase}"
     return Found(full, Path("runs") / f"{own.name or name}-{full.regime}{part}-seed-{full.seed}", own.notes)
+
+
+def _fetched(start: Path | str) -> Path | str:
+    """Return what a run starts from, one on the hub with its commit and fetched."""
+    return fetch(start)[1] if isinstance(start, str) else start
+
+
+def _checked(start: Path | str) -> Path | str:
+    """Return a path, or an address on the hub; raises EectlError for an address that is not written as one."""
+    try:
+        return start_text(start)
+    except ValueError as error:
+        raise EectlError(f"--from {visible(str(start))[:80]}: {error}") from error
 
 
 def _plain(value: object) -> object:

@@ -145,7 +145,8 @@ class Tracker:
         """Return the epoch's means for metrics.jsonl, over all processes; the sums start again from 0.
 
         `exits` are those that the phase trains, the lists follow them; `norms` are [exit][segment]. `batches` counts each
-        process's part of a batch. NaN where nothing was measured, or the gradient was 0 in all batches.
+        process's part of a batch, or its pieces where rows accumulate. NaN where nothing was measured, or the gradient was 0 in
+        all batches.
         """
         sums = total(self.sums).cpu().double()[[number - 1 for number in self._exits]]
         self.sums.zero_()

@@ -6,7 +6,7 @@ never stopped. What a phase consists of is fixed before; what comes before and a
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from eectl.core.errors import EectlError, Interrupted
 from eectl.core.progress import Display
 from eectl.core.seeds import derive_seed
 from eectl.models.multi_exit import MultiExitModel
+from eectl.training.experiment_logs import ExperimentLogs
 from eectl.training.feed import Feed, TrainingData
 from eectl.training.gradient_dominance import Tracker, why_untracked
 from eectl.training.phase import EpochSums, PhaseProgress, PhaseSettings, restore_state, resume_state, start_progress
@@ -34,12 +35,14 @@ class Journal:
     """A run's ways out and in while it trains: what it writes, and the signals it hears.
 
     `run_values` say where the run stands and go into every resume state; `signals` are the numbers of the signals that came.
+    `logs` are those of experiment trackers.
     """
 
     folder: RunFolder
     display: Display
     run_values: Mapping[str, Any]
     signals: Sequence[int] = ()
+    logs: ExperimentLogs = field(default_factory=ExperimentLogs)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def begin_phase(
         settings.phase,
         execution,
         num_steps=settings.epochs * settings.steps_per_epoch,
+        freeze_until=settings.freeze_until,
         plain_because=plain_because,
         say=display.say,
     )
@@ -155,12 +159,16 @@ def _run(phase: RunningPhase, data: TrainingData, journal: Journal, resumed: Sav
         train_epoch(phase, feed, journal=journal)
         _check_finite(phase)
         share_buffers(model)
-        validation = phase.validate(feed)
-        improved = progress.end_epoch(model, settings, validation)
+        with progress.evaluated():
+            if progress.average is not None:
+                share_buffers(model)
+            validation = phase.validate(feed)
+            improved = progress.end_epoch(model, settings, validation)
         progress.seconds += time.monotonic() - started
         row = _row(settings, progress, sums.take(), validation, improved)
         if world.is_main:
             journal.folder.log(row)
+            journal.logs.epoch(row)
             journal.display.epoch(row, since_improvement=progress.stopper.since_improvement)
         _save_or_stop(phase, journal=journal, due=journal.folder.due())
     if not progress.best_epoch:
@@ -201,7 +209,7 @@ def make_feed(
 def train_epoch(phase: RunningPhase, feed: Feed, *, journal: Journal) -> None:
     """Run the rest of an epoch, from batch `progress.batch` on."""
     settings, progress, parts = phase.settings, phase.progress, phase.settings.phase
-    phase.net.model.train_parts(parts.segments, parts.heads, combine=parts.combine)
+    phase.net.model.train_parts(parts.segments, parts.heads, combine=parts.combine, freeze_until=settings.freeze_until)
     loss_sets = settings.objective.loss_sets(parts, progress.epoch, device=phase.world.device)
     done = progress.step - progress.batch
     batches = feed.training(

@@ -1,19 +1,31 @@
 """The network between phases: what the first phase starts from, how exits are attached, and its history."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from eectl.core.errors import EectlError
+from eectl.core.hub import local_path
 from eectl.core.seeds import derive_seed
 from eectl.data import DataInfo
+from eectl.models.adapters.dropout import RATES
 from eectl.models.backbone import Backbone
-from eectl.models.build import attach_ensembles, attach_exits, build_backbone, check_inputs_fit, model_spec
+from eectl.models.build import (
+    attach_ensembles,
+    attach_exits,
+    build_backbone,
+    build_model,
+    check_inputs_fit,
+    model_spec,
+    with_dropout,
+)
 from eectl.models.checkpoint import load_checkpoint
 from eectl.models.heads import head_class
 from eectl.models.multi_exit import MultiExitModel, blocks_of
-from eectl.recipe.recipe import ExitsSection, ModelSpec, Recipe
+from eectl.recipe.data_section import describe_outputs
+from eectl.recipe.recipe import BackboneSection, ExitsSection, ModelSpec, Recipe
 from eectl.recipe.regimes import Phase, phase_numbered, regime_phases
 from eectl.recipe.weighting import exit_weights
 from eectl.training.l2w import check_phases
@@ -41,22 +53,32 @@ def first_network(recipe: Recipe, info: DataInfo) -> Network:
         _check_tokens(recipe, info, backbone)
         model = MultiExitModel(backbone)
         return Network(model, model_spec(model, recipe.backbone, input_shape=info.input_shape, num_outputs=outputs))
-    loaded = load_checkpoint(recipe.init)
+    loaded = load_checkpoint(local_path(recipe.init))
     spec = loaded.about.spec
     check_inputs_fit(spec.backbone.name, info.input_shape)
     if (spec.num_outputs, loaded.about.task) != (outputs, info.task):
-        made, has = (_amount(*each) for each in ((loaded.about.task, spec.num_outputs), (info.task, outputs)))
+        made, has = (describe_outputs(*each) for each in ((loaded.about.task, spec.num_outputs), (info.task, outputs)))
         raise EectlError(f"{recipe.init}: a network for {made}, but {info.name} has {has}")
     if spec.input_shape != info.input_shape:
         wanted, found = ("×".join(map(str, shape)) for shape in (spec.input_shape, info.input_shape))
         keys = f"data.max_length={spec.input_shape[-1]}" if info.kind == "text" else "data.image_size or data.channels"
         raise EectlError(f"{recipe.init}: a network for {wanted} inputs, but {info.name} gives {found}; set {keys}")
     _check_tokens(recipe, info, loaded.model.backbone)
-    return Network(loaded.model, spec, tuple(dict(entry) for entry in loaded.about.history), loaded.digest)
+    model, spec = _with_rates(loaded.model, spec, recipe.backbone)
+    return Network(model, spec, tuple(dict(entry) for entry in loaded.about.history), loaded.digest)
 
 
-def _amount(task: str, outputs: int) -> str:
-    return "a number (regression)" if task == "regression" else f"{outputs} classes"
+def _with_rates(model: MultiExitModel, spec: ModelSpec, asked: BackboneSection) -> tuple[MultiExitModel, ModelSpec]:
+    """Return a network of `init`, and its spec, with the drop path and dropout that a recipe asks for; its weights stay."""
+    rates = {key: rate for key in ("drop_path", "dropout") if (rate := getattr(asked, key)) is not None}
+    old = {key: value for key, value in spec.backbone.args.items() if not any(key in RATES[rate][0] for rate in rates)}
+    changed = with_dropout(spec.backbone.model_copy(update={"args": old, **rates}))
+    if changed.args == spec.backbone.args:
+        return model, spec
+    spec = spec.model_copy(update={"backbone": changed})
+    other = build_model(spec)
+    other.load_state_dict(model.state_dict())
+    return other, spec
 
 
 def _check_tokens(recipe: Recipe, info: DataInfo, backbone: Backbone) -> None:
@@ -111,6 +133,24 @@ def with_combine(network: Network, *, seed: int) -> Network:
     return replace(network, model=model, spec=spec, history=(*network.history, {"combined": kind}))
 
 
+def network_for(phase: Phase, network: Network, recipe: Recipe, *, say: Callable[[str], None]) -> tuple[Network, Phase]:
+    """Return the network with what the phase trains: exits, or ensembles; and the phase as that network numbers its exits.
+
+    Args:
+        phase: one of `planned_phases`.
+        network: the network as the phase before it left it.
+        recipe: the resolved one.
+        say: is called with what the user should know.
+    """
+    if phase.needs_heads(len(recipe.exits.after or ()) + 1) and not network.model.after:
+        network = with_exits(network, recipe.exits, seed=recipe.seed)
+        blocks = ", ".join(map(str, network.model.after))
+        say(f"attaching {recipe.exits.head} exits after blocks {blocks}")
+    if not network.model.after:
+        phase = phase_numbered(recipe.regime, 1, phase.number)
+    return with_combine(network, seed=recipe.seed) if phase.combine else without_combine(network), phase
+
+
 def without_combine(network: Network) -> Network:
     """Return the network without ensembles, as every phase but the ensembles' own trains it."""
     if network.model.combine is None:
@@ -128,6 +168,18 @@ def later_specs(network: Network, exits: ExitsSection) -> list[ModelSpec]:
         specs.append(network.spec.model_copy(update={"after": after, "heads": (exits.head,) * len(after)}))
     kinds = {head_class(kind)[0].ensemble for spec in specs for kind in spec.heads}
     return [spec.model_copy(update={"combine": kind}) for spec in specs for kind in (None, network.spec.combine, *kinds)]
+
+
+def check_frozen(recipe: Recipe, network: Network) -> list[str]:
+    """Raise EectlError where `freeze_until` is no block of the network; returns what the user should know of it."""
+    last, depth = recipe.freeze_until, network.model.backbone.depth
+    if last is None:
+        return []
+    if last >= depth:
+        raise EectlError(f"freeze_until is {last}; {network.spec.backbone.name} has blocks 0–{depth - 1}, and its head trains")
+    if recipe.start != "random":
+        return []
+    return [f"the stem and blocks 0–{last} are frozen at random weights; start from trained ones, --pretrained or --from"]
 
 
 def planned_phases(recipe: Recipe) -> tuple[Phase, ...]:

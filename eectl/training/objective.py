@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eectl.exits.costs import measure_costs
-from eectl.models.losses import Task, balanced_weights
+from eectl.models.losses import Task, balanced_weights, task_of
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.recipe import DistillationSection, L2wSection, Recipe
 from eectl.recipe.regimes import Phase
@@ -82,7 +82,7 @@ def make_objective(
     weighting = model.default_weights if weighting == "auto" else weighting
     weighs_exits = phase.scored != {model.num_exits}
     return Objective(
-        task=task,
+        task=task_of(task.name, {"loss": recipe.loss, "bce_target_threshold": recipe.bce_target_threshold}),
         num_exits=model.num_exits,
         weighting=weighting,
         slope=recipe.weight_slope,

@@ -1,14 +1,16 @@
 """The optimizer, the learning rate as a function of the step, and early stopping. Knows no model and no data."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eectl.recipe.recipe import OptimizerSection, ScheduleSection
+from eectl.recipe.optimizer_section import OptimizerSection, ScheduleSection
+
+SCALE = "lr_scale"  # the key of an optimizer's group
 
 
 def learning_rate(step: int, *, base: float, schedule: ScheduleSection, steps_per_epoch: int, epochs: int) -> float:
@@ -36,33 +38,48 @@ def learning_rate(step: int, *, base: float, schedule: ScheduleSection, steps_pe
     return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSection) -> torch.optim.Optimizer:
-    """Return AdamW or SGD over these parameters, fused where torch can; a captured step can then take it."""
-    chosen = list(parameters)
-    device = chosen[0].device
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a weight decay and a learning rate, which is `scale` times the optimizer's."""
+
+    parameters: Sequence[nn.Parameter]
+    weight_decay: float
+    scale: float = 1.0
+
+
+def make_optimizer(groups: Sequence[ParameterGroup], settings: OptimizerSection) -> torch.optim.Optimizer:
+    """Return the optimizer over these groups, fused where torch can; a captured step can then take it."""
+    device = groups[0].parameters[0].device
     fused = device.type in ("cpu", "cuda")
-    rate: Any = settings.lr
-    if fused:  # in a tensor: a CUDA graph would go on with the number that it was recorded with
-        rate = torch.tensor(settings.lr, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+
+    def rate(scale: float) -> Any:
+        if not fused:
+            return settings.lr * scale
+        # in a tensor: a CUDA graph would go on with the number that it was recorded with
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        return torch.tensor(settings.lr * scale, dtype=dtype, device=device)
+
+    chosen = [
+        {"params": list(each.parameters), "lr": rate(each.scale), "weight_decay": each.weight_decay, SCALE: each.scale}
+        for each in groups
+    ]
     if settings.name == "sgd":
-        return torch.optim.SGD(chosen, lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused)
-    return torch.optim.AdamW(
-        chosen,
-        lr=rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        fused=fused,
-        capturable=device.type == "cuda",
-    )
+        return torch.optim.SGD(chosen, lr=settings.lr, momentum=settings.momentum, fused=fused)
+    if settings.name == "lion":
+        from timm.optim.lion import Lion  # seconds, for those who ask
+
+        return Lion(chosen, lr=settings.lr, betas=settings.betas, foreach=False)  # only so it takes rates from tensors
+    return torch.optim.AdamW(chosen, lr=settings.lr, betas=settings.betas, fused=fused, capturable=device.type == "cuda")
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameters, in the tensor that holds it where there is one."""
+    """Set the learning rate of all groups, each by its scale, in the tensor that holds it where there is one."""
     for group in optimizer.param_groups:
+        own = rate * group.get(SCALE, 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(own)
         else:
-            group["lr"] = rate
+            group["lr"] = own
 
 
 @dataclass

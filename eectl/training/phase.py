@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,16 @@ from eectl.core.seeds import derive_seed
 from eectl.data import num_batches
 from eectl.models.losses import balanced_weights
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import OptimizerSection, Recipe, ScheduleSection, phase_change
+from eectl.recipe.optimizer_section import EmaSection, OptimizerSection, ScheduleSection
+from eectl.recipe.recipe import Recipe, phase_change
 from eectl.recipe.regimes import Phase
+from eectl.training.averaging import WeightAverage
 from eectl.training.feed import TrainingData
 from eectl.training.gradient_dominance import Tracker
 from eectl.training.l2w import LearnedWeights
 from eectl.training.objective import Objective, make_objective
 from eectl.training.optim import EarlyStopper, learning_rate, make_optimizer
+from eectl.training.parameter_groups import parameter_groups
 from eectl.training.resume import (
     PhaseValues,
     SavedState,
@@ -40,7 +44,8 @@ NEVER = 2**62
 class PhaseSettings:
     """A phase's settings: the parts that train, and all that they train with.
 
-    `batch_size` and `rows_per_step` are over all processes; the second is smaller where the split is. `metric` is what early
+    `batch_size` and `rows_per_step` are over all processes; the second is smaller where the split is. The rows of a step pass in
+    `accumulate` pieces in each process, or in as many as it has rows. `metric` is what early
     stopping compares, an entry of METRIC_CHOICES; `validation_weights` are what a validation row of each class counts in it, None
     where all count alike. `most_tokens` are those of a text, None for images. `cache_bytes` is the most that may
     be kept of what exits read of a frozen backbone, 0 where that may change from step to step.
@@ -48,13 +53,16 @@ class PhaseSettings:
 
     phase: Phase
     objective: Objective
+    freeze_until: int | None
     optimizer: OptimizerSection
     schedule: ScheduleSection
+    ema: EmaSection
     epochs: int
     patience: int
     metric: str
     validation_weights: tuple[float, ...] | None
     batch_size: int
+    accumulate: int
     eval_batch_size: int
     steps_per_epoch: int
     rows_per_step: int
@@ -87,13 +95,16 @@ def phase_settings(
         objective=make_objective(
             recipe, model, phase, task=data.task, epochs=epochs, input_shape=data.input_shape, labels=data.train.labels
         ),
-        optimizer=recipe.optimizer.model_copy(update={key: own[key] for key in ("lr", "weight_decay") if key in own}),
+        freeze_until=recipe.freeze_until,
+        optimizer=recipe.optimizer.changed(lr=own.get("lr"), weight_decay=own.get("weight_decay")),
         schedule=recipe.schedule,
+        ema=recipe.ema,
         epochs=epochs,
         patience=own.get("patience", recipe.patience),
         metric=recipe.metric,
         validation_weights=tuple(balanced_weights(data.validation.labels).tolist()) if recipe.metric == "balanced" else None,
         batch_size=batch_size,
+        accumulate=recipe.accumulate,
         eval_batch_size=recipe.eval_batch_size,
         steps_per_epoch=num_batches(data.train, batch_size),
         rows_per_step=min(batch_size, len(data.train)),
@@ -107,6 +118,7 @@ def phase_settings(
 class PhaseProgress:
     """The state of a phase's optimisation: beside the network's weights and the epoch's sums, what a resume file holds.
 
+    `average` is the moving average of the weights, None where there is none: see `evaluated`.
     `best` are the weights of the last evaluation at which an exit improved, `best_validation` its losses and scores, and
     `best_epoch` its epoch, from 1; 0 is none yet. `epoch` counts the epochs that are done, `batch` the steps of the next.
     """
@@ -116,6 +128,7 @@ class PhaseProgress:
     stopper: EarlyStopper
     best: dict[str, Tensor]
     steps_per_epoch: int
+    average: WeightAverage | None = None
     best_validation: Mapping[str, list[float]] = field(default_factory=dict)
     best_epoch: int = 0
     epoch: int = 0
@@ -126,6 +139,10 @@ class PhaseProgress:
     def step(self) -> int:
         """The steps of this phase that are done."""
         return self.epoch * self.steps_per_epoch + self.batch
+
+    def evaluated(self) -> AbstractContextManager[None]:
+        """Return the context in which the network has the weights that are evaluated and kept: their average, if there is one."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def end_epoch(self, model: nn.Module, settings: PhaseSettings, validation: Mapping[str, list[float]]) -> bool:
         """Take an epoch's evaluation; returns whether any exit improved, in which case the weights are kept."""
@@ -144,11 +161,12 @@ def start_progress(model: MultiExitModel, settings: PhaseSettings, device: torch
         torch.manual_seed(derive_seed(settings.seed, "l2w", settings.phase.number))
         learned = LearnedWeights(len(settings.phase.scored), settings.objective.learned, device=device)
     return PhaseProgress(
-        make_optimizer((p for p in model.parameters() if p.requires_grad), settings.optimizer),
+        make_optimizer(parameter_groups(model, settings.optimizer), settings.optimizer),
         learned,
         EarlyStopper(settings.patience, settings.metric != "loss" and settings.objective.task.higher_is_better),
         _snapshot(model),
         settings.steps_per_epoch,
+        WeightAverage(model, settings.ema) if settings.ema.decay else None,
     )
 
 
@@ -233,6 +251,8 @@ def resume_state(model: nn.Module, progress: PhaseProgress, sums: EpochSums, run
     if progress.learned:
         tensors |= with_prefix("l2w", progress.learned.network.state_dict())
         tensors |= with_prefix("l2w-optimizer", optimizer_tensors(progress.learned.optimizer))
+    if progress.average:
+        tensors |= with_prefix("ema", progress.average.tensors)
     values = {
         "epoch": progress.epoch,
         "batch": progress.batch,
@@ -256,6 +276,7 @@ def restore_state(
     _check_place(values, settings, num_exits=model.num_exits)
     parts = {name.partition(".")[0] for name in tensors}
     known = {"model", "best", "optimizer", "sums", "dominance"} | ({"l2w", "l2w-optimizer"} if progress.learned else set())
+    known |= {"ema"} if progress.average else set()
     if parts - known:
         raise StateError(f"{min(parts - known)} is not part of this run")
     best = tensors_like("best", tensors, weights)
@@ -266,6 +287,8 @@ def restore_state(
         network = progress.learned.network
         network.load_state_dict(tensors_like("l2w", tensors, network.state_dict()))
         restore_optimizer(progress.learned.optimizer, "l2w-optimizer", tensors)
+    if progress.average:
+        progress.average.restore(tensors_like("ema", tensors, progress.average.tensors))
     higher = progress.stopper.higher_is_better
     bests = {number: worst_or(value, higher_is_better=higher) for number, value in values.stopper.best.items()}
     progress.stopper.restore({"best": bests, "since": values.stopper.since})

@@ -12,6 +12,7 @@ from typing import Any
 
 from eectl.core.errors import EectlError
 from eectl.core.files import real
+from eectl.core.hub import local_path
 from eectl.data import Dataset
 from eectl.models.build import build_model
 from eectl.models.checkpoint import load_checkpoint, read_about, read_checkpoint_metadata
@@ -42,7 +43,7 @@ def prepare_folder(folder: RunFolder, recipe: Recipe, data: Dataset, network: Ne
     phases = planned_phases(recipe)
     folder.remove_left_behind([phase.number for phase in phases])
     if not (resume and (folder.recipe.exists() or folder.results())):
-        if recipe.init is not None and real(recipe.init) in map(real, folder.results()):
+        if recipe.init is not None and real(local_path(recipe.init)) in map(real, folder.results()):
             raise EectlError(f"--from {recipe.init} lies in the folder whose run would be replaced; give another -o")
         folder.set_aside()
         folder.write_recipe(recipe)

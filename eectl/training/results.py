@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eectl.core.console import is_share
 from eectl.core.errors import EectlError
 from eectl.core.figures import line_style, render
 from eectl.core.files import write_all
@@ -26,7 +27,7 @@ def write_results(csv_path: Path, picture: Path, rows: Sequence[Row], *, score_n
     A run is not lost for want of them: its numbers are in metrics.jsonl.
 
     Args:
-        score_name: what the score is: accuracy or MSE.
+        score_name: what the score is: accuracy, F1 or MSE.
         title: stands above the picture.
     """
     try:
@@ -58,7 +59,7 @@ def draw_curves(path: Path, rows: Sequence[Row], *, score_name: str, title: str)
 
     Returns what `path` is to hold.
     """
-    percent = score_name == "accuracy"
+    percent = is_share(score_name)
     num_exits = max(len(row["validation_score"]) for row in rows)
 
     def draw(figure: "Figure") -> None:

@@ -165,13 +165,16 @@ def _like(optimizer: torch.optim.Optimizer, parameters: list[Tensor], found: Map
     A parameter that no loss has reached yet has none.
     """
     momentum = any(group.get("momentum") for group in optimizer.param_groups)
-    plain = ("momentum_buffer",) * momentum if isinstance(optimizer, torch.optim.SGD) else ("exp_avg", "exp_avg_sq")
+    is_adam = isinstance(optimizer, torch.optim.Adam)  # as AdamW is
+    plain: tuple[str, ...] = ("exp_avg", "exp_avg_sq") if is_adam else ("exp_avg",)  # Lion's
+    if isinstance(optimizer, torch.optim.SGD):
+        plain = ("momentum_buffer",) * momentum
     begun = {name.split(".")[0] for name in found}
     like: dict[str, Tensor] = {}
     for index, parameter in enumerate(parameters):
         if str(index) in begun:
             like |= {f"{index}.{key}": parameter for key in plain}
-            if not isinstance(optimizer, torch.optim.SGD):
+            if is_adam:
                 like[f"{index}.step"] = torch.tensor(0.0)
     return like
 

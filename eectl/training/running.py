@@ -134,6 +134,7 @@ def start_network(
     execution: Execution,
     *,
     num_steps: int,
+    freeze_until: int | None = None,
     plain_because: str | None = None,
     say: Callable[[str], None] = silent,
 ) -> RunningNetwork:
@@ -144,6 +145,7 @@ def start_network(
         phase: what trains.
         execution: how it computes.
         num_steps: at most so many steps are made.
+        freeze_until: the last of the blocks that no phase trains; None: there are none.
         plain_because: what keeps the steps from being compiled and recorded; it is said where they would be.
         say: is called with what the user should know.
     """
@@ -151,7 +153,7 @@ def start_network(
     if execution.channels_last:
         model.to(memory_format=torch.channels_last)
     share_parameters(model)
-    model.set_trainable(phase.segments, phase.heads, combine=phase.combine)
+    model.set_trainable(phase.segments, phase.heads, combine=phase.combine, freeze_until=freeze_until)
     model.checkpoint_activations(execution.recomputes)
     compiles, records = execution.accelerated(num_steps)
     if plain_because is not None and (compiles or records):

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eectl.core.distributed import World, average, total
+from eectl.core.distributed import World, total
+from eectl.core.distributed import average as average_over_processes
 from eectl.core.seeds import derive_seed
 from eectl.models.losses import distil, exit_losses, total_weight, weighted_exit_losses, with_auxiliary
 from eectl.models.multi_exit import Reads
+from eectl.training.averaging import WeightAverage
 from eectl.training.gradient_dominance import Tracker
 from eectl.training.l2w import LearnedWeights
 from eectl.training.objective import LossSet
@@ -46,6 +48,8 @@ class Stepper:
         rate = settings.learning_rate(number)
         set_rate(progress.optimizer, rate)
         sums.begin_step(number)
+        if progress.average is not None:
+            progress.average.begin_step(number)
         if progress.learned is None:
             tracker = sums.tracker if sums.tracker and sums.tracker.due(number, wanted.exits) else None
             self._plain_step(wanted)(wanted, inputs, targets, tracker=tracker)
@@ -55,12 +59,20 @@ class Stepper:
         set_rate(learned.optimizer, learned.settings.lr * rate / settings.optimizer.lr)  # follows the schedule, as in the source
         learns = number % learned.settings.interval == 0
         learned_step(self._net, settings, progress.optimizer, sums, wanted, inputs, targets, learned=learned, learns=learns)
+        if progress.average is not None:
+            progress.average.update()
 
     def _plain_step(self, wanted: LossSet) -> "PlainStep":
         key = tuple(wanted.exits)
         if key not in self._plain:
             self._plain[key] = PlainStep(
-                self._net, self._settings, self._progress.optimizer, self._sums, wanted, num_processes=self._world.size
+                self._net,
+                self._settings,
+                self._progress.optimizer,
+                self._sums,
+                wanted,
+                average=self._progress.average,
+                num_processes=self._world.size,
             )
         return self._plain[key]
 
@@ -68,9 +80,9 @@ class Stepper:
 class PlainStep:
     """A step down the gradient of one set of exits' weighted loss, and of what else the objective has.
 
-    It is a function of tensors: inputs, targets, and what stays in its place (parameters, weights, the learning rate, the step's
-    number, the sums), so that a device can record it. With several processes forward and backward pass are recorded; then the
-    gradients are averaged in one message, and the fused optimizer is called as it is.
+    It is a function of tensors: inputs, targets, and what stays in its place (parameters and their average, weights, the learning
+    rate, the step's number, the sums), so that a device can record it. With several processes forward and backward pass are
+    recorded; then the gradients are averaged in one message, and the fused optimizer is called as it is.
     """
 
     def __init__(
@@ -81,9 +93,10 @@ class PlainStep:
         sums: EpochSums,
         wanted: LossSet,
         *,
+        average: WeightAverage | None,
         num_processes: int,
     ) -> None:
-        self._net, self._settings, self._optimizer, self._sums = net, settings, optimizer, sums
+        self._net, self._settings, self._optimizer, self._sums, self._average = net, settings, optimizer, sums, average
         self._exits, self._index, self._weights = wanted.exits, wanted.index, wanted.weights.clone()
         self._taken, self._num_processes, self._takes_reads = wanted, num_processes, False
         by_class, device = settings.objective.class_weights, self._weights.device
@@ -124,27 +137,41 @@ class PlainStep:
     def _gradients(self, targets: Tensor, *parts: Tensor, tracker: Tracker | None = None) -> Gradients:
         """Return this process's gradients of a batch, of the parameters that have one, and add the losses to the sums.
 
-        The loss is the mean over the rows of all processes, whose shares may differ by one.
+        The loss is the mean over the rows of all processes, whose shares may differ by one, as may those of the pieces in which
+        the rows here pass.
         """
-        value, losses = self._compiled(targets, parts) if tracker is None else self._losses(targets, parts, tracker)
-        rows = len(targets)
-        scale = rows * self._num_processes / self._settings.rows_per_step
-        (value if scale == 1 else value * scale).backward()  # type: ignore[no-untyped-call]
-        self._sums.add(self._index, losses, rows)
+        pieces = zip(*(torch.tensor_split(each, self._num_pieces(targets)) for each in (targets, *parts)), strict=True)
+        for piece_targets, *piece in pieces:
+            rows, here = len(piece_targets), self._total
+            if self._class_weights is not None and rows < len(targets):
+                here = here * (rows / len(targets))  # what all rows count, on this piece's part
+            value, losses = (
+                self._compiled(piece_targets, piece, here)
+                if tracker is None
+                else self._losses(piece_targets, piece, here, tracker)
+            )
+            scale = rows * self._num_processes / self._settings.rows_per_step
+            (value if scale == 1 else value * scale).backward()  # type: ignore[no-untyped-call]
+            self._sums.add(self._index, losses, rows)
         parameters = (parameter for group in self._optimizer.param_groups for parameter in group["params"])
         return [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
 
-    def _losses(self, targets: Tensor, parts: Sequence[Tensor], tracker: Tracker | None = None) -> tuple[Tensor, Tensor]:
-        """Return the value to descend and the exits' losses [exit], which have no gradient."""
+    def _num_pieces(self, targets: Tensor) -> int:
+        return min(self._settings.accumulate, len(targets))
+
+    def _losses(
+        self, targets: Tensor, parts: Sequence[Tensor], divisor: Tensor, tracker: Tracker | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the value to descend and the exits' losses [exit], which have no gradient; weighted ones are over `divisor`."""
         net, objective, exits = self._net, self._settings.objective, self._exits
         inputs = tuple(parts) if self._takes_reads else parts[0]
         with net.execution.autocast():
             outputs = net.model(inputs, exits, equilibrium=objective.equilibrium)
         logits = [outputs[k - 1].logits for k in exits]
         if tracker is None:
-            losses = self._exit_losses(logits, targets)
+            losses = self._exit_losses(logits, targets, divisor)
         else:  # each with a graph of its own, for a backward pass of its own
-            apart = [self._exit_losses([each], targets)[0] for each in logits]
+            apart = [self._exit_losses([each], targets, divisor)[0] for each in logits]
             tracker.measure(apart, self._weights, exits, self._index)
             losses = torch.stack(apart)
         value = with_auxiliary(net.model.auxiliary, (losses * self._weights).sum(), outputs)
@@ -154,21 +181,21 @@ class PlainStep:
             value = value + lesson.weight * distance
         return value, losses.detach()
 
-    def _exit_losses(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    def _exit_losses(self, logits: Sequence[Tensor], targets: Tensor, divisor: Tensor) -> Tensor:
         """Return the mean loss of each exit [exit], in which rows count alike or by their class."""
         objective = self._settings.objective
         if self._class_weights is None:
             return exit_losses(objective.task, logits, targets, objective.label_smoothing)
-        return weighted_exit_losses(
-            logits, targets, objective.label_smoothing, class_weights=self._class_weights, total=self._total
-        )
+        return weighted_exit_losses(logits, targets, objective.label_smoothing, class_weights=self._class_weights, total=divisor)
 
     def _descend(self, gradients: Gradients) -> None:
         """Make one step of the optimizer down these gradients, averaged over all processes."""
-        average([gradient for _, gradient in gradients])
+        average_over_processes([gradient for _, gradient in gradients])
         for parameter, gradient in gradients:
             parameter.grad = gradient  # a replay writes to it, and the parameter has forgotten it
         _step_down(self._optimizer, self._settings.optimizer.clip_norm)
+        if self._average is not None:
+            self._average.update()
 
 
 def learned_step(

@@ -2,15 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eectl.core.console import make_console, make_table, print_table, score_text, show_text
 from eectl.models.checkpoint import About
+from eectl.recipe.choices import listed
+from eectl.recipe.data_section import describe_outputs
+from eectl.recipe.optimizer_section import OptimizerSection
 from eectl.recipe.reading import dump_recipe
 from eectl.recipe.recipe import SCORE_NAMES, Recipe, phase_change
 from eectl.recipe.regimes import Phase
 from eectl.recipe.weighting import exit_weights
 from eectl.recipe.yaml_text import dump_yaml
+
+if TYPE_CHECKING:
+    from eectl.training.find_lr import RateTest
+
+SHOWN_RATES = 16  # steps of a range test, but one
 
 
 def show_recipe(recipe: Recipe, *, full: bool) -> None:
@@ -68,6 +76,19 @@ def show_times(recipe: Recipe, phases: Sequence[Phase], seconds: Sequence[float]
     console.print(f"  {how}", markup=False)
 
 
+def show_rates(test: "RateTest") -> None:
+    """Print a learning-rate range test: some of its steps, and the rate at which the loss falls fastest."""
+    table = make_table("learning rate", "loss", "smoothed")
+    last = len(test.rates) - 1
+    for step in sorted({round(place * last / SHOWN_RATES) for place in range(SHOWN_RATES + 1)}):
+        table.add_row(f"{test.rates[step]:.2g}", f"{test.losses[step]:.4g}", f"{test.smoothed[step]:.4g}")
+    print_table(make_console(), f"learning-rate range test of phase {test.phase}", table)
+    if test.suggestion is None:
+        print("the loss never falls: no learning rate stands out")
+    else:
+        print(f"the loss falls fastest at lr {test.suggestion:.2g}; take this or less")
+
+
 def _duration(seconds: float) -> str:
     """Return a time with two digits and a unit: `0.4 s`, `12 min`, `3.5 h`, `6.1 days`."""
     for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
@@ -91,20 +112,26 @@ def show_phases(
     console.print(f"{recipe.regime}: {count}, {num_exits} exits, the last is the network's own head", style="bold", markup=False)
     for phase in phases:
         change = phase_change(recipe, phase)
-        rate, optimizer = change.lr or recipe.optimizer.lr, recipe.optimizer
-        decay = optimizer.weight_decay if change.weight_decay is None else change.weight_decay
+        optimizer = recipe.optimizer.changed(lr=change.lr, weight_decay=change.weight_decay)
+        kept = "" if recipe.freeze_until is None else f"; the stem and blocks 0–{recipe.freeze_until} never"
         lines = {
-            "trains": "ensembles" if phase.combine else _parts(phase.segments, phase.heads, num_exits),
+            "trains": "ensembles" if phase.combine else _parts(phase.segments, phase.heads, num_exits) + kept,
             "frozen": _parts(everything - phase.segments, everything - phase.heads - {num_exits}, num_exits),
             "losses": ", then ".join("exit " + spans(exits) for exits in phase.losses),
             "weights": ", then ".join(_weights(recipe, weighting, sorted(exits), num_exits, shares) for exits in phase.losses),
-            "with": f"{optimizer.name}, lr {rate:g}, weight decay {decay:g}, {recipe.schedule.name}"
-            + (f", batch size {change.batch_size}" if change.batch_size else ""),
+            "with": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {_decay(optimizer)}, {recipe.schedule.name}"
+            + (f", batch size {change.batch_size}" if change.batch_size else "")
+            + (f", layer decay {optimizer.layer_decay:g}" if optimizer.layer_decay < 1 else ""),
             "for": f"at most {change.epochs or recipe.epochs} epochs, patience {change.patience or recipe.patience}",
         }
         console.print(f"phase {phase.number}: {phase.title}", markup=False)
         for name, text in lines.items():
             console.print(f"  {name:8}{text}", markup=False, soft_wrap=True)
+
+
+def _decay(optimizer: OptimizerSection) -> str:
+    excluded = ", ".join(optimizer.decay.exclude)
+    return f"{optimizer.decay.value:g}" + (f" (not of {excluded})" if excluded else "")
 
 
 def _weights(
@@ -234,14 +261,16 @@ def show_info(path: Path, metadata: Mapping[str, Any], about: About) -> None:
     console = make_console()
     spec, data = about.spec, about.data
     shape = "×".join(map(str, spec.input_shape))
-    outputs = "a number out (regression)" if about.task == "regression" else f"{spec.num_outputs} classes"
+    outputs = describe_outputs(about.task, spec.num_outputs)
     lines = {
         "network": f"{spec.backbone.name}{_args_text(spec.backbone.args)}, {shape} inputs, {outputs}",
         "exits": f"{spec.heads[0]} after blocks {', '.join(map(str, spec.after))}{_ensembles(spec.combine)}"
         if spec.after
         else "none attached",
         "data": f"{data['name']}, " + ", ".join(f"{name} {split['size']:,}" for name, split in about.splits.items()),
-        "classes": _classes_text(data["classes"]) if data["classes"] else f"none; the target is {about.recipe['data']['target']}",
+        "classes": _classes_text(data["classes"])
+        if data["classes"]
+        else f"none; the target is {listed(about.data_spec.targets)}",
         "inputs": _preprocessing_text(about),
         "weights": metadata["weights"],
         "parent": about.parent or "none",

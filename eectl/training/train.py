@@ -12,14 +12,14 @@ import torch
 
 from eectl.core.console import silent
 from eectl.core.distributed import World, joined, main_first
-from eectl.core.errors import EectlError, out_of_memory
-from eectl.core.precision import not_deterministic, resolve_precision, settings
+from eectl.core.errors import EectlError
 from eectl.core.progress import Display
 from eectl.data import Dataset, class_counts, load_data, note_on_classes
 from eectl.models.checkpoint import About, read_about, save_checkpoint
 from eectl.recipe.preprocessing import with_preprocessing
 from eectl.recipe.recipe import SCORE_NAMES, Recipe
-from eectl.recipe.regimes import Phase, phase_numbered
+from eectl.training.conditions import explained, set_up
+from eectl.training.experiment_logs import ExperimentLogs, choose_trackers, experiment_logs
 from eectl.training.feed import training_data
 from eectl.training.find_recipe import find_recipe
 from eectl.training.gradient_dominance import check_track
@@ -27,12 +27,12 @@ from eectl.training.l2w import check_run
 from eectl.training.loop import Journal, NotFiniteError, Tracking, run_phase
 from eectl.training.network import (
     Network,
+    check_frozen,
     first_network,
+    network_for,
     planned_phases,
     resolve,
-    with_combine,
     with_exits,
-    without_combine,
 )
 from eectl.training.phase import phase_settings
 from eectl.training.prepare import network_from, prepare_folder, split_facts, with_way_out
@@ -67,7 +67,7 @@ def train(
     pretrained: bool = False,
     data: str | Path | None = None,
     text: str | Sequence[str] | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     task: str | None = None,
     backbone: str | None = None,
     weights: str | Path | None = None,
@@ -80,6 +80,7 @@ def train(
     overwrite: bool = False,
     track: str | None = None,
     track_every: int | None = None,
+    track_to: str | Sequence[str] | None = None,
     quiet: bool = True,
     say: Callable[[str], None] = silent,
 ) -> Trained | None:
@@ -89,7 +90,7 @@ def train(
         recipe: a recipe, the name of a shipped one, or a path; default: that of `start`, else `digits`.
         regime: disjoint, joint, mixed, branch-wise, separate, alternating or mixed-gradual; default: the recipe's.
         phase: run this phase alone: 1 backbone, 2 everything, 3 heads; staged regimes count their stages.
-        start: a checkpoint to start from.
+        start: a checkpoint to start from: a file, or one on the hub, as hf://OWNER/NAME[/FILE][@REVISION].
         out: the run's folder; default: runs/RECIPE-REGIME[-phase-N]-seed-S.
         changes: changes of the recipe, such as `"optimizer.lr=1e-4"`.
         seed: seed of weights, order and augmentation; default: the recipe's.
@@ -97,8 +98,8 @@ def train(
         pretrained: start from the weights that torchvision, timm or the Hugging Face hub publish.
         data: data of your own: a folder of images by class, or a file of texts.
         text: the column with the text, or the two columns of pairs.
-        target: the column to predict, for texts.
-        task: classification or regression, for texts.
+        target: the column to predict, or several, of texts and of images that metadata.csv lists.
+        task: classification, regression, multilabel or ordinal.
         backbone: the network, such as `timm/resnet18` or `hf/./FOLDER`.
         weights: start from the network's weights in this .safetensors file.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -110,6 +111,8 @@ def train(
         overwrite: replace a run that `out` holds.
         track: `gradient-dominance` measures it on the way, into metrics.jsonl. It changes no weight.
         track_every: on every N-th batch; default: as often as a tenth of the time allows.
+        track_to: experiment trackers that get the numbers of metrics.jsonl: tensorboard, wandb, mlflow, trackio, or none;
+            default: tensorboard where it is installed.
         quiet: show no progress on stderr.
         say: is called with each line of that progress, in the first process, whether quiet or not.
 
@@ -125,22 +128,23 @@ def train(
         >>> done.path  # doctest: +SKIP
         PosixPath('runs/joint/model.safetensors')
     """
-    given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "start": start and Path(start)}
+    given: dict[str, Any] = {"regime": regime, "phase": phase, "seed": seed, "epochs": epochs, "start": start}
     given |= {"data_root": data_root and Path(data_root), "pretrained": pretrained or None, "data": data, "text": text or None}
-    given |= {"target": target, "task": task, "backbone": backbone, "weights": weights}
+    given |= {"target": target or None, "task": task, "backbone": backbone, "weights": weights}
     given |= {"precision": precision, "deterministic": deterministic}
     found = find_recipe(recipe, changes=changes, given=given)
     if track is not None:
         check_track(track, compiled=found.recipe.compile is True)
     elif track_every is not None:
         raise EectlError(f"--track-every {track_every}: nothing is tracked; add --track gradient-dominance")
+    trackers = choose_trackers([track_to] if isinstance(track_to, str) else track_to)
     hint = "the state that was saved last is whole: the same command with --resume goes on from there"
     with joined(device, hint=hint) as world:
         display = Display(quiet=quiet or not world.is_main, say=say if world.is_main else silent)
         for note in found.notes:
             display.say(note)
         try:
-            with _explained(found.recipe, world), _set_up(found.recipe, world):
+            with explained(found.recipe, world), set_up(found.recipe, world):
                 return _train(
                     found.recipe,
                     RunFolder(Path(out) if out else found.folder),
@@ -150,6 +154,8 @@ def train(
                     resume=resume,
                     overwrite=overwrite,
                     tracking=None if track is None else Tracking(track_every),
+                    trackers=trackers if world.is_main else (),
+                    are_asked_for=bool(track_to),
                 )
         finally:
             display.close()
@@ -165,6 +171,8 @@ def _train(
     resume: bool,
     overwrite: bool,
     tracking: Tracking | None,
+    trackers: Sequence[str],
+    are_asked_for: bool,
 ) -> Trained | None:
     """Read the data, make the network, check both against the recipe, and run the phases that are left."""
     if world.is_main and folder.holds_a_run() and not (resume or overwrite):
@@ -196,7 +204,12 @@ def _train(
         else:
             with _signals() as signals:
                 run = TrainingRun(recipe, folder, data, world, display, signals, tracking)
-                _run_phases(run, network, folder.load_state())
+                state = folder.load_state()
+                rows = None if state is None or not trackers else _rows(run)
+                with experiment_logs(
+                    trackers, folder.path, recipe=recipe.plain(), rows=rows, are_asked_for=are_asked_for, say=display.say
+                ) as logs:
+                    _run_phases(run, network, state, logs)
         return Trained(folder.model, read_about(folder.model)) if world.is_main else None
 
 
@@ -206,42 +219,9 @@ def _holds_a_run(folder: RunFolder) -> EectlError:
     )
 
 
-@contextmanager
-def _set_up(recipe: Recipe, world: World) -> Iterator[None]:
-    """Set torch up for the recipe's precision, and for the same bits each time where it asks for them."""
-    precision = resolve_precision(recipe.precision, world.device)
-    with settings(precision, world.device, deterministic=recipe.deterministic, training=True):
-        yield
-
-
-@contextmanager
-def _explained(recipe: Recipe, world: World) -> Iterator[None]:
-    """Turn what a user can mend into an EectlError that says what to change.
-
-    That is a full memory, a batch too small for BatchNorm, and an operation that has no deterministic form.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise EectlError(
-            f"batch_size {recipe.batch_size} leaves a process one image, of which BatchNorm takes no statistics; raise batch_size"
-        ) from error
-    except torch.OutOfMemoryError as error:
-        also = f", --set eval_batch_size={max(recipe.eval_batch_size // 2, 1)}, or --set precision=bf16"
-        note = "; ".join(["over all processes", *getattr(error, "__notes__", ())])  # what CUDA graphs hold
-        raise out_of_memory(world.device, "--set batch_size=", recipe.batch_size, note=note, also=also) from error
-    except RuntimeError as error:
-        found = not_deterministic(error) if recipe.deterministic else None
-        if found is None:
-            raise
-        raise found from error
-
-
 def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
     """Refuse what would fail later, before anything is written; returns what the user should know of a resolved recipe."""
-    phases = planned_phases(recipe)
+    phases, frozen = planned_phases(recipe), check_frozen(recipe, network)
     fresh = network.model.backbone.fresh
     notes = [f"not in the weights that were loaded, so fresh: {', '.join(fresh)}"] if fresh else []
     if network.model.after:
@@ -260,14 +240,15 @@ def _check(asked: Recipe, recipe: Recipe, network: Network) -> list[str]:
         notes.append(
             f"phase {phases[0].number} trains on a backbone that is frozen at random weights; start from a checkpoint, --from"
         )
-    return notes
+    return notes + frozen
 
 
 def _notes_on_rows(data: Dataset) -> list[str]:
     """Return what the user should know of copies and of uneven classes."""
     train, classes = data.splits["train"], data.info.classes
     counts = class_counts({"train": train.labels.numpy()}, classes).get("train", ())
-    return [*data.copies.notes(), *note_on_classes(counts, classes, noun=train.noun)]
+    uneven = note_on_classes(counts, classes, noun=train.noun) if data.info.task == "classification" else ()
+    return [*data.copies.notes(), *uneven]
 
 
 @dataclass(frozen=True)
@@ -298,7 +279,16 @@ class TrainingRun:
         }
 
 
-def _run_phases(run: TrainingRun, network: Network, state: SavedState | None) -> None:
+def _rows(run: TrainingRun) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl of a run that goes on, none where they are damaged."""
+    try:
+        return run.folder.rows()
+    except EectlError as error:
+        run.display.say(f"{error}; trackers go on without them")
+        return []
+
+
+def _run_phases(run: TrainingRun, network: Network, state: SavedState | None, logs: ExperimentLogs) -> None:
     """Run the phases from where the state stands, or from the first, and save a checkpoint after each."""
     recipe, folder, display = run.recipe, run.folder, run.display
     phases = planned_phases(recipe)
@@ -312,9 +302,9 @@ def _run_phases(run: TrainingRun, network: Network, state: SavedState | None) ->
         start = str(folder.phase(phases[done - 1].number)) if done else start
         display.say(f"{folder.path}: going on with phase {phases[min(done, len(phases) - 1)].number}")
     for position, phase in enumerate(phases[done:], done):
-        network, phase = _network_for(phase, network, recipe, display)
+        network, phase = network_for(phase, network, recipe, say=display.say)
         settings = phase_settings(recipe, phase, network.model, data, num_processes=run.world.size)
-        journal = Journal(folder, display, run.values(network, position), run.signals)
+        journal = Journal(folder, display, run.values(network, position), run.signals, logs)
         try:
             entry = run_phase(
                 network.model,
@@ -336,19 +326,9 @@ def _run_phases(run: TrainingRun, network: Network, state: SavedState | None) ->
             folder.save_state(_between_phases(run, network, position + 1))
         start = str(path)
     if run.world.is_main:
+        logs.final(network.history[-1].get("validation") or {})
         _write_results(run, network)
     main_first(run.world, lambda: folder.finish(folder.phase(phases[-1].number)))
-
-
-def _network_for(phase: Phase, network: Network, recipe: Recipe, display: Display) -> tuple[Network, Phase]:
-    """Return the network with what the phase trains: exits, or ensembles; and the phase as that network numbers its exits."""
-    if phase.needs_heads(len(recipe.exits.after or ()) + 1) and not network.model.after:
-        network = with_exits(network, recipe.exits, seed=recipe.seed)
-        blocks = ", ".join(map(str, network.model.after))
-        display.say(f"attaching {recipe.exits.head} exits after blocks {blocks}")
-    if not network.model.after:
-        phase = phase_numbered(recipe.regime, 1, phase.number)
-    return with_combine(network, seed=recipe.seed) if phase.combine else without_combine(network), phase
 
 
 def _write_results(run: TrainingRun, network: Network) -> None:

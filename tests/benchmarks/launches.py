@@ -33,7 +33,7 @@ from eectl.recipe.recipe import Recipe
 from eectl.training.feed import training_data, window_length
 from eectl.training.loop import Journal, begin_phase, make_feed, train_epoch
 from eectl.training.network import planned_phases
-from eectl.training.optim import make_optimizer, set_rate
+from eectl.training.optim import ParameterGroup, make_optimizer, set_rate
 from eectl.training.phase import phase_settings
 from eectl.training.run_folder import RunFolder
 from eectl.training.running import Execution, make_execution
@@ -152,7 +152,7 @@ def training_step(
 def _optimizer_on_cpu(model: MultiExitModel, recipe: Recipe, steps: int) -> Tally:
     """What the optimizer and its learning rate launch in `steps` steps, counted on the CPU."""
     parameters = [nn.Parameter(torch.zeros_like(parameter)) for parameter in model.parameters()]
-    optimizer = make_optimizer(parameters, recipe.optimizer)
+    optimizer = make_optimizer([ParameterGroup(parameters, recipe.optimizer.decay.value)], recipe.optimizer)
     tally = Tally("cpu")
     tally.part = "optimizer"
     for step in range(steps + 1):

@@ -235,7 +235,7 @@ def photos(tmp_path):
 
 
 def paths_of(split):
-    return split._inputs.paths
+    return split._inputs.encoded.paths
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
@@ -271,6 +271,24 @@ def test_crops_are_drawn_anew_each_epoch_and_the_same_after_a_resume(photos):
 
     one, other = seen(0), seen(1)
     assert sum(torch.equal(one[row], other[row]) for row in one) <= 2  # the strips have no other box
+
+
+def test_repeats_of_a_streamed_image_are_other_boxes_wherever_they_land(photos):
+    """Cut at any step and over processes; the first visit has the box that an image has without repeats."""
+    split, options = load("folder", photos, **RESIZED).splits["train"], {"batch_size": 4, "seed": 0, "epoch": 0, "repeats": 3}
+    whole = list(train_batches(split, **options))
+    rows, images = torch.cat([batch.rows for batch in whole]), torch.cat([batch.inputs for batch in whole])
+    assert [len(set(rows[first : first + 3].tolist())) for first in range(0, 12, 3)] == [1] * 4
+    alone = {row: image for batch in train_batches(split, **options | {"repeats": 1})
+             for row, image in zip(batch.rows.tolist(), batch.inputs, strict=True)}  # fmt: skip
+    assert all(torch.equal(images[place], alone[int(rows[place])]) for place in (0, 3, 6, 9))
+    assert sum(torch.equal(images[place], images[place + 1]) for place in range(11) if place % 3 != 2) <= 4  # two strips
+    (resumed,) = train_batches(split, start=2, **options)
+    assert torch.equal(resumed.inputs, whole[2].inputs)
+    shards = [next(train_batches(split, rank=rank, world=2, **options)) for rank in (0, 1)]
+    assert torch.equal(torch.stack([shard.inputs for shard in shards], 1).flatten(0, 1), whole[0].inputs)
+    pair, last = train_batches(split, window=2, **options)
+    assert torch.equal(torch.cat([pair.inputs, last.inputs]), images)
 
 
 @pytest.mark.parametrize(("short", "mode"), [(None, "bilinear"), (28, "bicubic"), (31, "bilinear")])

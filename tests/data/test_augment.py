@@ -1,6 +1,7 @@
 """Augmentation against torchvision's per-image functions, and its promises on shapes, seeds and order."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from torchvision.transforms import functional as tv
 from torchvision.transforms.autoaugment import _apply_op
 
 from eectl.data import Augmenter, DataInfo, join_draws
-from eectl.data.trivial import TRIVIAL, TRIVIAL_NAMES, TrivialAugment
+from eectl.data.operations import OPERATIONS, plan_operations
+from eectl.data.policies import AutoAugment, ColorJitter, RandAugment, ThreeAugment
+from eectl.data.trivial import TRIVIAL, TrivialAugment
 from eectl.data.variations import Erasing, PaddedCrop, ResizedCrop
 from eectl.recipe.data_section import AugmentSection
 
@@ -67,13 +70,14 @@ def reference(image: Tensor, name: str, magnitude: float) -> Tensor:
         "Solarize": lambda: tv.solarize(image, magnitude),
         "AutoContrast": lambda: v2.functional.autocontrast(image),
         "Equalize": lambda: tv.equalize(image),
+        "Invert": lambda: tv.invert(image),
     }
     return calls[name]()
 
 
 def test_the_operations_and_magnitudes_are_torchvisions():
     space = TrivialAugmentWide(interpolation=InterpolationMode.NEAREST)._augmentation_space(31)
-    assert list(TRIVIAL) == list(space)
+    assert list(TRIVIAL) == list(space) == list(OPERATIONS[: len(space)])
     for name, (magnitudes, signed) in space.items():
         assert TRIVIAL[name][1] == signed
         assert torch.equal(TRIVIAL[name][0], magnitudes.float().expand(31)), name
@@ -85,7 +89,7 @@ def test_each_operation_equals_torchvisions_image_by_image(name, channels):
     magnitudes, signed = TRIVIAL[name]
     magnitudes = torch.cat([magnitudes, -magnitudes]) if signed else magnitudes
     images = pictures(len(magnitudes), channels, height=34, width=32)  # with one side odd, every pixel of a 90° turn is a tie
-    ours = trivial(images, torch.full((len(images),), TRIVIAL_NAMES.index(name)), magnitudes)
+    ours = trivial(images, torch.full((len(images),), OPERATIONS.index(name)), magnitudes)
     theirs = torch.stack([reference(image, name, value) for image, value in zip(images, magnitudes.tolist(), strict=True)])
     assert ours.dtype == torch.uint8
     close = ((ours.int() - theirs.int()).abs() <= 1).float().mean(dim=(1, 2, 3))
@@ -105,7 +109,7 @@ def test_geometry_interpolates_as_pil_does(name, mode):
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     theirs = _apply_op(picture, name, value, InterpolationMode(mode), fill=None)
     expected = torch.from_numpy(np.array(theirs)).permute(2, 0, 1)[:, 10:26, 10:26].float()
-    operation, magnitude = torch.tensor([TRIVIAL_NAMES.index(name)]), torch.tensor([value])
+    operation, magnitude = torch.tensor([OPERATIONS.index(name)]), torch.tensor([value])
     ours, nearest = (
         trivial(image[None], operation, magnitude, mode=kind)[0][:, 10:26, 10:26].float() for kind in (mode, "nearest")
     )
@@ -125,7 +129,7 @@ def test_operations_in_one_batch_touch_only_their_rows():
     together = trivial(images, operations, magnitudes)
     for row in range(28):
         alone = trivial(images[row : row + 1], operations[row : row + 1], magnitudes[row : row + 1])
-        assert torch.equal(together[row], alone[0]), TRIVIAL_NAMES[operations[row]]
+        assert torch.equal(together[row], alone[0]), OPERATIONS[operations[row]]
 
 
 def test_trivial_draws_every_operation_bin_and_sign_equally_often():
@@ -134,12 +138,130 @@ def test_trivial_draws_every_operation_bin_and_sign_equally_often():
     counts = torch.bincount(operations, minlength=14)
     expected = len(operations) / 14
     assert ((counts - expected) ** 2 / expected).sum() < 34.5  # chi-square, 13 degrees, p = 0.001
-    turned = magnitudes[operations == TRIVIAL_NAMES.index("Rotate")]
+    turned = magnitudes[operations == OPERATIONS.index("Rotate")]
     bins = torch.bincount((turned.abs() / 4.5).round().long(), minlength=31)
     assert ((bins - len(turned) / 31) ** 2 / (len(turned) / 31)).sum() < 59.7  # 30 degrees, p = 0.001
     assert (turned[turned != 0] > 0).float().mean() == pytest.approx(0.5, abs=0.04)
     assert turned.abs().max() == 135
-    assert magnitudes[operations == TRIVIAL_NAMES.index("Posterize")].unique().tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert magnitudes[operations == OPERATIONS.index("Posterize")].unique().tolist() == [2, 3, 4, 5, 6, 7, 8]
+
+
+def recorded(published, count: int, *, size: tuple[int, int] = (32, 32)) -> Counter:
+    """How often torchvision's transform applied which operation at which magnitude; solarizing is told in 0..255."""
+    seen: Counter = Counter()
+
+    def note(image, name, magnitude, **_):
+        seen[name, round(magnitude * 255 if name == "Solarize" else magnitude, 3)] += 1
+        return image
+
+    published._apply_image_or_video_transform = note
+    torch.manual_seed(0)
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    for _ in range(count):
+        published(image)
+    return seen
+
+
+def drawn(variation, count: int, *, size: tuple[int, int] = (32, 32)) -> Counter:
+    """How often ours draws which operation at which magnitude, by torchvision's names."""
+    torch.manual_seed(1)
+    operations, magnitudes = (each.flatten().tolist() for each in variation.draw(count))
+    seen: Counter = Counter()
+    for number, magnitude in zip(operations, magnitudes, strict=True):
+        name = OPERATIONS[number]
+        magnitude *= {"TranslateX": size[1], "TranslateY": size[0]}.get(name, 1)
+        seen[name, 0.0 if name == "Identity" else round(magnitude, 3)] += 1
+    return seen
+
+
+@pytest.mark.parametrize("size", [(32, 32), (28, 33)])
+@pytest.mark.parametrize("magnitude", [9, 30])
+def test_rand_augment_draws_as_torchvision_does(magnitude, size):
+    theirs = recorded(v2.RandAugment(num_ops=3, magnitude=magnitude), 1000, size=size)
+    ours = drawn(RandAugment(3, magnitude), 20_000, size=size)
+    assert ours.keys() == theirs.keys()
+    for (name, strength), count in ours.items():
+        expected = 60_000 / 14 / (1 if not strength or name in ("Posterize", "Solarize") else 2)
+        assert abs(count - expected) < 5 * math.sqrt(expected), (name, strength)
+        assert abs(theirs[name, strength] - expected / 20) < 5 * math.sqrt(expected / 20)
+
+
+@pytest.mark.parametrize("policy", ["imagenet", "cifar10", "svhn"])
+def test_auto_augment_draws_as_torchvision_does(policy):
+    """Solarizing from 0 on is inverting; what torchvision leaves out is our identity."""
+    theirs = recorded(v2.AutoAugment(v2.AutoAugmentPolicy(policy)), 4000)
+    theirs["Identity", 0.0] = 8000 - theirs.total()
+    inverted = theirs.pop(("Invert", 0.0), 0)
+    theirs += Counter({("Solarize", 0.0): inverted})
+    ours = drawn(AutoAugment(policy), 40_000)
+    assert {key for key, count in ours.items() if count > 100} <= theirs.keys() <= ours.keys()
+    for key, count in ours.items():
+        spread = math.sqrt(count / 100 + count / 10) + 1
+        assert abs(theirs[key] - count / 10) < 4.5 * spread, (key, theirs[key], count / 10)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("variation", [RandAugment(2, 9), AutoAugment("imagenet"), AutoAugment("svhn"), ColorJitter(0.3)])
+def test_operations_in_turn_are_torchvisions_one_after_the_other(variation, channels):
+    """But where rounding differs by a level and the next operation, such as equalizing, makes more of it."""
+    images = pictures(60, channels, height=34, width=48)
+    torch.manual_seed(3)
+    operations, magnitudes = variation.draw(60)
+    ours, expected = varied(images, variation, (operations, magnitudes)), []
+    for image, names, strengths_ in zip(images, operations.tolist(), magnitudes.tolist(), strict=True):
+        for number, strength in zip(names, strengths_, strict=True):
+            name = OPERATIONS[number]
+            image = reference(image, name, strength * {"TranslateX": 48, "TranslateY": 34}.get(name, 1))
+        expected.append(image)
+    close = ((ours.int() - torch.stack(expected).int()).abs() <= 1).float().mean(dim=(1, 2, 3))
+    assert close.median() == 1 and close.mean() >= 0.98
+    assert len(set(map(tuple, operations.tolist()))) > 4
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+@pytest.mark.parametrize(("height", "width"), [(32, 28), (8, 8), (7, 12)])
+def test_blurring_is_torchvisions(sigma, height, width):
+    images = pictures(4, 3, height, width)
+    blur = torch.full((4,), OPERATIONS.index("GaussianBlur")), torch.full((4,), sigma)
+    work = plan_operations(*blur, images.shape[1:])
+    ours, theirs = work.act(images, *work.parameters), v2.functional.gaussian_blur(images, [13, 13], [sigma, sigma])
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+    assert (ours == theirs).float().mean() > 0.99
+    assert sigma < 0.2 or not torch.equal(ours, images)
+
+
+def test_three_augment_is_one_of_three_for_each_image():
+    """Grey, solarized from 128 on, or blurred; a third each, and blurred by 0.1 to 2 pixels."""
+    images = pictures(300)
+    torch.manual_seed(0)
+    operations, magnitudes = ThreeAugment().draw(300)
+    ours = varied(images, ThreeAugment(), (operations, magnitudes))
+    kinds = Counter()
+    for image, result, strength in zip(images, ours, magnitudes.tolist(), strict=True):
+        blurred = v2.functional.gaussian_blur(image, [13, 13], [max(strength, 0.1)] * 2)
+        candidates = {"grey": v2.functional.rgb_to_grayscale(image, 3), "solarized": v2.functional.solarize(image, 128)}
+        near = [name for name, each in {**candidates, "blurred": blurred}.items() if (each.int() - result.int()).abs().max() <= 1]
+        assert len(near) == 1
+        kinds.update(near)
+    assert min(kinds.values()) > 70 and kinds.total() == 300
+    assert all(0.1 <= value <= 2 for value in magnitudes[operations == OPERATIONS.index("GaussianBlur")].tolist())
+
+
+def test_colour_jitter_draws_factors_and_orders_as_torchvision_does():
+    torch.manual_seed(0)
+    operations, amounts = ColorJitter(0.3).draw(6000)
+    orders = Counter(map(tuple, operations.tolist()))
+    assert len(orders) == 6 and all(abs(count - 1000) < 150 for count in orders.values())
+    assert -0.3 <= amounts.min() < -0.29 and 0.29 < amounts.max() <= 0.3 and abs(amounts.mean()) < 0.01
+
+
+def test_three_augment_brings_its_jitter_unless_told_otherwise():
+    assert AugmentSection(three_augment=True).jitter == 0.3 and AugmentSection().jitter == 0
+    assert AugmentSection(three_augment=True, color_jitter=0.0).jitter == 0 and not AugmentSection(color_jitter=0.0).is_random
+    with pytest.raises(ValueError, match="trivial and rand_augment exclude each other"):
+        AugmentSection(trivial=True, rand_augment={})
+    with pytest.raises(ValueError, match="repeats is 3, and nothing varies"):
+        AugmentSection(repeats=3, color_jitter=0.0)
 
 
 def test_nothing_configured_is_the_eval_path_exactly():
@@ -262,7 +384,8 @@ def test_mixing_is_torchvisions(options, count):
 
 EACH = {key: getattr(EVERYTHING, key) for key in sorted(EVERYTHING.model_fields_set)}
 LESS = ({"resized_crop": None}, {"trivial": False}, {"mixup": 0.0}, {"cutmix": 0.0}, {"trivial_interpolation": "bilinear"})
-SETS = [{}, *({key: value} for key, value in EACH.items()), *(EACH | change for change in LESS)]
+POLICIES = ({"rand_augment": {"ops": 3}}, {"auto_augment": "cifar10"}, {"three_augment": True})
+SETS = [{}, *({key: value} for key, value in EACH.items()), *(EACH | change for change in LESS), *POLICIES]
 
 
 @pytest.mark.parametrize("options", SETS, ids=lambda options: "+".join(options) or "nothing")

@@ -13,10 +13,16 @@ from toy_text import make_rows, write_csv, write_tokenizer
 
 from eectl.core.errors import EectlError
 from eectl.data import Dataset, load_data, outline
-from eectl.data.copies import SAMPLE, Contents, file_ids, settle_copies
+from eectl.data.copies import SAMPLE, Contents, encoded_ids, settle_copies
+from eectl.data.encoded import Files
 from eectl.recipe.data_section import DataSection
 
 CPU = torch.device("cpu")
+
+
+def file_ids(paths):
+    files = Files(tuple(paths), Path("/"))
+    return encoded_ids([(files, row) for row in range(len(paths))])
 
 
 def write_image(path: Path, number: int) -> Path:

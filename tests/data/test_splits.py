@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from timm.data.distributed_sampler import RepeatAugSampler
 from torchvision.transforms.v2.functional import resize
 
 from eectl.core.errors import EectlError
@@ -150,6 +151,23 @@ def test_processes_share_each_global_batch(count, batch_size, world):
     for step, batch in enumerate(alone):
         for rank in range(world):
             assert torch.equal(ranks[rank][step].rows, batch.rows[rank::world])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeats_come_in_the_order_of_timms_sampler(repeats, world):
+    """By the places that timm's sampler gives each process, in the order of the epoch without repeats."""
+    split, options = toy(24), {"batch_size": 6, "seed": 3, "epoch": 1}
+    order = seen(train_batches(split, **options))
+    for rank in range(world):
+        sampler = RepeatAugSampler(range(24), world, rank, shuffle=False, num_repeats=repeats, selected_round=0)
+        found = list(train_batches(split, rank=rank, world=world, repeats=repeats, **options))
+        assert seen(found) == [order[place] for place in sampler]
+        assert seen(train_batches(split, rank=rank, world=world, repeats=repeats, start=2, **options)) == seen(found[2:])
+        (joined,) = train_batches(split, rank=rank, world=world, repeats=repeats, window=9, **options)
+        assert joined.rows.flatten().tolist() == seen(found)
+        for batch in found:
+            assert batch.inputs[:, 0, 0, 0].tolist() == batch.rows.tolist()
 
 
 def test_fewer_rows_than_processes_is_an_error():

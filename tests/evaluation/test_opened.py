@@ -63,7 +63,7 @@ class Images(nn.Module):
 class RowNumbers:
     """Inputs that are their rows' numbers."""
 
-    def read(self, batches, *, draw=None):  # noqa: ARG002
+    def read(self, batches, *, draw=None, visits=None):  # noqa: ARG002
         yield from batches
 
 

@@ -53,7 +53,8 @@ def test_rows_keep_their_order(size, tmp_path):
     torch.testing.assert_close(table[0], expected.softmax(dim=2).amax(dim=2))
     assert torch.equal(table[1].bool(), expected.argmax(dim=2) == labels)
     assert torch.equal(table[3].long(), expected.argmax(dim=2))
-    assert table.shape == (4, 3, 11) and not table.requires_grad
+    torch.testing.assert_close(table[4:].movedim(0, 2), expected.softmax(dim=2))
+    assert table.shape == (4 + 4, 3, 11) and not table.requires_grad
     torch.testing.assert_close(load_file(tmp_path / "p")["logits"], expected)
 
 

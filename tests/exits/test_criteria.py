@@ -1,6 +1,7 @@
 """Criteria, choice and the forward pass that stops: hand-counted numbers, and offline = online."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,6 +80,26 @@ def test_difference():
     logits = torch.tensor([[1.0, 2.0], [1.5, 2.0], [1.0, 5.0]])[:, :, None]
     assert CRITERIA["difference"].scores(logits).tolist() == [[-math.inf] * 2, [-0.5, 0], [-0.5, -3]]
     assert choose(CRITERIA["difference"].scores(logits), (ALWAYS, ALWAYS)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_difference_of_several_targets_is_the_largest(count):
+    torch.manual_seed(0)
+    outputs = torch.randn(5, 40, 3)
+    criterion = find_criterion(f"difference-{count}", task=TASKS["regression"], num_exits=5)
+    scores = criterion.scores(outputs)
+    for row in range(40):
+        changes = [max(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in pairwise(outputs[:, row].tolist())]
+        expected = [-max(changes[k - count : k]) if k >= count else -math.inf for k in range(5)]
+        assert scores[:, row].tolist() == pytest.approx(expected)
+    assert torch.equal(criterion.score(outputs[3], list(outputs[:3])), scores[3])
+
+
+def test_confidence_in_labels_and_levels_by_hand():
+    logits = torch.tensor([[0.9, 0.2, 0.5]]).logit()
+    assert CRITERIA["mean-confidence"].score(logits, []).tolist() == pytest.approx([(0.9 + 0.8 + 0.5) / 3])
+    # P(y > 0) = 0.9, P(y > 1) = 0.9 · 0.8, P(y > 2) = 0.72 · 0.5: the median level is 2, of probability 0.72 − 0.36
+    assert CRITERIA["level-confidence"].score(torch.tensor([[0.9, 0.8, 0.5]]).logit(), []).tolist() == pytest.approx([0.36])
 
 
 @pytest.mark.parametrize("patience", [1, 2, 3])

@@ -11,7 +11,7 @@ from eectl.exits.policy import ALWAYS, NEVER, BudgetPolicy, CostTable, choose
 from eectl.exits.sweep import pick, pick_as_paper, sweep
 from eectl.models.losses import TASKS
 
-CLASSIFICATION, REGRESSION = TASKS.values()
+CLASSIFICATION, REGRESSION = TASKS["classification"], TASKS["regression"]
 
 
 def naive(scores, outcome, costs):

@@ -7,6 +7,7 @@ from toy_exits import score, toy_outputs, toy_scored
 
 from eectl.core.errors import EectlError
 from eectl.exits.criteria import CRITERIA
+from eectl.exits.decisions import decided
 from eectl.exits.policy import ALWAYS, NEVER, CostTable, choose
 from eectl.exits.thresholds import check_has_exits, choose_thresholds, notes_on_rows, threshold_metric
 from eectl.models.losses import TASKS
@@ -21,6 +22,8 @@ def test_promises_hold(criterion, seed):
     task = CRITERIA[criterion].task.name
     scored = toy_scored(criterion=criterion, seed=seed, split="calibration", task=task)
     policies = choose_thresholds(scored, CostTable(COSTS, 100), budgets=BUDGETS)
+    assert (policies.decisions is None) == (task != "multilabel")
+    scored = scored if policies.decisions is None else decided(scored, policies.decisions)
     values = []
     for entry in policies.budgets:
         if entry.thresholds is None:
@@ -74,8 +77,9 @@ def test_balanced_thresholds_are_the_best_of_all_by_scikit_learn():
 
 def test_a_metric_is_for_its_task():
     assert threshold_metric("balanced", TASKS["classification"]) == "balanced"
-    with pytest.raises(EectlError, match="this network predicts a number"):
-        threshold_metric("balanced", TASKS["regression"])
+    for task in ("regression", "multilabel", "ordinal"):
+        with pytest.raises(EectlError, match=f"balanced is for classes, and this network does {task}"):
+            threshold_metric("balanced", TASKS[task])
     with pytest.raises(EectlError, match="f1"):
         threshold_metric("f1", TASKS["classification"])
 

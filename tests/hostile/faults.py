@@ -68,6 +68,7 @@ def scenarios() -> list[Scenario]:
     train = ("train", "digits", *SMALL, "--regime", "mixed", "--epochs", "1", "--resume", "-o", "out")
     return [
         Scenario("train", train, (), ("out/",)),
+        Scenario("find-lr", ("train", *SMALL, *words("--find-lr --device cpu -q -o l.png --overwrite")), (), ("l.png",)),
         scenario(f"attach-heads {MODEL} --after 2", (MODEL,), "-o=h.safetensors"),
         scenario(f"calibrate-thresholds {MODEL} --device cpu", (MODEL,), "-o=p.json", "--save-predictions=s.safetensors"),
         scenario(f"evaluate {MODEL} --policy {POLICY} --device cpu", (MODEL, POLICY), "-o=e.json", "--plot=e.pdf",

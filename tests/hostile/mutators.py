@@ -298,6 +298,41 @@ IMAGES: list[Callable[[], bytes]] = [
 ]
 
 
+BLOCK = 512  # bytes of a tar archive's header
+HEADER_FIELDS = {"name": (0, 100), "size": (124, 136), "type": (156, 157), "link": (157, 257), "prefix": (345, 500)}
+SIZES = [
+    b"\x80" + (2**62).to_bytes(11, "big"),
+    b"\xff" * 12,
+    b"77777777777\x00",
+    b"00000000000\x00",
+    b"-0000000001\x00",
+    b"1_0         ",
+]
+NAMES = [b"/etc/passwd", b"../../up.png", b"", b"a" * 100, b"\x1b[31m.png", b"\xff\xfe.png", b"00.PNG", b"00.pyd", b".", b"d/"]
+
+
+def damage_shard(content: bytes, draw: Random) -> bytes:
+    """Change a member's name, size or type and mend its header's checksum, or damage the bytes of the archive."""
+    if draw.random() < 0.4:
+        return damage_bytes(content, draw)
+    changed = bytearray(content)
+    starts = [start for start in range(0, len(content), BLOCK) if content[start + 257 : start + 262] == b"ustar"]
+    for start in draw.sample(starts, min(len(starts), draw.choice([1, 1, 2]))):
+        field = draw.choice([*HEADER_FIELDS])
+        first, last = HEADER_FIELDS[field]
+        new = (
+            draw.choice(SIZES)
+            if field == "size"
+            else draw.choice(b"01234567gxLKSV").to_bytes()
+            if field == "type"
+            else draw.choice(NAMES)
+        )
+        changed[start + first : start + last] = new.ljust(last - first, b"\x00")
+        changed[start + 148 : start + 156] = b" " * 8
+        changed[start + 148 : start + 156] = b"%06o\x00 " % sum(changed[start : start + BLOCK])
+    return bytes(changed)
+
+
 def damage_option(content: bytes, draw: Random) -> bytes:
     """Replace the value of an option, or damage it."""
     if draw.random() < 0.5:

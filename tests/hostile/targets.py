@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,12 +21,14 @@ from hostile.mutators import (
     damage_option,
     damage_recipe,
     damage_setting,
+    damage_shard,
     damage_table,
     damage_tensors,
 )
 from hostile.sealing import seal_json, seal_tensors
-from hostile.world import DECODER, EYE, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
+from hostile.world import DECODER, EYE, LISTED, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
 
+HAS_LOGS = find_spec("tensorboard") is not None  # only then a run logs to a tracker unasked
 OPTION = "VALUE"  # stands in a line for the value of an option that is damaged
 
 
@@ -124,6 +127,11 @@ def _resume() -> list[Target]:
         Target("metrics.jsonl", "half/metrics.jsonl", line, damage_lines, **rest),
         Target("recipe of a run", "half/recipe.yaml", line, damage_recipe, **rest),
         Target("phase checkpoint", "half/phase-1.safetensors", line, damage_tensors, **rest),
+        *(
+            [Target("how far trackers are", "half/resume/logs.json", line, damage_json, **rest)]
+            if find_spec("tensorboard")
+            else ()
+        ),
     ]
 
 
@@ -186,7 +194,9 @@ def _options() -> list[Target]:
         ),
         *("data.limit=100", "data.augment={crop: 1, mixup: 0.2}", "data.image_size=8", "data.split_seed=1", "eval_batch_size=20"),
         *("data.normalize={mean: [0.5], std: [0.2]}", "schedule={name: cosine}", "phases={3: {lr: 0.001}}", "precision=float32"),
-        *("backbone.name=resnet20", "backbone.args={width: 1}"),
+        *("backbone.name=resnet20", "backbone.args={width: 1}", "backbone.drop_path=0.1", "backbone.dropout=0.1"),
+        *("data.augment={rand_augment: {ops: 2, magnitude: 9}, repeats: 3}", "data.augment={auto_augment: svhn}"),
+        "data.augment={three_augment: true, color_jitter: 0.3}",
     ]
     sets = [
         Target("--set", each, ("train", "digits", *SMALL, "--dry-run", "--set", OPTION), damage_setting, many=True)
@@ -239,6 +249,7 @@ def _options() -> list[Target]:
         option("photos", f"train --data {OPTION} --backbone resnet20 --dry-run --device cpu", "photos"),
         option("run", f"report {OPTION}", "run/evaluation.json"),
         option("10", f"report run --published {OPTION}", "run/evaluation.json"),
+        option("mcc", f"report run --measure {OPTION}", "run/evaluation.json"),
         option("run=x", f"report run --label {OPTION}", "run/evaluation.json"),
         option("50", f"predict {MODEL} --policy {POLICY} --budget {OPTION} {PICTURES}/00.png --device cpu", MODEL, POLICY,
                PICTURES),
@@ -247,6 +258,7 @@ def _options() -> list[Target]:
         option("digits", f"flops {OPTION}"),
         option("joint", f"train digits --dry-run --device cpu --regime {OPTION}"),
         option("0", f"train digits --dry-run --device cpu --seed {OPTION}"),
+        option("none", f"train digits --dry-run --device cpu --track-to {OPTION}"),
         option("1", f"train digits --dry-run --device cpu --epochs {OPTION}"),
         option("run/evaluation.json", f"report {OPTION}", "run/evaluation.json"),
     ]  # fmt: skip
@@ -287,6 +299,13 @@ def _data() -> list[Target]:
             "idx", f"idx/{name}", ("train", "digits", *line, *SMALL, *SHORT, "-o", "r"), damage_bytes, ("idx",), ("r/",)
         )
 
+    def stored(kind: str, source: str, damage: Callable[[bytes, Random], bytes], *line: str) -> list[Target]:
+        run = ("train", *line, *PHOTOS, *SHORT)
+        return [
+            Target(kind, source, (*run, "--dry-run"), damage, many=True),
+            Target(kind, source, (*run, "-o", "r"), damage, (), ("r/",), many=True),
+        ]
+
     files = [("config.json", "config.json"), ("tokenizer", "tokenizer.json"), ("tokenizer", "tokenizer_config.json")]
     return [
         *(table(kind, *learn, f"texts.{kind}", *TEXTS, "--dry-run") for kind in _TABLES),
@@ -305,7 +324,23 @@ def _data() -> list[Target]:
         ),
         image(*learn, "photos", *PHOTOS, *SHORT, "--dry-run"),
         image(*learn, "photos", *PHOTOS, *SHORT, "-o", "r", writes=("r/",)),
+        Target(
+            "listed images", "listed/metadata.csv", ("train", *LISTED, *SHORT, "--dry-run"), damage_table, ("listed",), many=True
+        ),
+        Target(
+            "policy",
+            "listed-run/policy.json",
+            words("predict listed-run/model.safetensors --policy listed-run/policy.json listed/0.png --device cpu"),
+            damage_json,
+            ("listed-run/model.safetensors", "listed"),
+            seal=seal_json,
+            answer=printed,
+            many=True,
+        ),
         image("evaluate", "photos-run/model.safetensors", *CPU),
+        *stored("Parquet of images", "pictures.parquet", damage_bytes, "folder", "--data-root", "pictures.parquet"),
+        *stored("Arrow of images", "saved/train.arrow", damage_bytes, "--data", "hfds/./saved"),
+        *stored("shard", "shards/train-0.tar", damage_shard, "--data", "shards"),
         image("predict", "photos-run/model.safetensors", "photos", *CPU),
         *(encoder(*file, *learn, "texts.csv", *TEXTS, "--dry-run") for file in files),
         Target(

@@ -5,11 +5,13 @@ What is damaged in them, and what must hold afterwards, is the business of other
 
 import gzip
 import importlib
+import io
 import json
 import os
 import pkgutil
 import signal
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,7 @@ PHOTOS = words(
     "--backbone resnet20 --set data.image_size=12 --set data.test=0.25 --set exits.after=[1] --set batch_size=8 "
     "--set data.workers=0 -q --device cpu"
 )
+LISTED = words("--data listed --task multilabel --target tags") + PHOTOS
 TINY_BERT = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
              "max_position_embeddings": 16}  # fmt: skip
 TINY_DECODER = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
@@ -56,7 +59,7 @@ CANARY = "open('canary', 'w').write('code of a folder ran')\nclass Config: pass\
 LAZY = [
     *("timm", "transformers.models.bert", "fvcore.nn", "torch.utils.flop_counter", "sklearn.datasets", "sklearn.model_selection"),
     *(f"matplotlib.backends.backend_{name}" for name in ("agg", "pdf", "svg")),
-    "pyarrow.parquet",
+    *("pyarrow.parquet", "pyarrow.compute", "pyarrow.ipc"),
 ]
 
 
@@ -75,12 +78,15 @@ def make_world(folder: Path) -> Path:
     `run/` is a finished run on digits with its policy, evaluation and bench; `half/` one that was stopped in its second phase,
     and `whole/` the same undisturbed; `photos/` holds classes of images and `photos-run/` a run on them; `texts.*` are tables
     and `text-run/` a run on them, `tiny/` its encoder and tokenizer; `decoder-run/` one with `decoder/`, which is cut layer by
-    layer; `labels/` is a data set with files of labels,
-    `idx/` one in arrays.
+    layer; `labels/` is a data set with files of labels, `idx/` one in arrays. `pictures.parquet`, `saved/train.arrow` and
+    `shards/train-0.tar` hold the photos in other forms, `listed/` beside a file with the labels of each; `listed-run/` is a run
+    on those and its policy.
     """
     _digits(folder)
     _half_a_run(folder)
     _photos(folder)
+    _listed(folder)
+    _stored(folder)
     _texts(folder)
     _labelled(folder / "labels")
     _indexed(folder / "idx")
@@ -144,20 +150,44 @@ def _eye(folder: Path) -> None:
     config = transformers.AutoConfig.for_model("vit", **TINY_VIT)
     config.save_pretrained(folder)
     save_file(transformers.AutoModelForImageClassification.from_config(config).state_dict(), folder / "model.safetensors")
-    processor = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_center_crop": True,
-        "size": {"shortest_edge": 14},
-        "resample": 3,
-    }
-    processor |= {
-        "resample": 3,
-        "crop_size": {"height": 12, "width": 12},
-        "image_mean": [0.5, 0.4, 0.3],
-        "image_std": [0.2, 0.2, 0.2],
-    }
+    sizes = {"size": {"shortest_edge": 14}, "crop_size": {"height": 12, "width": 12}, "do_center_crop": True, "resample": 3}
+    constants = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    processor = {"image_processor_type": "ViTImageProcessor"} | sizes | constants
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     (folder / "canary.py").write_text(CANARY)
+
+
+def _listed(folder: Path) -> None:
+    """Copy the photos beside a file that says of each which of two labels it has."""
+    (folder / "listed").mkdir()
+    rows = []
+    for number, path in enumerate(sorted((folder / "photos").glob("*/*.png"))):
+        (folder / "listed" / f"{number}.png").write_bytes(path.read_bytes())
+        tags = [path.parent.name, *(["even"] if number % 2 == 0 else [])]
+        rows.append({"file_name": f"{number}.png", "tags": "|".join(tags)})
+    write_csv(folder / "listed" / "metadata.csv", rows)
+    run("train", *LISTED, *SHORT, "-o", "listed-run", cwd=folder)
+    run("calibrate-thresholds", "listed-run/model.safetensors", "--budgets", "80", "--device", "cpu", cwd=folder)
+
+
+def _stored(folder: Path) -> None:
+    """Store the photos' files in a Parquet and an Arrow file and in a shard."""
+    import pyarrow
+
+    files = sorted((folder / "photos").glob("*/*.png"))
+    rows = [{"image": {"bytes": path.read_bytes(), "path": path.name}, "label": path.parent.name} for path in files]
+    _write_parquet(folder / "pictures.parquet", rows)
+    table = pyarrow.Table.from_pylist(rows)
+    for name in ("saved", "shards"):
+        (folder / name).mkdir()
+    with pyarrow.ipc.new_stream(str(folder / "saved/train.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    with tarfile.open(folder / "shards/train-0.tar", "w") as archive:
+        for number, row in enumerate(rows):
+            for ending, content in (("png", row["image"]["bytes"]), ("cls", row["label"].encode())):
+                member = tarfile.TarInfo(f"{number:02}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
 
 
 def _texts(folder: Path) -> None:

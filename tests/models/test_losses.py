@@ -5,9 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
+from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy
 
-from eectl.models.losses import TASKS, balanced_weights, distil, exit_points, total_weight, weighted_exit_losses
+from eectl.models.losses import (
+    TASKS,
+    balanced_weights,
+    distil,
+    exit_losses,
+    exit_points,
+    sigmoid,
+    task_of,
+    total_weight,
+    weighted_exit_losses,
+)
 
 
 def test_classification_loss_by_hand():
@@ -38,11 +51,113 @@ def test_regression_by_hand():
 def test_the_loss_is_the_mean_of_the_rows_losses(name):
     torch.manual_seed(0)
     outputs = torch.randn(6, 4 if name == "classification" else 1)
-    targets = torch.randint(4, (6,))
+    targets = torch.randint(2, (6, 1)).float() if name == "multilabel" else torch.randint(2, (6,))
     smoothing = 0.1 if name == "classification" else 0.0
     per_row = [TASKS[name].loss(outputs[i : i + 1], targets[i : i + 1], smoothing).item() for i in range(6)]
     assert TASKS[name].losses(outputs, targets, smoothing).tolist() == pytest.approx(per_row)
     assert TASKS[name].loss(outputs, targets, smoothing).item() == pytest.approx(sum(per_row) / 6)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_bce_is_timms(mixed, smoothing, threshold):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(9, 5), torch.randint(5, (9,))
+    theirs = BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)
+    share = 0.7
+    mix = Mixup(mixup_alpha=1.0, label_smoothing=smoothing, num_classes=5)
+    mix._params_per_batch = lambda: (share, False)
+    given = labels
+    if mixed:  # timm smooths in Mixup; the images are of no matter, and 8 rows go in pairs
+        logits, labels = logits[:8], labels[:8]
+        theirs_given = mix(torch.zeros(8, 1, 2, 2), labels)[1].float()
+        one_hot = torch.nn.functional.one_hot(labels, 5).float()
+        given = share * one_hot + (1 - share) * one_hot.flip(0)
+    task = task_of("classification", {"loss": "bce", "bce_target_threshold": threshold})
+    found = task.loss(logits, given, smoothing)
+    torch.testing.assert_close(found, theirs(logits, theirs_given if mixed else labels))
+    assert task.losses(logits, given, smoothing).mean() == pytest.approx(found.item())
+    assert task_of("classification", {}) is TASKS["classification"] and task.points is TASKS["classification"].points
+
+
+def test_the_loss_of_labels_is_torchs():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(7, 5), torch.randint(2, (7, 5)).float()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    assert TASKS["multilabel"].loss(logits, targets, 0.0) == pytest.approx(expected.item())
+    several = exit_losses(TASKS["multilabel"], [logits, 2 * logits], targets, 0.0)
+    expected_of = [torch.nn.functional.binary_cross_entropy_with_logits(each, targets) for each in (logits, 2 * logits)]
+    assert several.tolist() == pytest.approx([each.item() for each in expected_of])
+
+
+def test_the_score_of_labels_is_scikit_learns():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(50, 4), torch.randint(2, (50, 4)).float()
+    targets[:3], logits[0], logits[1] = 0, -1.0, 1.0  # a row with nothing, rightly and wrongly predicted
+    points = TASKS["multilabel"].points(logits, targets)
+    assert points[0] == 1 and points[1] == 0
+    expected = f1_score(targets.numpy(), (logits > 0).numpy(), average="samples", zero_division=1.0)
+    assert points.mean() == pytest.approx(expected)
+    both = exit_points(TASKS["multilabel"], [logits, -logits], targets)
+    assert both[0] == pytest.approx(points.sum().item())
+
+
+def naive_corn(logits, labels):
+    """Shi, Cao & Raschka (2023), equation 9, over rows and not over questions: y > k is asked of the rows with y > k − 1."""
+    total = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        for k, logit in enumerate(row):
+            if label > k - 1:
+                p = 1 / (1 + math.exp(-logit))
+                total -= math.log(p if label > k else 1 - p)
+    return total / len(labels)
+
+
+def test_the_loss_of_levels_is_corns():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(40, 4), torch.randint(5, (40,))
+    task = TASKS["ordinal"]
+    assert task.loss(logits, labels, 0.0) == pytest.approx(naive_corn(logits, labels), rel=1e-5)
+    probabilities = task.probabilities(logits)
+    own = probabilities.gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(task.losses(logits, labels, 0.0), -own.log())
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(40))
+    naive = [[math.prod(1 / (1 + math.exp(-each)) for each in row[: k + 1]) for k in range(4)] for row in logits.tolist()]
+    assert task.predicted(logits).tolist() == [sum(p > 0.5 for p in row) for row in naive]
+    assert task.points(logits, labels).tolist() == [
+        float(a == b) for a, b in zip(task.predicted(logits).tolist(), labels.tolist(), strict=True)
+    ]
+
+
+def test_several_targets_by_hand():
+    outputs, targets = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 4.0]])
+    assert TASKS["regression"].points(outputs, targets).tolist() == [0.5, 10.0]
+    assert TASKS["regression"].loss(outputs, targets, 0.0) == 5.25
+    assert exit_losses(TASKS["regression"], [outputs, targets], targets, 0.0).tolist() == [5.25, 0.0]
+    assert exit_points(TASKS["regression"], [outputs, targets], targets).tolist() == [10.5, 0.0]
+
+
+@pytest.mark.parametrize("task", ["multilabel", "ordinal"])
+def test_labels_learn_from_later_exits(task):
+    torch.manual_seed(0)
+    logits = [torch.randn(6, 3) for _ in range(3)]
+    teacher = np.mean([1 / (1 + np.exp(-each.numpy() / 2)) for each in logits[1:]], axis=0)
+    student, last = (1 / (1 + np.exp(-each.numpy() / 2)) for each in (logits[0], logits[1]))
+    final = 1 / (1 + np.exp(-logits[2].numpy() / 2))
+
+    def kl(p, q):
+        return 4 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()
+
+    found = distil(logits, teacher="later", temperature=2.0, task=TASKS[task])
+    assert found == pytest.approx((kl(teacher, student) + kl(final, last)) / 2, rel=1e-4)
+
+
+def test_a_sigmoid_of_a_row_is_the_same_whatever_comes_with_it():
+    torch.manual_seed(0)
+    logits = torch.randn(1000, 7) * 20
+    assert torch.equal(sigmoid(logits)[:333], sigmoid(logits[:333]))
+    torch.testing.assert_close(sigmoid(logits), logits.sigmoid())
 
 
 def test_balanced_weights_are_scikit_learns():

@@ -45,11 +45,13 @@ def test_a_folder_of_images_is_the_folder_recipe_with_these_keys(photos):
     recipe, template = recipe_of(given), read_recipe("folder")
     assert (given.recipe, given.name) == ("folder", "photos")
     assert (recipe.data.name, recipe.data.root, recipe.data.image_size) == ("folder", photos, 224)
-    assert recipe.backbone.model_dump(mode="json") == {
+    assert recipe.backbone.model_dump(mode="json", exclude_none=True) == {
         "name": "timm/resnet18",
         "args": {},
         "pretrained": False,
         "weights": "resnet18.safetensors",
+        "drop_path": None,
+        "dropout": None,
     }
     assert (recipe.optimizer, recipe.exits, recipe.epochs) == (template.optimizer, template.exits, template.epochs)
     assert any("224" in note and "data.image_size" in note for note in given.notes)
@@ -124,6 +126,30 @@ def test_kinds_of_data_are_told_by_their_names(photos, reviews, tmp_path):
     for path, fault in (("nowhere", "no such folder or file"), ("a.zip", r"'\.zip'")):
         with pytest.raises(EectlError, match=rf"--data .*{path}: .*{fault}.*\.csv"):
             kind_of(tmp_path / path)
+
+
+def test_shards_and_what_the_datasets_library_has_are_told_by_their_names_too(tmp_path, monkeypatch):
+    for name in ("flat/train-000.tar", "deep/train/0.tar", "both/dataset_dict.json", "alone/state.json", "plain/train.arrow"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert kind_of("flat") == ("wds", "flat") and kind_of("deep") == ("wds", "deep")
+    assert kind_of("flat/train-{000..009}.tar") == ("wds", "flat")
+    assert kind_of("both") == ("hfds/./both", "both") and kind_of(tmp_path / "alone") == (f"hfds/{tmp_path}/alone", "alone")
+    assert kind_of("hfds/./plain") == ("hfds/./plain", "plain") and kind_of("hfds/someone/colours") == (
+        "hfds/someone/colours",
+        "colours",
+    )
+    shards, saved = recipe_of(own_data(data="flat", backbone="resnet20")), recipe_of(own_data(data="both", backbone="resnet20"))
+    assert (shards.data.name, str(shards.data.root), shards.data.image_size) == ("wds", "flat", 32)
+    assert (saved.data.name, saved.data.is_text, saved.data.image_size) == ("hfds/./both", False, 32)
+    pairs = recipe_of(own_data(data="both", text=["a", "b"], target="c", backbone="hf/bert"))
+    assert (pairs.data.name, pairs.data.is_text, pairs.data.text, pairs.data.tokenizer) == (
+        "hfds/./both",
+        True,
+        ("a", "b"),
+        "bert",
+    )
 
 
 def test_data_lies_in_one_place(photos):

@@ -84,3 +84,47 @@ def test_unknown_recipes_name_the_nearest():
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_validate(name):
     assert read_recipe(name).batch_size > 0
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"name": "hfds/x"}, "hfds/OWNER/NAME"),
+        ({"name": "hfds/../x/y/z"}, None),
+        ({"name": "hfds/https://x/y"}, "hfds/OWNER/NAME"),
+        ({"name": "hfds/a/b", "root": "x"}, "hfds/a/b needs none"),
+        ({"name": "hfds/a/b", "tokenizer": "x"}, "tokenizer is for text"),
+        ({"name": "hfds/a/b", "kind": "texts", "image_size": 8, "tokenizer": "x"}, "image_size is for images"),
+        ({"name": "hfds/a/b", "kind": "texts"}, "texts need one"),
+        ({"name": "digits", "kind": "images"}, "kind is for hfds/NAME"),
+        ({"name": "folder", "shards": {"train": "a.tar"}}, "shards is for wds"),
+        ({"name": "cifar10", "image": "a"}, "image is for hfds/NAME"),
+        ({"name": "cifar10", "target": "a"}, "target is for text"),
+        ({"name": "wds", "shards": {"train": []}}, "at least 1"),
+        ({"name": "wds", "shards": {"buffer": 0}}, "greater than or equal to 1"),
+        ({"name": "wds", "shards": {"train": "a", "damaged": "ignore"}}, "'error' or 'skip'"),
+        ({"epoch_rows": 0}, "greater than or equal to 1"),
+        ({"epoch_rows": 10**9}, "less than or equal to 100000000"),
+    ],
+)
+def test_where_data_comes_from_is_looked_at_before_anything_is_read(data, said):
+    if said is None:
+        assert make_recipe({"data": data}, where="r").data.name == data["name"]
+        return
+    with pytest.raises(EectlError, match=said):
+        make_recipe({"data": data}, where="r")
+
+
+@pytest.mark.parametrize(
+    ("data", "is_text"),
+    [
+        ({"name": "hfds/a/b"}, False),
+        ({"name": "hfds/a/b", "image": "photo", "target": "kind", "variant": "small"}, False),
+        ({"name": "hfds/a/b", "text": "sentence", "tokenizer": "t"}, True),
+        ({"name": "hfds/./folder", "kind": "texts", "tokenizer": "t"}, True),
+        ({"name": "wds", "shards": {"train": ["a-{0..3}.tar"], "test": "b.tar"}, "epoch_rows": 5}, False),
+    ],
+)
+def test_a_recipe_says_by_itself_whether_its_data_are_texts_and_reads_back_so(data, is_text):
+    recipe = make_recipe({"data": data}, where="r")
+    assert recipe.data.is_text == is_text and make_recipe(recipe.plain(), where="r") == recipe

@@ -1,5 +1,7 @@
 """Runs as one table: against numpy, against a plain loop over thresholds, and what must not stand side by side."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from eectl.exits.sweep import sweep, thin
 from eectl.reports.compare import compare
 from eectl.reports.curves import band
 from eectl.reports.differences import labels
+from eectl.reports.lines import lines_of, table_title
 from eectl.reports.lookups import average_first, per_seed
 from eectl.reports.published import published_tables
 
@@ -28,6 +31,42 @@ def test_mean_and_std_as_numpy_has_them():
     np.testing.assert_allclose([cell.std for cell in joint.cells], table.std(axis=0, ddof=1))
     np.testing.assert_allclose([cell.share for cell in joint.cells], [0.2, 0.45, 1.1])
     assert [cell.std for cell in mixed.cells] == [None] * 3 and [cell.mean for cell in mixed.cells] == [0.1, 0.2, 0.3]
+
+
+def measured(values, *, seed, name="auroc"):
+    """A run whose budgets and plain network have these values of a measure."""
+    run = made((0.5, 0.6, 0.7), seed=seed)
+    entries = tuple(replace(entry, measures={name: value}) for entry, value in zip(run.evaluation.budgets, values, strict=True))
+    exits = tuple(replace(each, measures={name: values[-1]}) for each in run.evaluation.exits)
+    return replace(run, evaluation=replace(run.evaluation, budgets=entries, exits=exits))
+
+
+def test_another_measure_takes_the_place_of_the_score():
+    runs = [measured((0.7, 0.8, 0.9), seed=0), measured((0.6, None, 0.8), seed=1)]
+    table = compare(runs, measure="auroc")
+    (row,) = table.rows
+    assert row.cells[0].mean == pytest.approx(np.mean([0.7, 0.6])) and row.cells[0].std == pytest.approx(
+        np.std([0.7, 0.6], ddof=1)
+    )
+    assert row.cells[1] is None and row.cells[2].mean == pytest.approx(0.85)
+    assert table.to_json()["measure"] == "auroc" and "AUROC in %" in table_title(table)
+    assert [cell[0] for cell in lines_of(table)[0].cells] == ["65.00", "-", "85.00"]
+    errors = compare([measured((3.0, 2.0, 1.0), seed=0, name="mae")], measure="mae")
+    assert "MAE (lower is better)" in table_title(errors) and lines_of(errors)[0].cells[0][0] == "3"
+
+
+@pytest.mark.parametrize(
+    ("how", "measure", "words"),
+    [
+        ("per-seed", "mcc", "classification) has auroc; name one of these"),
+        ("per-seed", "aurocs", "did you mean 'auroc'"),
+        ("average-first", "auroc", "the authors' lookup and tables are of scores"),
+    ],
+)
+def test_measures_that_are_not_there(how, measure, words):
+    with pytest.raises(EectlError) as caught:
+        compare([measured((0.7, 0.8, 0.9), seed=0)], how=how, measure=measure)
+    assert words in str(caught.value)
 
 
 def test_order_of_rows_and_budgets():

@@ -95,6 +95,9 @@ IMAGES = [
     ["regime=joint", VIT, "exits.after=[0, 1]", "data.augment={mixup: 0.2}"],
     ["regime=joint", "precision=bf16"],
     ["regime=joint", "class_weights=balanced", "metric=balanced"],
+    ["regime=joint", "ema=0.9", "accumulate=3", "class_weights=balanced"],
+    ["regime=joint", "optimizer={name: lion, lr: 1e-3, weight_decay: 0.1}"],
+    ["regime=joint", "optimizer={layer_decay: 0.7, weight_decay: {value: 0.1}, clip_norm: 1.0}"],
     ["regime=joint", VIT, "exits.after=[0, 1]", "class_weights=balanced", "data.augment={mixup: 0.2}"],
 ]
 

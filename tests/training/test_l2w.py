@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from eectl.core.errors import EectlError
 from eectl.data import load_data
 from eectl.models.losses import TASKS
-from eectl.recipe.recipe import L2wSection, OptimizerSection
+from eectl.recipe.optimizer_section import OptimizerSection
+from eectl.recipe.recipe import L2wSection
 from eectl.recipe.regimes import REGIMES, regime_phases
 from eectl.training.l2w import LearnedWeights, allot, check_phases, check_run, exit_quotas, pseudo_step
 from eectl.training.network import first_network, with_exits
-from eectl.training.optim import make_optimizer
+from eectl.training.optim import ParameterGroup, make_optimizer
 from tests.toy_exits import WIDTH, toy_model
 
 CPU = torch.device("cpu")
@@ -42,9 +43,14 @@ def half(seed, rows=12, dtype=torch.float64):
     return torch.randn(rows, WIDTH, dtype=dtype, generator=generator), torch.randint(4, (rows,), generator=generator)
 
 
+def optimizer_of(model, settings):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return make_optimizer([ParameterGroup(trained, settings.decay.value)], settings)
+
+
 def warmed_up(name, model):
     """The model after three real steps, so that the optimizer has moments."""
-    optimizer = make_optimizer((p for p in model.parameters() if p.requires_grad), SETTINGS[name])
+    optimizer = optimizer_of(model, SETTINGS[name])
     for seed in range(3):
         inputs, targets = half(seed)
         sum(F.cross_entropy(output.logits, targets) for output in model(inputs)).backward()
@@ -89,7 +95,7 @@ def test_the_allotment_by_a_naive_loop(rows, exits, p):
 @pytest.mark.parametrize("fresh", [True, False], ids=["first-step", "later"])
 def test_the_pseudo_step_is_the_optimizers_next_step(name, fresh):
     model = toy_model().double()
-    optimizer = make_optimizer(model.parameters(), SETTINGS[name]) if fresh else warmed_up(name, model)
+    optimizer = optimizer_of(model, SETTINGS[name]) if fresh else warmed_up(name, model)
     gradients = [torch.randn_like(p) for p in model.parameters()]
     gradients[0][0] = 0  # as behind a ReLU that never fires
     moved = pseudo_step(optimizer, zip(model.named_parameters(), gradients, strict=True))
@@ -162,7 +168,7 @@ def test_only_the_weight_network_learns(small, backbone):
     head = "sdn" if backbone == "resnet20" else "linear"
     model = with_exits(first_network(recipe, data.info), recipe.exits.model_copy(update={"head": head}), seed=0).model
     model.train_parts({1, 2}, {1})
-    optimizer, learned = make_optimizer(model.parameters(), OptimizerSection(lr=1e-2)), learner(2, lr=1e-2)
+    optimizer, learned = optimizer_of(model, OptimizerSection(lr=1e-2)), learner(2, lr=1e-2)
     images, targets = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
     sum(F.cross_entropy(output.logits, targets) for output in model(images)).backward()
     optimizer.step()

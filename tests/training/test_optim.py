@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from eectl.recipe.recipe import ScheduleSection
-from eectl.training.optim import EarlyStopper, learning_rate
+from eectl.recipe.optimizer_section import OptimizerSection, ScheduleSection
+from eectl.training.optim import EarlyStopper, ParameterGroup, learning_rate, make_optimizer, set_rate
 
 
 def torchs(scheduler, steps):
@@ -85,3 +85,22 @@ def test_nan_is_never_an_improvement():
     assert follow(stopper, [{1: float("nan")}]) == [(False, True)]
     fresh = EarlyStopper(2, higher_is_better=False)
     assert follow(fresh, [{1: float("nan")}, {1: 3.0}, {1: 2.0}]) == [(False, False), (True, False), (True, False)]
+
+
+def test_lion_is_that_of_its_paper():
+    """Chen et al. 2023, algorithm 2; its betas are its authors' unless the recipe has others."""
+    settings = OptimizerSection(name="lion", lr=0.01, weight_decay=0.1)
+    assert settings.betas == (0.9, 0.99) and OptimizerSection(name="lion", betas=(0.5, 0.6)).betas == (0.5, 0.6)
+    assert OptimizerSection().betas == (0.9, 0.999)
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(4, 3, generator=generator))
+    by_hand, momentum = parameter.detach().clone(), torch.zeros(4, 3)
+    optimizer = make_optimizer([ParameterGroup([parameter], 0.1)], settings)
+    for step in range(6):
+        rate, gradient = 0.01 * (step + 1), torch.randn(4, 3, generator=generator)
+        set_rate(optimizer, rate)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        by_hand -= rate * ((0.9 * momentum + 0.1 * gradient).sign() + 0.1 * by_hand)
+        momentum = 0.99 * momentum + 0.01 * gradient
+        torch.testing.assert_close(parameter.detach(), by_hand, rtol=1e-5, atol=1e-6)

@@ -111,7 +111,7 @@ def test_measuring_from_end_to_end(trained, tmp_path):
     assert "MSE ± s.e." in out and "Pearson" in out and "Spearman" in out
     assert f"{result['exits'][3]['pearson']:.4f}" in out and f"{result['exits'][3]['value']:.4g} ±" in out
     out, _ = eectl("info", path)
-    assert "3×20 inputs, a number out (regression)" in out and "validation MSE" in out
+    assert "3×20 inputs, a number (regression)" in out and "validation MSE" in out
     assert f"{read_about(path).history[-1]['validation']['score'][0]:.4g}" in out
     eectl("evaluate", path, "--criterion", "difference-2", "--budgets", "100", "--json")
     _, err = eectl("evaluate", path, "--protocol", "paper", code=1)
@@ -160,7 +160,7 @@ REFUSED = [
     ("regression", ["label_smoothing=0.1"], "label_smoothing is for classes, and data.task is regression; set it to 0"),
     ("regression", ["data.augment={mixup: 0.8}"], "data: augment is for images, and text holds text; leave it out"),
     ("classification", ["data.image_size=32", "data.workers=2"], "data: image_size, workers are for images, and text holds text"),
-    ("regression", ["data.name=mnist"], "data: target, task, tokenizer, max_length are for text, and mnist holds images"),
+    ("regression", ["data.name=mnist"], "data: tokenizer, max_length are for text, and mnist holds images; leave them out"),
     ("regression", ["data.max_length=2"], "data.max_length: is 2; input should be greater than or equal to 3"),
     ("regression", ["data.text=[a, b, c]"], "data.text: is "),
     ("regression", ["data.strip=[quotes]"], "data: strip is for 20newsgroups, and this is text; leave it out"),

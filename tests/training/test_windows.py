@@ -17,7 +17,7 @@ from eectl.core.seeds import derive_seed
 from eectl.data import DataInfo, Dataset, Split, data_info, splits, train_batches
 from eectl.data.images import MemoryImages
 from eectl.data.splits import send_all
-from eectl.recipe.data_section import AugmentSection
+from eectl.recipe.data_section import AugmentSection, RandAugmentSection
 from eectl.recipe.reading import read_recipe
 from eectl.training.feed import Feed, training_data, window_length
 from eectl.training.running import Execution
@@ -29,6 +29,7 @@ ALONE = World(0, 1, CPU)
 AUGMENT = AugmentSection(
     resized_crop=(0.5, 1.0), trivial=True, crop=1, flip=True, rotation=10, contrast=0.2, erasing=0.5, mixup=0.4, cutmix=0.4
 )
+REPEATED = AugmentSection(rand_augment=RandAugmentSection(), color_jitter=0.2, repeats=3)
 
 
 def dataset(info, num_rows, augment, device=CPU):
@@ -71,6 +72,16 @@ def test_any_window_gives_the_steps_batches(window, augment):
     assert_same(batches_of(feed), by_hand(feed))
 
 
+def test_repeats_of_an_image_are_varied_apart():
+    """Three in a row, the epoch as long as ever, and no two of them alike."""
+    found = batches_of(toy_feed(3, augment=REPEATED))
+    assert len(found) == len(batches_of(toy_feed(3)))
+    rows = torch.cat([batch.rows for batch in train_batches(toy_feed(1).data.train, batch_size=8, seed=3, epoch=2, repeats=3)])
+    images = torch.cat([batch.inputs for batch in found])
+    assert rows.tolist() == rows[::3].repeat_interleave(3)[: len(rows)].tolist() and len(set(rows.tolist())) == -(-len(rows) // 3)
+    assert len({image.numpy().tobytes() for image in images}) == len(images)
+
+
 @pytest.mark.parametrize("start", [1, 4, 7])
 def test_an_epoch_that_goes_on_in_a_window_has_the_same_batches(start):
     assert_same(batches_of(toy_feed(3), start=start), by_hand(toy_feed(1))[start:])
@@ -95,10 +106,11 @@ def test_each_steps_images_lie_as_the_network_does():
         assert batch.inputs.is_contiguous(memory_format=torch.channels_last) and torch.equal(batch.inputs, plain.inputs)
 
 
-def test_a_run_is_the_same_in_windows_and_after_a_stop_within_one(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("augment", [AUGMENT, REPEATED], ids=["everything", "repeats"])
+def test_a_run_is_the_same_in_windows_and_after_a_stop_within_one(small, tmp_path, monkeypatch, augment):
     """Dropout draws from the generator that augmentation draws from. An epoch is a window of three steps, and one more."""
     vit = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 3, heads: 2, dropout: 0.3}}"
-    data = {"limit": 150, "augment": AUGMENT.model_dump(mode="json", exclude_defaults=True)}
+    data = {"limit": 150, "augment": augment.model_dump(mode="json", exclude_defaults=True)}
     recipe = small("epochs=2", "patience=2", "exits.after=[0, 1]", vit, data=data)
     train(recipe, out=tmp_path / "single", device="cpu", quiet=True)
     monkeypatch.setattr("eectl.training.feed.window_length", lambda *_: 3)

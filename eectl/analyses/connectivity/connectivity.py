@@ -33,7 +33,7 @@ from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
 from eectl.data import Batch
 from eectl.evaluation.opened import preparing
-from eectl.models.losses import TASKS
+from eectl.models.losses import Task, task_of
 from eectl.models.multi_exit import MultiExitModel
 
 CHECK_ROWS = 16  # on which a permuted network must do what the original does
@@ -49,7 +49,7 @@ class _Yardstick:
     rows: Mapping[str, Sequence[Batch]]
     statistics: Sequence[Tensor]
     prepare: Callable[[Tensor], Tensor]
-    task: str
+    task: Task
 
     def measure(self, model: MultiExitModel, weights: Mapping[str, Tensor]) -> Measured:
         """Return each exit's mean loss and score on each split, with these weights and BatchNorm's statistics taken anew."""
@@ -60,7 +60,7 @@ class _Yardstick:
 
     @torch.inference_mode()
     def _means(self, model: MultiExitModel, batches: Sequence[Batch]) -> dict[str, list[float]]:
-        kind = TASKS[self.task]
+        kind = self.task
         measures: list[Callable[[Tensor, Tensor], Tensor]] = [lambda x, y: kind.losses(x, y, 0.0), kind.points]
         sums = torch.zeros(2, model.num_exits, dtype=torch.float64)
         for batch in batches:
@@ -116,7 +116,7 @@ def ask_connectivity(subjects: Sequence[Subject], settings: ConnectivitySettings
         notes.append(f"{'; '.join(still)}: matching changed nothing, no order of units is closer than the one they have")
     labels = [subject.label for subject in subjects]
     values = {
-        "score": TASKS[yardstick.task].score_name,
+        "score": yardstick.task.score_name,
         "lambdas": barriers.shares(settings.points),
         "samples": {name: sum(len(batch.targets) for batch in batches) for name, batches in yardstick.rows.items()},
         "batch_norm": "re-estimated" if yardstick.statistics else "as stored",
@@ -133,13 +133,14 @@ def ask_connectivity(subjects: Sequence[Subject], settings: ConnectivitySettings
 def _prepare(subject: Subject, settings: ConnectivitySettings, context: Context) -> _Yardstick:
     """Read the rows, which are the same for all networks, once and not once per point."""
     session, size = subject.session, context.rows_at_once(subject)
+    about = session.checkpoint.about
     splits = {name: session.data.splits[name] for name in SPLITS}
     rows = {
         name: list(sample_batches(split, sample_rows(split, settings.samples, context.seed), size))
         for name, split in splits.items()
     }
     statistics = norm_batches(subject, settings.bn_samples, context, option="--bn-samples") if settings.reestimate else []
-    return _Yardstick(rows, statistics, preparing(session), session.checkpoint.about.task)
+    return _Yardstick(rows, statistics, preparing(session), task_of(about.task, about.recipe))
 
 
 def _check_finite(found: Measured, place: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eectl.analyses.question import Answer
+from eectl.core.console import is_share
 from eectl.core.figures import DASHES, exit_colour
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def _draw_lines(figure: "Figure", values: Mapping[str, Any], labels: Sequence[st
     figure.set_size_inches(8.0, 6.6)
     pair, shares = values["pairs"][0], values["lambdas"]
     grid = figure.subplots(2, 2, sharex=True, sharey="row")
-    name, scale = ("accuracy, %", 100.0) if values["score"] == "accuracy" else (f"{values['score']}, lower is better", 1.0)
+    name, scale = (f"{values['score']}, %", 100.0) if is_share(values["score"]) else (f"{values['score']}, lower is better", 1.0)
     for row, (what, label, factor) in enumerate((("loss", "loss", 1.0), ("score", name, scale))):
         for axes, split in zip(grid[row], ("train", "test"), strict=True):
             for path in _PATHS:

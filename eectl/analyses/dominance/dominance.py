@@ -17,7 +17,7 @@ from eectl.core.seeds import derive_seed
 from eectl.data import Split
 from eectl.evaluation.opened import preparing
 from eectl.models.checkpoint import About
-from eectl.models.losses import TASKS
+from eectl.models.losses import task_of
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.weighting import exit_weights
 from eectl.training.gradient_dominance import Dominance, dominance, gram_matrices, shared_parameters
@@ -77,7 +77,7 @@ def _measure(subject: Subject, settings: DominanceSettings, context: Context) ->
     if settings.train_mode:
         check_count(size, 2, option="--batch-size", why="BatchNorm takes no statistics of one row")
     weighting, weights = _weights(subject)
-    task, smoothing = TASKS[checkpoint.about.task], float(recipe.get("label_smoothing", 0.0))
+    task, smoothing = task_of(checkpoint.about.task, checkpoint.about.recipe), float(recipe.get("label_smoothing", 0.0))
     prepare, segments, grams = preparing(subject.session), shared_parameters(model), []
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     _set_mode(model, train=settings.train_mode)

@@ -27,7 +27,7 @@ from eectl.analyses.question import Answer, Context, Subject, check_split, sampl
 from eectl.analyses.settings import LandscapeSettings
 from eectl.core.errors import EectlError
 from eectl.evaluation.opened import preparing
-from eectl.models.losses import TASKS
+from eectl.models.losses import task_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _measure(subject: Subject, coordinates: Sequence[float], settings: Landscape
     split = check_split(subject.session, settings.split)
     rows = sample_rows(split, settings.samples, context.seed)
     batches = list(sample_batches(split, rows, size))  # kept: files are read once, not once per point
-    prepare, task = preparing(subject.session), TASKS[checkpoint.about.task]
+    prepare, task = preparing(subject.session), task_of(checkpoint.about.task, checkpoint.about.recipe)
     smoothing = float(checkpoint.about.recipe.get("label_smoothing", 0.0))
     seen = norm_batches(subject, settings.samples, context) if settings.reestimate else []
 

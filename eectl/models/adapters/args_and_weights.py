@@ -100,7 +100,8 @@ def load_weights(backbone: Backbone, weights: Mapping[str, Tensor], *, where: st
     missing = [key for key in missing if key not in fresh]
     faults = [f"{what} {_some(keys)}" for what, keys in (("no", missing), ("unexpected", unexpected)) if keys]
     if faults:
-        raise EectlError(f"{where}: not weights of {backbone.name} with these backbone.args: {'; '.join(faults)}")
+        fit = f"{sum(key in own for key in given)} of its {len(own) - len(fresh)} tensors are there"
+        raise EectlError(f"{where}: not weights of {backbone.name} with these backbone.args ({fit}): {'; '.join(faults)}")
     backbone.fresh = tuple(fresh)
 
 

@@ -1,16 +1,21 @@
-"""Build timm's networks by their names, and refuse names, options and images that do not work. The adapters are in timm_parts."""
+"""Build timm's networks by their names, and refuse names, options and images that do not work.
+
+The adapter of all of them is `traced.Traced`."""
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import timm
+import torch
 
 from eectl.core.errors import EectlError
 from eectl.models.adapters.args_and_weights import check_names
-from eectl.models.adapters.timm_parts import ADAPTERS, TimmViT
-from eectl.models.backbone import Backbone, dry_run
+from eectl.models.adapters.timm_traced import adapt_timm
+from eectl.models.adapters.tracing import CannotTraceError
+from eectl.models.backbone import Backbone
 
 
 def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> Backbone:
@@ -24,34 +29,35 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
         pretrained: whether timm's weights are loaded, from its cache or by a download.
 
     Raises:
-        EectlError: for an unknown name, a family without an adapter, options or images that the network does not take, and for a
-            download that fails.
+        EectlError: for an unknown name, a network that cannot be cut, options or images that it does not take, and for a download
+            that fails.
     """
     if not timm.is_model(name):
         near = ", ".join(get_close_matches(name, timm.list_models(), n=3))
         raise EectlError(f"timm has no '{name}'{f' (nearest: {near})' if near else ''}; timm.list_models() lists what it has")
-    module = timm.model_entrypoint(name).__module__.rpartition(".")[2]
-    if module not in ADAPTERS:
-        raise _no_adapter(name, module)
-    library_class, adapter = ADAPTERS[module]
-    _check_args(name, args, library_class)
-    net: Any = _create(name, args, library_class, input_shape, num_outputs, pretrained)
-    if type(net).forward_features is not vars(library_class)["forward_features"]:  # another order of its parts
-        raise _no_adapter(name, type(net).__name__)
-    backbone = adapter(net, input_shape)
+    classes = _classes(name)
+    _check_args(name, args, classes)
+    net: Any = _create(name, args, classes, input_shape, num_outputs, pretrained)
+    backbone = _trace(name, net, input_shape)
     backbone.name = f"timm/{name}"
-    _check_images(backbone, input_shape)
     if pretrained and net.pretrained_cfg["num_classes"] != num_outputs:
         names = tuple(f"{own}." for own in backbone.classifiers)
         backbone.fresh = tuple(key for key in net.state_dict() if key.startswith(names))
     return backbone
 
 
+def option_names(name: str) -> tuple[str, ...]:
+    """Return the names of what the constructor of a network takes; those of most for a name that `build` refuses."""
+    if not timm.is_model(name):
+        return ("drop_rate", "drop_path_rate")
+    return tuple(_parameters(_classes(name)))
+
+
 def _create(
-    name: str, args: Mapping[str, Any], library_class: type, input_shape: Sequence[int], num_outputs: int, pretrained: bool
+    name: str, args: Mapping[str, Any], classes: Sequence[type], input_shape: Sequence[int], num_outputs: int, pretrained: bool
 ) -> Any:
     shape: dict[str, Any] = {"in_chans": input_shape[0]}
-    if "img_size" in inspect.signature(library_class).parameters:
+    if "img_size" in _parameters(classes):
         shape["img_size"] = tuple(input_shape[1:])
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_outputs, **shape, **args)
@@ -70,33 +76,63 @@ def _create(
         ) from error
 
 
-def _check_images(backbone: Backbone, input_shape: Sequence[int]) -> None:
-    """Raise EectlError where images are smaller than one patch, or so small that a layer does not run on them."""
-    size = "×".join(map(str, input_shape[1:]))
-    if isinstance(backbone, TimmViT):
-        if 0 in backbone.grid:
-            raise EectlError(f"{backbone.name} cuts images into patches, {size} is too small for one; set data.image_size")
-        return
-    try:
-        dry_run(backbone, input_shape)
-    except (AssertionError, RuntimeError) as error:
-        raise EectlError(f"{backbone.name} does not run on images of {size}; set data.image_size, 64 is enough") from error
-
-
-def _check_args(name: str, args: Mapping[str, Any], library_class: type) -> None:
+def _check_args(name: str, args: Mapping[str, Any], classes: Sequence[type]) -> None:
     """Raise EectlError for an option that timm's constructor does not take.
 
     Nor is one allowed that the data decide, that is a class, or that drops patches, which leaves exits no grid of them.
     """
-    ours = ["self", "img_size", "in_chans", "num_classes", "device", "dtype", "patch_drop_rate", "cfg", "kwargs"]
+    ours = ["img_size", "in_chans", "num_classes", "device", "dtype", "patch_drop_rate", "cfg", "kwargs"]
     ours += ["embed_layer", "block_fn", "mlp_layer", "attn_layer", "block", "aa_layer", "block_args", "weight_init"]
     ours += ["block_layer", "conv_layer", "se_layer", "round_chs_fn"]
-    check_names(f"timm/{name}", args, {key: None for key in inspect.signature(library_class).parameters if key not in ours})
+    check_names(f"timm/{name}", args, {key: None for key in _parameters(classes) if key not in ours})
 
 
-def _no_adapter(name: str, family: str) -> EectlError:
-    return EectlError(
-        f"timm/{name} is of the family {family}; eectl takes timm's {', '.join(ADAPTERS)}. "
-        "Another needs an adapter in eectl/models/adapters/timm_parts.py that gives its stem, blocks, head and feature; a row of "
-        "names is enough for one that runs its modules one after another"
-    )
+def _classes(name: str) -> list[type]:
+    """Return the class of the networks of this name, or all that it may be."""
+    entrypoint = timm.model_entrypoint(name)
+    said = inspect.signature(entrypoint).return_annotation
+    if isinstance(said, type) and said is not inspect.Signature.empty:
+        return [said]
+    known = vars(sys.modules[entrypoint.__module__]).values()
+    return [each for each in known if isinstance(each, type) and hasattr(each, "get_classifier")]
+
+
+def _parameters(classes: Sequence[type]) -> list[str]:
+    """Return the names of what the constructors of these classes take; one that takes any hands them to the class above."""
+    found: list[str] = []
+    for each in classes:
+        for owner in inspect.getmro(each):
+            if "__init__" in vars(owner):
+                own = inspect.signature(owner).parameters
+                found += own
+                if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
+                    break
+    return [key for key in dict.fromkeys(found) if key not in ("args", "self")]
+
+
+def _trace(name: str, net: torch.nn.Module, input_shape: Sequence[int]) -> Backbone:
+    """Return a network, traced and cut."""
+    try:
+        return adapt_timm(net, input_shape)
+    except (
+        CannotTraceError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        size = "×".join(map(str, input_shape[1:]))
+        try:
+            with torch.no_grad():
+                net.eval()(torch.zeros(1, *input_shape, device=next(net.parameters()).device))
+        except (ArithmeticError, AssertionError, RuntimeError, ValueError) as own:
+            reason = str(own).partition("\n")[0]
+            fault = f"timm/{name} does not run on images of {size} ({reason})"
+            raise EectlError(f"{fault}; set data.image_size, 64 is enough for most") from own
+        reason = str(error).partition("\n")[0]
+        raise EectlError(
+            f"timm/{name} cannot be cut into blocks: {reason}; take another of timm's, such as timm/resnet18 or timm/test_vit"
+        ) from error

@@ -17,6 +17,7 @@ from eectl.models.adapters.args_and_weights import Option, load_weights, read_ar
 from eectl.models.backbone import Backbone, Feature, Hidden, StagedBackbone, TokenFeature
 
 RESNET_OPTIONS: dict[str, Option] = {"stem": ("standard", "small")}
+VIT_DROPOUT: dict[str, Option] = {"dropout": 0.0, "attention_dropout": 0.0}
 
 
 class TorchvisionResNet(StagedBackbone):
@@ -86,8 +87,13 @@ def build(
         backbone = TorchvisionResNet(_resnet(name, args, input_shape, num_outputs))
     backbone.name = name
     if pretrained:
-        load_weights(backbone, _published(name, input_shape), where=f"torchvision's weights of {name}")
+        load_weights(backbone, published_weights(name, input_shape), where=f"torchvision's weights of {name}")
     return backbone
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Return the names of the options that a network takes."""
+    return (*VITS[name], *VIT_DROPOUT) if name in VITS else tuple(RESNET_OPTIONS)
 
 
 def _resnet(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_outputs: int) -> ResNet:
@@ -105,7 +111,7 @@ def _resnet(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_
 
 
 def _vit(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_outputs: int) -> VisionTransformer:
-    options = read_args(name, args, VITS[name] | {"dropout": 0.0, "attention_dropout": 0.0})
+    options = read_args(name, args, VITS[name] | VIT_DROPOUT)
     channels, height, width = input_shape
     patch, dim, heads = options["patch_size"], options["dim"], options["heads"]
     if dim % heads:
@@ -135,7 +141,7 @@ def _vit(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_out
     return net
 
 
-def _published(name: str, input_shape: Sequence[int]) -> dict[str, Tensor]:
+def published_weights(name: str, input_shape: Sequence[int]) -> dict[str, Tensor]:
     """Return torchvision's default weights, from its cache or by a download; raises EectlError where none fit these images."""
     if name == "vit":
         raise EectlError(

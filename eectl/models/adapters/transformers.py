@@ -7,7 +7,7 @@ and transformers_images; tokenizers are read in the room data.
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,17 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
 def check_rebuilds(name: str) -> None:
     """Raise EectlError unless a checkpoint's network `name`, without `hf/`, is a model type: no folder is read on its word."""
     lookup({**_TEXTS.types, **_IMAGES.types}, name, what="kind of network")
+
+
+def option_names(name: str, *, download: bool) -> tuple[str, ...]:
+    """Return the names of what a network's configuration says; one on the hub is read as by `build`."""
+    either = replace(_TEXTS, types={**_TEXTS.types, **_IMAGES.types})
+    model_type = name if name in CONFIG_MAPPING else _read_config(name, either, download=download)["model_type"]
+    adapter = ADAPTERS.get(model_type)
+    if adapter:
+        return tuple(adapter.options)
+    default = AutoConfig.for_model(model_type).to_dict()
+    return _shaping(default[_VISION] if model_type in _IMAGES.types and isinstance(default.get(_VISION), dict) else default)
 
 
 def _options(name: str, given: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
