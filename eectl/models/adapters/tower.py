@@ -338,7 +338,7 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def reasons_for(what: str) -> Iterator[None]:
     """Turn what a library raises, given rows of `what`, into the reason that the network cannot be cut."""
     try:
         yield

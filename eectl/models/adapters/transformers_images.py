@@ -17,12 +17,12 @@ from eectl.models.adapters.tower import (
     CannotBeCutError,
     Layout,
     Recorded,
-    explained,
     finish,
     in_eval_mode,
     layers_at_the_end,
     layout_on_meta,
     look_for_layers,
+    reasons_for,
     record,
     run_layer,
 )
@@ -69,7 +69,7 @@ class ImageTower(Backbone):
         self._shape = tuple(input_shape)
         self._grid: Grid | None = None
         if expected is not None:
-            with explained("images"), in_eval_mode(net):
+            with reasons_for("images"), in_eval_mode(net):
                 self._check_bits(expected)
                 self._grid = self._find_grid()
 
@@ -164,7 +164,7 @@ def image_tower(net: Any, input_shape: Sequence[int]) -> ImageTower:
     if next(net.parameters()).is_meta:
         return ImageTower(net, input_shape, layout_on_meta(net), None)
     images = _example_images(net, input_shape)
-    with explained("images"):
+    with reasons_for("images"):
         layout, output = look_for_layers(net, {"pixel_values": images}, check=_check_form)
     expected = getattr(output, "logits", None)
     if not isinstance(expected, Tensor):

@@ -16,12 +16,12 @@ from eectl.models.adapters.tower import (
     CannotBeCutError,
     Layout,
     Recorded,
-    explained,
     finish,
     in_eval_mode,
     layers_at_the_end,
     layout_on_meta,
     look_for_layers,
+    reasons_for,
     record,
     run_layer,
 )
@@ -66,13 +66,13 @@ class TowerBackbone(TextBackbone):
             self._layout = layout_on_meta(net)
         else:
             texts = _example_texts(net)
-            with explained("texts"):
+            with reasons_for("texts"):
                 self._layout, expected = look_for_layers(net, self._arguments(texts), check=_check_form)
         layout = self._layout
         super().__init__(net, block_names=layout.blocks, head_names=layout.after, classifiers=layers_at_the_end(net, layout))
         self.vocabulary = getattr(net.config.get_text_config(), "vocab_size", None)
         if not on_meta:
-            with explained("texts"), in_eval_mode(net):
+            with reasons_for("texts"), in_eval_mode(net):
                 found = self(texts.transpose(1, 2))
             if not torch.equal(found, expected.logits):
                 raise CannotBeCutError("its layers depend on more than the hidden state of the layer before")
