@@ -263,5 +263,5 @@ TIMM, TRANSFORMERS = "timm/", "hf/"  # what the names of their networks begin wi
 LIBRARIES: dict[str, AdapterLoader] = {TIMM: _timm, "torchvision/": _torchvision_traced, TRANSFORMERS: _transformers}
 INPUTS: dict[AdapterLoader, str] = {
     **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _torchvision_traced, _timm), "images"),
-    _transformers: "texts",
 }
+"""What networks of one kind take; of transformers there are those of both."""
