@@ -91,6 +91,10 @@ def _option_names(spec: BackboneSection) -> tuple[str, ...]:
         from eectl.models.adapters import torchvision
 
         return torchvision.option_names(name)
+    if load_adapter is _torchvision_traced:
+        from eectl.models.adapters import torchvision_traced
+
+        return torchvision_traced.option_names(name)
     return ()
 
 
@@ -259,5 +263,5 @@ TIMM, TRANSFORMERS = "timm/", "hf/"  # what the names of their networks begin wi
 LIBRARIES: dict[str, AdapterLoader] = {TIMM: _timm, "torchvision/": _torchvision_traced, TRANSFORMERS: _transformers}
 INPUTS: dict[AdapterLoader, str] = {
     **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _torchvision_traced, _timm), "images"),
-    _transformers: "texts",
 }
+"""What networks of one kind take; of transformers there are those of both."""

@@ -324,7 +324,9 @@ class DataSection(Section):
     ] = Field(
         "auto",
         description="What is subtracted from pixels (in 0..1) and what they are divided by. auto: the data set's own mean and "
-        "standard deviation (those of ImageNet for a folder); imagenet; or [means, deviations], one of each per channel.",
+        "standard deviation (those of ImageNet for a folder); imagenet; or [means, deviations], one of each per channel. With "
+        "published weights hf/NAME the default is what their preprocessor_config.json says, and so are image_size, resize, "
+        "interpolation and channels.",
     )
     validation: Share = Field(
         0.1,

@@ -1,8 +1,8 @@
 """Data of one's own without writing YAML: what `--data`, `--text`, `--target`, `--backbone` and `--weights` say as recipe keys.
 
 The flags are shorthands: a folder of images becomes `data.name: folder`, a file of texts `data.name: text`, shards `wds`, and
-the rest of the recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, never into
-them; no torch.
+the rest of the recipe is the one that the user names, or the shipped recipe of that kind. Looks at names of files, and
+into none but the preprocessing of a published network; no torch.
 """
 
 import re
@@ -15,6 +15,7 @@ from eectl.core.errors import EectlError
 from eectl.core.files import reading
 from eectl.recipe.choices import HUB_PREFIX
 from eectl.recipe.data_paths import expand, kind_of
+from eectl.recipe.preprocessing import image_size_of
 from eectl.recipe.reading import read_recipe
 from eectl.recipe.yaml_text import inline_yaml
 
@@ -93,7 +94,7 @@ def own_data(
     if data is not None and kind != "text" and recipe is not None:
         planned = read_recipe(recipe, changes=[*written, *changes])
         if planned.data.image_size is None and not planned.data.is_text and planned.data.name == kind:
-            size = usual_size(planned.backbone.name)
+            size = image_size_of(planned.backbone) or usual_size(planned.backbone.name)
             written.append(f"data.image_size={size}")
             notes.append(
                 f"images become squares of {size} pixels, as {planned.backbone.name} usually takes them; --set data.image_size=N "
@@ -106,7 +107,7 @@ def usual_size(backbone: str) -> int:
     """Return the side in pixels of the squares that `backbone` is usually trained on: what its name says, else 224, or 32."""
     if SMALL.fullmatch(backbone):
         return SMALL_SIZE
-    numbers = re.findall(r"(?<=_)\d{3}(?=_|\.|$)", backbone)
+    numbers = re.findall(r"(?<=[_-])\d{3}(?=[_-]|\.|$)", backbone)
     return int(numbers[-1]) if numbers else USUAL_SIZE
 
 

@@ -118,8 +118,8 @@ class BackboneSection(Section):
     name: ShortText = Field(
         "resnet20",
         description="The network: a name that eectl or torchvision knows (resnet20, msdnet, resnet50, vit_b_16; vit of any size "
-        "by `args`), timm/NAME for one of timm's, or hf/NAME for a text encoder of transformers: a model type, an id on "
-        "the Hugging Face hub, or a folder as hf/./FOLDER.",
+        "by `args`), timm/NAME for one of timm's, or hf/NAME for a text or image classifier of transformers: a model type, an "
+        "id on the Hugging Face hub, or a folder as hf/./FOLDER.",
     )
     args: FreeData = Field({}, description="The network's own options, such as {stem: small}. Default: the library's.")
     pretrained: Switch = Field(

@@ -19,6 +19,7 @@ from eectl.models.build import TRANSFORMERS
 from eectl.models.checkpoint import load_checkpoint
 from eectl.models.multi_exit import MultiExitModel
 from eectl.recipe.data_section import DataSection
+from eectl.recipe.preprocessing import with_preprocessing
 from eectl.recipe.published_rows import published_parts, split_sizes
 from eectl.recipe.reading import is_recipe, read_recipe
 from eectl.recipe.recipe import ModelSpec, Recipe
@@ -96,8 +97,10 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         EectlError: what training would refuse before its first step.
     """
+    recipe, prepared = with_preprocessing(recipe)
     info = data_info(recipe.data)
     network, notes = _planned_network(recipe, info)
+    notes = (*prepared, *notes)
     recipe = resolve(recipe, network)
     if not network.model.after:
         network = with_exits(network, recipe.exits, seed=recipe.seed)
@@ -238,6 +241,7 @@ def flops(source: str | Path, *, changes: Sequence[str] = (), data_root: str | P
     if is_recipe(name):
         more = [] if data_root is None else [f"data.root='{data_root}'"]
         recipe = read_recipe(name, changes=[*changes, *more])
+        recipe, _ = with_preprocessing(recipe)
         network, _ = _planned_network(recipe, data_info(recipe.data))
         if not network.model.after:
             network = with_exits(network, resolve(recipe, network).exits, seed=recipe.seed)

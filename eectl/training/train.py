@@ -16,6 +16,7 @@ from eectl.core.errors import EectlError
 from eectl.core.progress import Display
 from eectl.data import Dataset, class_counts, load_data, note_on_classes
 from eectl.models.checkpoint import About, read_about, save_checkpoint
+from eectl.recipe.preprocessing import with_preprocessing
 from eectl.recipe.recipe import SCORE_NAMES, Recipe
 from eectl.training.conditions import explained, set_up
 from eectl.training.experiment_logs import ExperimentLogs, choose_trackers, experiment_logs
@@ -176,6 +177,12 @@ def _train(
     """Read the data, make the network, check both against the recipe, and run the phases that are left."""
     if world.is_main and folder.holds_a_run() and not (resume or overwrite):
         raise _holds_a_run(folder)
+    asks_hub = recipe.backbone.pretrained
+    if asks_hub:
+        main_first(world, lambda: with_preprocessing(recipe, download=True))
+    recipe, notes = with_preprocessing(recipe, download=asks_hub)
+    for note in notes:
+        display.say(note)
     if download:
         main_first(world, lambda: load_data(recipe.data, device=torch.device("cpu"), download=True))
     data = load_data(recipe.data, device=world.device)

@@ -26,7 +26,7 @@ from hostile.mutators import (
     damage_tensors,
 )
 from hostile.sealing import seal_json, seal_tensors
-from hostile.world import DECODER, LISTED, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
+from hostile.world import DECODER, EYE, LISTED, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
 
 HAS_LOGS = find_spec("tensorboard") is not None  # only then a run logs to a tracker unasked
 OPTION = "VALUE"  # stands in a line for the value of an option that is damaged
@@ -217,6 +217,20 @@ def _options() -> list[Target]:
                "--dry-run", "--set", OPTION), damage_setting, ("texts.csv", "tiny"), many=True)
         for option, (name, args) in networks.items()
     ]  # fmt: skip
+    small = "{num_hidden_layers: 2, hidden_size: 16, num_attention_heads: 2, intermediate_size: 16, patch_size: 4}"
+    stages = "{embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window_size: 2, patch_size: 2}"
+    networks = {
+        "patch_size=4": ("hf/vit", small),
+        "image_size=8": ("hf/dinov2", small.replace("intermediate_size: 16, ", "")),
+        "num_channels=1": ("hf/siglip", small),
+        "depths=[1, 1]": ("hf/swin", stages),
+        "hidden_sizes=[8, 8]": ("hf/convnext", "{hidden_sizes: [8, 8], depths: [1, 1], num_stages: 2, patch_size: 2}"),
+    }
+    sets += [
+        Target("--set", f"backbone.args.{option}", ("train", "digits", "--backbone", name, *SMALL, "--set", "exits.after=[0]",
+               "--set", f"backbone.args={args}", "--dry-run", "--set", OPTION), damage_setting, many=True)
+        for option, (name, args) in networks.items()
+    ]  # fmt: skip
     others = [
         option("25,50,75", f"evaluate {MODEL} --predictions {TEST} --budgets {OPTION} --device cpu", MODEL, TEST),
         option("25,50", f"calibrate-thresholds {MODEL} --budgets {OPTION} -o p.json --device cpu", MODEL, writes=("p.json",)),
@@ -336,6 +350,10 @@ def _data() -> list[Target]:
             damage_config,
             ("texts.csv", "tiny", "decoder"),
             many=True,
+        ),
+        *(
+            Target("config.json", f"eye/{name}", ("train", *EYE, "--dry-run"), damage_config, ("photos", "eye"), many=True)
+            for name in ("config.json", "preprocessor_config.json")
         ),
         *(encoder(*file, *answer_texts, "texts.csv", "--text", "text", *CPU) for file in files),
     ]

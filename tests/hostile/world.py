@@ -6,6 +6,7 @@ What is damaged in them, and what must hold afterwards, is the business of other
 import gzip
 import importlib
 import io
+import json
 import os
 import pkgutil
 import signal
@@ -48,6 +49,12 @@ TINY_BERT = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 1, "num_a
              "max_position_embeddings": 16}  # fmt: skip
 TINY_DECODER = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
                 "intermediate_size": 16, "max_position_embeddings": 16, "pad_token_id": 0}  # fmt: skip
+TINY_VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 12,
+            "patch_size": 4}  # fmt: skip
+EYE = words(
+    "--data photos --backbone hf/./eye --set data.test=0.25 --set exits.after=[0] --set batch_size=8 --set data.workers=0 "
+    "-q --device cpu"
+)
 CANARY = "open('canary', 'w').write('code of a folder ran')\nclass Config: pass\n"
 LAZY = [
     *("timm", "transformers.models.bert", "fvcore.nn", "torch.utils.flop_counter", "sklearn.datasets", "sklearn.model_selection"),
@@ -133,6 +140,21 @@ def _photos(folder: Path) -> None:
             pixels[:, :, channel] += 150
             Image.fromarray(pixels).save(folder / "photos" / name / f"{number:02}.png")
     run("train", "--data", "photos", *PHOTOS, *SHORT, "-o", "photos-run", cwd=folder)
+    _eye(folder / "eye")
+
+
+def _eye(folder: Path) -> None:
+    """Make a published image network of transformers."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model("vit", **TINY_VIT)
+    config.save_pretrained(folder)
+    save_file(transformers.AutoModelForImageClassification.from_config(config).state_dict(), folder / "model.safetensors")
+    sizes = {"size": {"shortest_edge": 14}, "crop_size": {"height": 12, "width": 12}, "do_center_crop": True, "resample": 3}
+    constants = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    processor = {"image_processor_type": "ViTImageProcessor"} | sizes | constants
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "canary.py").write_text(CANARY)
 
 
 def _listed(folder: Path) -> None:

@@ -70,6 +70,6 @@ def test_an_unknown_name_and_options_are_refused() -> None:
     with pytest.raises(EectlError, match="mobilenet_v2"):
         build("mobilenetv2")
     with pytest.raises(EectlError, match="no such option"):
-        build_backbone(BackboneSection(name="torchvision/alexnet", args={"dropout": 0.1}), input_shape=(3, 64, 64), num_outputs=2)
+        build_backbone(BackboneSection(name="torchvision/alexnet", args={"droput": 0.1}), input_shape=(3, 64, 64), num_outputs=2)
     with pytest.raises(EectlError, match="image_size"):
         build_backbone(BackboneSection(name="torchvision/maxvit_t"), input_shape=(3, 64, 64), num_outputs=2)

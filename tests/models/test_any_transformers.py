@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,14 @@ def rows(backbone: Backbone) -> Tensor:
 def model(backbone: Backbone) -> MultiExitModel:
     torch.manual_seed(2)
     return attach_exits(backbone, after=[0, 1], heads="linear", num_outputs=NUM_OUTPUTS, input_shape=(3, LENGTH))
+
+
+def test_the_documentation_lists_the_types() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/transformers.md").read_text()
+    rows = {row.split("|")[1].strip(): set(re.findall(r"`(.*?)`", row)) for row in page.splitlines() if row.startswith("|")}
+    taken = set().union(*(types for what, types in rows.items() if what.startswith("texts, ")))
+    refused = set().union(*(types for what, types in rows.items() if what.startswith("refused: ")))
+    assert taken == {*CUT, *ADAPTERS} and refused >= {*REFUSED} and not refused & taken
 
 
 def test_every_type_of_the_library_is_tried_or_said_to_be_open() -> None:
@@ -276,6 +285,27 @@ def test_a_decoder_reads_the_last_real_token(name: str) -> None:
                 assert torch.equal(cls[row], hidden.x[row, last])
 
 
+@pytest.mark.parametrize("eos", [5, [45, 5]])
+def test_a_decoder_without_a_padding_token_takes_its_end_of_text(eos: int | list[int]) -> None:
+    """As the library's users do, after the network was made: the row of that token is drawn, and trains. Rebuilt networks too."""
+    args = {key: value for key, value in small("llama").items() if key != "pad_token_id"} | {"eos_token_id": eos}
+    backbone = build_noisy("hf/llama", args, (3, LENGTH)).eval()
+    rows = texts(LENGTH)
+    rows[:, 0] = rows[:, 0].where(rows[:, 0] != 5, 6).where(rows[:, 1].bool(), 5)
+    places = rows[:, 1].sum(1) - 1
+    expected = backbone.net.score(backbone.net.model(input_ids=rows[:, 0], attention_mask=rows[:, 1]).last_hidden_state)
+    for found in (backbone, build_backbone(section_of(backbone), input_shape=(3, LENGTH), num_outputs=NUM_OUTPUTS).eval()):
+        found.load_state_dict(backbone.state_dict())
+        torch.testing.assert_close(found(rows), expected[torch.arange(4), places])
+    assert backbone.net.model.embed_tokens.padding_idx is None and backbone.net.model.embed_tokens.weight[5].any()
+
+
+def section_of(backbone: Backbone) -> BackboneSection:
+    assert backbone.rebuilds_as is not None
+    name, args = backbone.rebuilds_as
+    return BackboneSection(name=name, args=args)
+
+
 def test_queued_texts_of_two_lengths_are_padded_to_the_longer() -> None:
     """A decoder finds their ends by the mask, though what fills them up is not its padding id."""
     backbone = build_noisy("hf/gpt2", small("gpt2") | {"pad_token_id": 3}, (3, LENGTH)).eval()
@@ -355,11 +385,11 @@ def test_a_folder_says_sizes_and_not_what_runs(options: dict[str, object], tmp_p
     [
         ("modernbrt", r"hf/modernbrt .*'modernbert'.*"),
         ("clip", r"hf/clip .*no text classifier.*"),
-        ("llama", r"hf/llama takes no exits: .*backbone\.args\.pad_token_id.*"),
+        ("gpt2", r"hf/gpt2 takes no exits: .*backbone\.args\.pad_token_id.*"),
     ],
 )
 def test_what_does_not_work_is_one_line(name: str, message: str) -> None:
-    args = {key: value for key, value in small(name).items() if key != "pad_token_id"} if name == "llama" else {}
+    args = {key: value for key, value in small(name).items() if key != "pad_token_id"} if name == "gpt2" else {}
     with pytest.raises(EectlError, match=f"^{message}$"):
         build_backbone(BackboneSection(name=f"hf/{name}", args=args), input_shape=(3, LENGTH), num_outputs=2)
 
@@ -369,7 +399,8 @@ def test_what_does_not_work_is_one_line(name: str, message: str) -> None:
     [
         ("no-one/bert-base-uncased", "bert"),
         ("no-one/distilbert-base", "distilbert"),
-        ("no-one/deberta-v3-small", "deberta"),
+        ("no-one/deberta-v3-small", "deberta-v2"),
+        ("no-one/deberta-base", "deberta"),
         ("no-one/xlm-roberta-base", "xlm-roberta"),
         ("no-one/ModernBERT-base", "modernbert"),
         ("no-one/gemma-3-1b-pt", "gemma3_text"),

@@ -4,10 +4,12 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision import models
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from eectl.core.errors import EectlError
 from eectl.data import load_data
+from eectl.models.adapters.torchvision_traced import option_names
 from eectl.models.build import build_backbone, build_model, with_dropout
 from eectl.recipe.recipe import BackboneSection, ModelSpec
 from eectl.training.network import first_network
@@ -71,6 +73,15 @@ def test_transformers_own_network_with_its_own_arguments_drops_the_same(kind, ar
     assert {module.p for module in ours.modules() if isinstance(module, nn.Dropout)} >= {0.4}
 
 
+def test_torchvisions_own_network_with_its_own_arguments_drops_the_same():
+    ours = build("torchvision/efficientnet_b0", drop_path=0.3, dropout=0.4)
+    theirs = models.efficientnet_b0(num_classes=4, stochastic_depth_prob=0.3, dropout=0.4)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, *IMAGE)
+    assert torch.equal(trained(ours, images), trained(theirs, images))
+    assert option_names("vit_b_16") == ("dropout", "attention_dropout")
+
+
 def test_torchvisions_vit_has_dropout_and_no_drop_path():
     args = {"patch_size": 8, "dim": 16, "mlp_dim": 16, "depth": 2, "heads": 2}
     net = build("vit", args=args, dropout=0.3)
@@ -84,6 +95,9 @@ def test_torchvisions_vit_has_dropout_and_no_drop_path():
         ({"name": "resnet20", "dropout": 0.1}, r"backbone\.dropout is 0\.1, and resnet20 has no dropout; leave it out"),
         ({"name": "resnet18", "dropout": 0.0}, "resnet18 has no dropout"),
         ({"name": "hf/bert", "drop_path": 0.1}, "hf/bert has no drop path"),
+        ({"name": "torchvision/convnext_tiny", "dropout": 0.1}, "torchvision/convnext_tiny has no dropout"),
+        ({"name": "torchvision/mobilenet_v2", "drop_path": 0.1}, "torchvision/mobilenet_v2 has no drop path"),
+        ({"name": "torchvision/nosuch", "drop_path": 0.1}, "torchvision has no classifier 'nosuch'"),
         ({"name": "timm/nosuch", "drop_path": 0.1}, "timm has no 'nosuch'"),
         (
             {"name": "timm/resnet18", "drop_path": 0.1, "args": {"drop_path_rate": 0.2}},

@@ -231,7 +231,7 @@ def test_texts_longer_than_the_positions(name: str, max_length: int, args: dict[
     [
         (
             "hf/gpt2",
-            {},
+            {"args": {"n_embd": 16, "n_layer": 1, "n_head": 2, "eos_token_id": None}},
             r"hf/gpt2 .*backbone\.args\.pad_token_id.*",
         ),
         ("hf/t5", {}, r"hf/t5 takes no exits: .*a decoder.*bert, roberta.*"),

@@ -8,8 +8,10 @@ from running import eectl
 from eectl.core.errors import EectlError
 from eectl.core.seeds import derive_seed
 from eectl.data import Augmenter, load_data, train_batches
+from eectl.models.build import attach_exits, build_backbone
 from eectl.models.checkpoint import load_checkpoint
 from eectl.recipe.choices import REGIME_CHOICES
+from eectl.recipe.recipe import BackboneSection
 from eectl.training.network import first_network, with_exits
 from eectl.training.train import train
 from tests.training.test_train import same, weights
@@ -100,3 +102,20 @@ def test_a_block_that_is_not_there_is_refused_before_anything_is_written(small, 
     assert not (tmp_path / "run").exists()
     with pytest.raises(EectlError, match="freeze_until"):
         small("freeze_until=-1")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["timm/mobilevitv2_050", "timm/pvt_v2_b0"])
+def test_it_holds_in_networks_that_are_cut_by_tracing(name):
+    """Whose pieces are others in train mode; statistics of the rest move."""
+    backbone = build_backbone(BackboneSection(name=name), input_shape=(3, 64, 64), num_outputs=5)
+    model = attach_exits(backbone, after=[1], heads="linear", num_outputs=5, input_shape=(3, 64, 64))
+    model.set_trainable({1, 2}, {1}, freeze_until=2)
+    model.train_parts({1, 2}, {1}, freeze_until=2)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.1)
+    sum(output.logits.square().mean() for output in model(torch.randn(4, 3, 64, 64))).backward()
+    optimizer.step()
+    moved = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+    parts = {backbone.locate(key.removeprefix("backbone.net.")) for key in moved if key.startswith("backbone.")}
+    assert parts == set(range(3, backbone.depth + 1))

@@ -1,5 +1,6 @@
 """Build any of torchvision's classifiers by its name, traced and cut; ResNets and ViTs have an adapter of their own besides."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from eectl.models.adapters.traced import adapt
 from eectl.models.adapters.tracing import CannotTraceError
 from eectl.models.backbone import Backbone
 
+RATES = ("dropout", "attention_dropout", "stochastic_depth_prob", "drop_rate")
 _PARTS_FOR_TRAINING = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
 
@@ -24,7 +26,7 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
 
     Args:
         name: torchvision's, without `torchvision/`.
-        args: the recipe's `backbone.args`, of which there are none.
+        args: the recipe's `backbone.args`: the rates of dropout and stochastic depth that the network takes.
         input_shape: (channels, height, width).
         num_outputs: the number of logits.
         pretrained: whether torchvision's default weights are loaded, from its cache or by a download.
@@ -37,8 +39,8 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
     if name not in names:
         raise EectlError(f"torchvision has no classifier '{name}'{closest(name, names)}; it has {', '.join(names)}")
     title = f"torchvision/{name}"
-    read_args(title, args, {})
-    net = _create(name, input_shape, num_outputs)
+    read_args(title, args, dict.fromkeys(option_names(name) if args else (), 0.0))
+    net = _create(name, args, input_shape, num_outputs)
     classifier = [key for key, module in net.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
     try:
         backbone = adapt(net, input_shape, Facts(own_groups(net), (), (classifier,)))
@@ -54,7 +56,21 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
     return backbone
 
 
-def _create(name: str, input_shape: Sequence[int], num_outputs: int) -> nn.Module:
+def option_names(name: str) -> tuple[str, ...]:
+    """Return the names of the rates that a network takes, found by building it without memory; all for an unknown one."""
+
+    def is_taken(option: str) -> bool:
+        try:
+            with torch.device("meta"):
+                kind = type(models.get_model(name, weights=None, **{option: 0.1}))
+        except (TypeError, ValueError):
+            return False
+        return option in inspect.signature(kind).parameters  # some take any name, and do nothing with it
+
+    return tuple(filter(is_taken, RATES)) if name in models.list_models(module=models) else RATES
+
+
+def _create(name: str, args: Mapping[str, Any], input_shape: Sequence[int], num_outputs: int) -> nn.Module:
     """Return a fresh network for images of this shape."""
     options: dict[str, Any] = {}
     if name in _PARTS_FOR_TRAINING:
@@ -64,7 +80,7 @@ def _create(name: str, input_shape: Sequence[int], num_outputs: int) -> nn.Modul
     if name.startswith("maxvit"):
         options = {"input_size": tuple(input_shape[1:])}
     try:
-        net: nn.Module = models.get_model(name, weights=None, num_classes=num_outputs, **options)
+        net: nn.Module = models.get_model(name, weights=None, num_classes=num_outputs, **options, **args)
     except (AssertionError, ValueError) as error:
         size = "×".join(map(str, input_shape[1:]))
         raise EectlError(f"torchvision/{name} does not take images of {size} ({error}); set data.image_size") from error

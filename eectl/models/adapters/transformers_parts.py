@@ -39,6 +39,17 @@ class TextFeature(Feature):
         return self.x[:, 0]
 
 
+def library_names(net: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the library's prefix before an encoder's names, and drop the pooler and the heads of other tasks."""
+    prefix, own = f"{net.base_model_prefix}.", net.state_dict()
+    bare = not any(name.startswith(prefix) for name in weights)
+    named = {name if name in own or not bare else prefix + name: tensor for name, tensor in weights.items()}
+    others = (f"{prefix}pooler.", f"{prefix}embeddings.position_ids")
+    return {
+        name: tensor for name, tensor in named.items() if name in own or (name.startswith(prefix) and not name.startswith(others))
+    }
+
+
 class TextBackbone(Backbone):
     """What all text classifiers of transformers have in common: the encoder's name, rows of texts, and names of weights."""
 
@@ -61,16 +72,7 @@ class TextBackbone(Backbone):
         return row
 
     def own_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put the library's prefix before an encoder's names, and drop the pooler and the heads of other tasks."""
-        prefix, own = f"{self.net.base_model_prefix}.", self.net.state_dict()
-        bare = not any(name.startswith(prefix) for name in weights)
-        named = {name if name in own or not bare else prefix + name: tensor for name, tensor in weights.items()}
-        others = (f"{prefix}pooler.", f"{prefix}embeddings.position_ids")
-        return {
-            name: tensor
-            for name, tensor in named.items()
-            if name in own or (name.startswith(prefix) and not name.startswith(others))
-        }
+        return library_names(self.net, weights)
 
     def feature(self, hidden: Hidden) -> Feature:
         assert isinstance(hidden.x, Tensor) and hidden.mask is not None
