@@ -37,7 +37,8 @@ def build(name: str, channels: int = 1) -> tuple[Backbone, Tensor]:
     shape = (channels, SIZES.get(name, 64), SIZES.get(name, 64))
     backbone = build_backbone(BackboneSection(name=f"torchvision/{name}"), input_shape=shape, num_outputs=5)
     for classifier in backbone.classifiers:  # a ViT's starts at zero
-        nn.init.normal_(backbone.net.get_submodule(classifier).weight)
+        for parameter in backbone.net.get_submodule(classifier).parameters():
+            nn.init.normal_(parameter)
     return backbone, torch.randn(4, *shape)
 
 
