@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 VERBS = {name: name for name in ("train", "evaluate", "bench", "report", "flops", "predict")}
 VERBS |= {"attach_heads": "attach-heads", "calibrate": "calibrate-thresholds"}
 CLI_ALONE = {"json", "quiet", "dry_run", "list_published", "form", "full"}  # how a command prints
+CLI_ALONE |= {"find_lr"}  # a verb of its own
 API_ALONE = {"say", "quiet", "each"}
 PARTLY = {"recipe", "source", "out"}  # a default of the program's own, such as a run's folder
 

@@ -147,7 +147,7 @@ def test_channels_last_where_training_has_it(prefers, recipe, expected):
     labels = torch.arange(NUM_ROWS) % 4
     session = session_of(torch.empty(1, NUM_ROWS, 4), labels, task="classification")
     session.data.info.kind, session.data.info.mean, session.data.info.std = "image", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
-    session.data.splits["test"]._inputs = SimpleNamespace(read=lambda batches, draw: (images[rows] for rows in batches))  # noqa: ARG005
+    session.data.splits["test"]._inputs = SimpleNamespace(read=lambda batches, **_: (images[rows] for rows in batches))
     model = Images(prefers=prefers).eval()
     with torch.no_grad():
         plain = (images / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.2, 0.1])[:, None, None]

@@ -45,7 +45,7 @@ def test_a_folder_of_images_is_the_folder_recipe_with_these_keys(photos):
     recipe, template = recipe_of(given), read_recipe("folder")
     assert (given.recipe, given.name) == ("folder", "photos")
     assert (recipe.data.name, recipe.data.root, recipe.data.image_size) == ("folder", photos, 224)
-    assert recipe.backbone.model_dump(mode="json", exclude_none=True) == {
+    assert recipe.backbone.model_dump(mode="json") == {
         "name": "timm/resnet18",
         "args": {},
         "pretrained": False,

@@ -120,10 +120,10 @@ def test_learned_weighting_runs_the_backbone_and_says_so(small, tmp_path, capsys
 
 @pytest.mark.parametrize("key", AugmentSection.model_fields)
 def test_what_makes_augmentation_random(small, key):
-    value = {"resized_crop": (0.5, 1.0), "trivial": True, "trivial_interpolation": "bilinear", "crop": 1, "flip": True}.get(
-        key, 0.5
-    )
-    assert AugmentSection(**{key: value}).is_random == (key != "trivial_interpolation") and not AugmentSection().is_random
+    values = {"resized_crop": (0.5, 1.0), "crop": 1, "auto_augment": "svhn", "rand_augment": {"ops": 1}, "repeats": 1}
+    values |= {"trivial_interpolation": "bilinear"} | dict.fromkeys(("flip", "trivial", "three_augment"), True)
+    is_plain = key in ("trivial_interpolation", "repeats")
+    assert AugmentSection(**{key: values.get(key, 0.5)}).is_random != is_plain and not AugmentSection().is_random
 
 
 def test_no_graph_reaches_the_frozen_backbone(small):
