@@ -17,7 +17,7 @@ from eectl.data.policies import AutoAugment, ColorJitter, RandAugment, ThreeAugm
 from eectl.data.splits import DataInfo, send_all
 from eectl.data.trivial import TrivialAugment
 from eectl.data.variations import Contrast, Drawn, Erasing, Flip, PaddedCrop, ResizedCrop, Rotation, Variation
-from eectl.recipe.data_section import AugmentSection
+from eectl.recipe.augment_section import AugmentSection
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from eectl.core.errors import EectlError
 from eectl.data.copies import Contents, Copies, from_digests, settle_copies
+from eectl.recipe.augment_section import AugmentSection
 from eectl.recipe.choices import SPLIT_CHOICES
-from eectl.recipe.data_section import AugmentSection, DataSection, num_outputs
+from eectl.recipe.data_section import DataSection, num_outputs
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.int64]

@@ -17,7 +17,7 @@ from eectl.data.operations import OPERATIONS, plan_operations
 from eectl.data.policies import AutoAugment, ColorJitter, RandAugment, ThreeAugment
 from eectl.data.trivial import TRIVIAL, TrivialAugment
 from eectl.data.variations import Erasing, PaddedCrop, ResizedCrop
-from eectl.recipe.data_section import AugmentSection
+from eectl.recipe.augment_section import AugmentSection
 
 CLASSES = tuple("abcde")
 EVERYTHING = AugmentSection(

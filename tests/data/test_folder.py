@@ -10,7 +10,8 @@ from PIL import Image
 
 from eectl.core.errors import EectlError
 from eectl.data import Augmenter, load_data, train_batches
-from eectl.recipe.data_section import AugmentSection, DataSection
+from eectl.recipe.augment_section import AugmentSection
+from eectl.recipe.data_section import DataSection
 
 CPU = torch.device("cpu")
 COLOURS = {"blue": 2, "green": 1, "red": 0}  # class → its bright channel

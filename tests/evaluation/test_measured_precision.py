@@ -16,7 +16,7 @@ from eectl.data import Augmenter
 from eectl.evaluation.evaluate import evaluate
 from eectl.evaluation.opened import open_session
 from eectl.models.checkpoint import load_checkpoint, read_about, save_checkpoint
-from eectl.recipe.data_section import AugmentSection
+from eectl.recipe.augment_section import AugmentSection
 from eectl.training.train import train
 
 MOVED = "and this computes in float32: scores move a little"

@@ -25,7 +25,7 @@ from eectl.models.backbone import Backbone
 from eectl.models.checkpoint import Checkpoint
 from eectl.models.heads import ExitOutput
 from eectl.models.losses import TASKS
-from eectl.recipe.data_section import AugmentSection
+from eectl.recipe.augment_section import AugmentSection
 
 NUM_ROWS = 35
 

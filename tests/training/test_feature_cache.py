@@ -11,7 +11,7 @@ from eectl.data import load_data
 from eectl.models import build as models
 from eectl.models.adapters.cifar_resnet import CifarResNetBackbone
 from eectl.models.checkpoint import read_about
-from eectl.recipe.data_section import AugmentSection
+from eectl.recipe.augment_section import AugmentSection
 from eectl.training.network import first_network, with_exits
 from eectl.training.train import train
 from tests.training.test_train import rows, same, torchrun, weights

@@ -17,7 +17,7 @@ from eectl.core.seeds import derive_seed
 from eectl.data import DataInfo, Dataset, Split, data_info, splits, train_batches
 from eectl.data.images import MemoryImages
 from eectl.data.splits import send_all
-from eectl.recipe.data_section import AugmentSection, RandAugmentSection
+from eectl.recipe.augment_section import AugmentSection, RandAugmentSection
 from eectl.recipe.reading import read_recipe
 from eectl.training.feed import Feed, training_data, window_length
 from eectl.training.running import Execution
