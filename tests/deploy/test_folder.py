@@ -56,8 +56,8 @@ def test_predict_agrees_with_evaluate_row_by_row(run, photos):
 
 
 def test_what_is_stored_as_pixels():
-    """Data sets with facts come as pixels, but those that eectl.data.archives reads from files."""
-    files = {name for name, read in DATASETS.items() if getattr(read, "__module__", "").endswith(("archives", "folder"))}
+    """Data sets with facts come as pixels, but those that are read from files."""
+    files = {name for name, read in DATASETS.items() if getattr(read, "__module__", "").endswith("archives")} | {"folder", "wds"}
     assert set(STORED_CHANNELS) == set(DATASETS) - files
     assert {name: FACTS[name][1][0] for name in STORED_CHANNELS} == STORED_CHANNELS
 

@@ -359,7 +359,9 @@ def test_a_downsampling_layer_belongs_to_the_block_after_it() -> None:
 
 def test_a_stage_without_blocks_is_its_downsampling_layer() -> None:
     backbone = build_noisy("timm/convnext_atto", {"depths": [1, 0, 2, 1], "dims": [8, 8, 8, 8]}, (3, 32, 32)).eval()
-    assert backbone.block_names[1] == ("stages.1.downsample",)
+    assert [name for name, _ in backbone.net.named_parameters() if backbone.locate(name) == 1] == [
+        f"stages.1.downsample.{name}" for name in ("0.weight", "0.bias", "1.weight", "1.bias")
+    ]
     assert backbone.depth == 5
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(backbone(images), backbone.net(images))

@@ -193,7 +193,7 @@ def test_a_checkpoint_names_no_folder(tmp_path, monkeypatch):
     (tmp_path / "mine" / "config.json").write_text('{"model_type": "bert"}')
     for name in ("hf/mine", "hf/./mine", "hf/someone/network"):
         spec = ModelSpec(backbone=BackboneSection(name=name), input_shape=(3, 8), num_outputs=2)
-        with pytest.raises(EectlError, match="unknown kind of text network"):
+        with pytest.raises(EectlError, match="unknown kind of network"):
             build_model(spec)
 
 

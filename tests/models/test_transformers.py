@@ -260,7 +260,7 @@ def test_what_does_not_work_is_one_line(name: str, section: dict[str, object], m
 
 
 def test_an_encoder_takes_no_images() -> None:
-    with pytest.raises(EectlError, match=r"^backbone\.name: hf/bert .*images"):
+    with pytest.raises(EectlError, match=r"^hf/bert .*no image classifier .*types that take exits"):
         build_backbone(BackboneSection(name="hf/bert"), input_shape=(3, 8, 8), num_outputs=2)
 
 

@@ -221,6 +221,7 @@ def find_copies(
     tensors: tuple[Tensor, ...] = (images,)
     with torch.no_grad():
         for piece in pieces:
+            tensors = tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)  # those count no changes
             before = [tensor._version for tensor in tensors]
             made = piece.run(net, tensors)
             changes = [tensor._version for tensor in tensors] != before

@@ -99,14 +99,15 @@ def adapt(net: nn.Module, input_shape: Sequence[int], facts: Facts) -> Backbone:
     """
     modes = {module: module.training for module in net.modules()}
     try:
-        net.eval()
-        try:
-            pieces, training, alive = _pieces(_cheapest(net, input_shape), input_shape, facts)
-        except (AttributeError, CannotTraceError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            pieces, training, alive = _pieces(net, input_shape, facts)  # its code asks for numbers
-        net.eval()
-        _check(net, pieces, _images(net, ROWS[1], input_shape))
-        caches = _caches(net)
+        with torch.inference_mode(False):  # whose tensors count no changes
+            net.eval()
+            try:
+                pieces, training, alive = _pieces(_cheapest(net, input_shape), input_shape, facts)
+            except (AttributeError, CannotTraceError, NotImplementedError, RuntimeError, TypeError, ValueError):
+                pieces, training, alive = _pieces(net, input_shape, facts)  # its code asks for numbers
+            net.eval()
+            _check(net, pieces, _images(net, ROWS[1], input_shape))
+            caches = _caches(net)
     finally:
         for module, flag in modes.items():
             module.training = flag
