@@ -1,4 +1,4 @@
-"""What is measured of a split's answers beside the score of their task, as scikit-learn and scipy define it, at any exits.
+"""Measure a split's answers beside the score of their task, as scikit-learn and scipy define it, at any exits.
 
 Chooses nothing and reads no file.
 """

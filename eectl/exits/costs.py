@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
-from eectl.models.backbone import Hidden
+from eectl.models.backbone import Hidden, in_eval_mode
 from eectl.models.heads import ExitOutput
 from eectl.models.multi_exit import MultiExitModel
 
@@ -88,17 +88,13 @@ def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
 @contextlib.contextmanager
 def _counting(model: nn.Module) -> Iterator[None]:
     """Go to eval mode without a graph and without fused attention, which the counter cannot see; all is restored after."""
-    modes = {module: module.training for module in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with in_eval_mode(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in modes.items():
-            module.training = training
 
 
 def _tensor(hidden: Hidden) -> Tensor:

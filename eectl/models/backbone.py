@@ -5,7 +5,8 @@ composition equals the library's own forward bitwise. Parameters keep the librar
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -280,16 +281,23 @@ def dry_run(backbone: Backbone, input_shape: Sequence[int]) -> list[Hidden]:
 
     It runs in eval mode without a graph. Afterwards every module trains again if it did; BatchNorm's statistics do not move.
     """
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
+    outputs = []
+    with in_eval_mode(backbone):
+        hidden = backbone.stem(backbone.example(input_shape))
+        for index in range(backbone.depth):
+            hidden = backbone.block(index, hidden)
+            outputs.append(hidden)
+    return outputs
+
+
+@contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Run the block in eval mode without a graph; afterwards every module trains again if it did."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
     try:
         with torch.no_grad():
-            hidden = backbone.stem(backbone.example(input_shape))
-            outputs = []
-            for index in range(backbone.depth):
-                hidden = backbone.block(index, hidden)
-                outputs.append(hidden)
+            yield
     finally:
         for module, training in modes.items():
             module.training = training
-    return outputs

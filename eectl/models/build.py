@@ -264,4 +264,4 @@ LIBRARIES: dict[str, AdapterLoader] = {TIMM: _timm, "torchvision/": _torchvision
 INPUTS: dict[AdapterLoader, str] = {
     **dict.fromkeys((_cifar_resnet, _msdnet, _torchvision, _torchvision_traced, _timm), "images"),
 }
-"""What networks of one kind take; of transformers there are those of both."""
+"""The inputs that networks of one kind take; of transformers there are those of both."""

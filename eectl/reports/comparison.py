@@ -76,7 +76,7 @@ class Comparison:
 
     @property
     def shown(self) -> str:
-        """What the numbers are: an entry of MEASURES, else the task whose score they are."""
+        """Return the name of the numbers: an entry of MEASURES, else the task whose score they are."""
         return self.measure or self.task
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What training runs under: torch as the recipe wants it, and the faults that a user can mend said in one line."""
+"""Set torch up as the recipe wants it for training, and say in one line the faults that a user can mend."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a run tells experiment trackers (`--track-to`): the rows of metrics.jsonl, the recipe, and the final evaluation.
+"""Tell experiment trackers (`--track-to`) of a run: the rows of metrics.jsonl, the recipe, and the final evaluation.
 
 Only process 0 logs. No training depends on it: a tracker that fails is left out from then on, with a note. After a resume each
 log goes on with the first row that it does not have.

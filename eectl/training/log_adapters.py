@@ -24,7 +24,7 @@ MOST_PARAMS = 100  # in one message to MLflow
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a log begins with: the run's folder, its resolved recipe as plain data, and how far it was logged before.
+    """The run that a log is of: the run's folder, its resolved recipe as plain data, and how far it was logged before.
 
     `key` is what the tracker's run was called when it was logged before, empty for a new one; `step` the last that is logged.
     """

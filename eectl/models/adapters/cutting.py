@@ -4,7 +4,6 @@ A piece is given what is alive before it, rows first, and gives what is alive af
 embeddings, biases) is not carried along: each piece that needs it computes it.
 """
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eectl.models.adapters.tracing import ROWS, Rows, Slot, Step, Trace, replaced
+from eectl.models.adapters.tracing import ROWS, Rows, Slot, Step, Trace, call, replaced
 
 MOST_ALIVE = 4  # tensors that one cut may carry
 MIN_CUTS = 2  # of a network with blocks: after the stem and before the head
@@ -109,14 +108,7 @@ def _run(net: nn.Module, step: Step, values: Mapping[int, Any], num_rows: int) -
             return values[value.number]
         return value.times * num_rows if isinstance(value, Rows) else value
 
-    args, kwargs = replaced(step.args, known), replaced(dict(step.kwargs), known)
-    if step.kind == "module":
-        return net.get_submodule(step.target)(*args, **kwargs)
-    if step.kind == "attribute":
-        return operator.attrgetter(step.target)(net)
-    if step.kind == "method":
-        return getattr(args[0], step.target)(*args[1:], **kwargs)
-    return step.target(*args, **kwargs)
+    return call(net, step.kind, step.target, replaced(step.args, known), replaced(dict(step.kwargs), known))
 
 
 def cut(trace: Trace, ends: Sequence[End]) -> tuple[list[TracedPiece], set[int]]:

@@ -15,7 +15,7 @@ from eectl.models.backbone import Feature, MapFeature, TokenFeature
 
 @dataclass(frozen=True)
 class Facts:
-    """What a library says of a network.
+    """Facts of a network that its library knows.
 
     Attributes:
         groups: the number of each parameter's group, in the order in which they run: stem, blocks, head.

@@ -1,4 +1,4 @@
-"""What timm says of its networks, for the traced adapter: groups of layers, classifiers, widths.
+"""Ask timm for facts of its networks, for the traced adapter: groups of layers, classifiers, widths.
 
 The groups are those that timm makes for learning rates by layer: stem, blocks, head.
 """

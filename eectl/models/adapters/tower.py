@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eectl.core.errors import EectlError
+from eectl.models.backbone import in_eval_mode
 
 ROWS = 2  # that a network is looked at with
 _MOST_TOWERS = 4  # that are looked at
@@ -34,7 +35,7 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the library calls each layer with, hidden states left out, and what each module before the layers has returned."""
+    """The arguments of each layer, hidden states left out, and what each module before the layers has returned."""
 
     calls: tuple[LayerCall, ...]
     made: dict[str, tuple[Any, ...]]
@@ -237,7 +238,7 @@ def _look_at(net: Any, tower: str, depth: int, arguments: Mapping[str, Any]) -> 
     hooks = [module.register_forward_pre_hook(enters, with_kwargs=True) for module in names]
     hooks += [module.register_forward_hook(leaves) for module in names]
     try:
-        with in_eval_mode(net):
+        with while_looked_at(net):
             output = net(**arguments)
     finally:
         for hook in hooks:
@@ -325,16 +326,10 @@ def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
 
 
 @contextmanager
-def in_eval_mode(net: nn.Module) -> Iterator[None]:
+def while_looked_at(net: nn.Module) -> Iterator[None]:
     """Run the block in eval mode without a graph; no generator moves."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with in_eval_mode(net), torch.random.fork_rng(devices=[]):
+        yield
 
 
 @contextmanager

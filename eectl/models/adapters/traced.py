@@ -17,7 +17,7 @@ from eectl.models.adapters.cutting import MIN_CUTS, End, TracedPiece, cut, find_
 from eectl.models.adapters.feature_views import Facts, Shapes, View, shapes_of
 from eectl.models.adapters.layer_groups import Unit, groups_below, split_stages
 from eectl.models.adapters.tracing import ROWS, CannotTraceError, Trace, trace
-from eectl.models.backbone import Backbone, Feature, Hidden
+from eectl.models.backbone import Backbone, Feature, Hidden, in_eval_mode
 
 SMALL = 10**12  # parameters × pixels: a pass of so much work costs less with numbers than on torch's meta device
 
@@ -97,20 +97,14 @@ def adapt(net: nn.Module, input_shape: Sequence[int], facts: Facts) -> Backbone:
     Raises:
         CannotTraceError: where it cannot be traced or cut, with the reason alone.
     """
-    modes = {module: module.training for module in net.modules()}
-    try:
-        with torch.inference_mode(False):  # whose tensors count no changes
-            net.eval()
-            try:
-                pieces, training, alive = _pieces(_cheapest(net, input_shape), input_shape, facts)
-            except (AttributeError, CannotTraceError, NotImplementedError, RuntimeError, TypeError, ValueError):
-                pieces, training, alive = _pieces(net, input_shape, facts)  # its code asks for numbers
-            net.eval()
-            _check(net, pieces, _images(net, ROWS[1], input_shape))
-            caches = _caches(net)
-    finally:
-        for module, flag in modes.items():
-            module.training = flag
+    with torch.inference_mode(False), in_eval_mode(net):  # tensors of inference mode count no changes
+        try:
+            pieces, training, alive = _pieces(_cheapest(net, input_shape), input_shape, facts)
+        except (AttributeError, CannotTraceError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            pieces, training, alive = _pieces(net, input_shape, facts)  # its code asks for numbers
+        net.eval()
+        _check(net, pieces, _images(net, ROWS[1], input_shape))
+        caches = _caches(net)
     found = [shapes_of(tensors) for tensors in alive[1:-1]]
     views = {shapes: View.of(facts, shapes, input_shape) for shapes in found}
     kind = TracedMaps if views[found[0]].layout == "NCHW" else Traced

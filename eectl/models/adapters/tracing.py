@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from eectl.core.errors import EectlError
 
+_KINDS = {"call_module": "module", "get_attr": "attribute", "call_function": "function", "call_method": "method"}  # of fx
 ROWS = (2, 3)  # what differs between a pass with 2 and one with 3 rows depends on their number
 
 
@@ -221,14 +222,18 @@ class _Value(fx.Proxy):
 
 def _evaluate(net: nn.Module, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     args, kwargs = replaced((node.args, dict(node.kwargs)), lambda each: values[each] if isinstance(each, fx.Node) else each)
-    if node.op == "call_module":
-        return net.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(net)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+    return call(net, _KINDS[node.op], node.target, args, kwargs)
+
+
+def call(net: nn.Module, kind: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return what a step of `kind` (see `Step`) gives for these arguments."""
+    if kind == "module":
+        return net.get_submodule(target)(*args, **kwargs)
+    if kind == "attribute":
+        return operator.attrgetter(target)(net)
+    if kind == "method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
 
 
 def _run_again(net: nn.Module, nodes: Sequence[fx.Node], images: Tensor) -> dict[fx.Node, Any]:
@@ -257,7 +262,6 @@ def _steps(nodes: Sequence[fx.Node], pairs: Mapping[fx.Node, tuple[Any, Any]]) -
         known, found = _number(*pairs[value])
         return found if known else Slot(slots[value])
 
-    kinds = {"call_module": "module", "get_attr": "attribute", "call_function": "function", "call_method": "method"}
     steps = []
     result: Any = None
     for node in nodes:
@@ -266,7 +270,7 @@ def _steps(nodes: Sequence[fx.Node], pairs: Mapping[fx.Node, tuple[Any, Any]]) -
         elif node.op != "placeholder" and not _number(*pairs[node])[0]:
             steps.append(
                 Step(
-                    kinds[node.op],
+                    _KINDS[node.op],
                     node.target,
                     replaced(tuple(node.args), argument),
                     replaced(dict(node.kwargs), argument),

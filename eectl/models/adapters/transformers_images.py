@@ -18,13 +18,13 @@ from eectl.models.adapters.tower import (
     Layout,
     Recorded,
     finish,
-    in_eval_mode,
     layers_at_the_end,
     layout_on_meta,
     look_for_layers,
     reasons_for,
     record,
     run_layer,
+    while_looked_at,
 )
 from eectl.models.adapters.transformers_parts import library_names
 from eectl.models.backbone import Backbone, Feature, Hidden, MapFeature, TokenFeature
@@ -69,7 +69,7 @@ class ImageTower(Backbone):
         self._shape = tuple(input_shape)
         self._grid: Grid | None = None
         if expected is not None:
-            with reasons_for("images"), in_eval_mode(net):
+            with reasons_for("images"), while_looked_at(net):
                 self._check_bits(expected)
                 self._grid = self._find_grid()
 

@@ -51,7 +51,7 @@ def library_names(net: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class TextBackbone(Backbone):
-    """What all text classifiers of transformers have in common: the encoder's name, rows of texts, and names of weights."""
+    """The base of all text classifiers of transformers: the encoder's name, rows of texts, and names of weights."""
 
     net: Any
 

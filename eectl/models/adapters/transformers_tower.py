@@ -17,13 +17,13 @@ from eectl.models.adapters.tower import (
     Layout,
     Recorded,
     finish,
-    in_eval_mode,
     layers_at_the_end,
     layout_on_meta,
     look_for_layers,
     reasons_for,
     record,
     run_layer,
+    while_looked_at,
 )
 from eectl.models.adapters.transformers_parts import TextBackbone, TextFeature
 from eectl.models.backbone import Feature, Hidden
@@ -72,7 +72,7 @@ class TowerBackbone(TextBackbone):
         super().__init__(net, block_names=layout.blocks, head_names=layout.after, classifiers=layers_at_the_end(net, layout))
         self.vocabulary = getattr(net.config.get_text_config(), "vocab_size", None)
         if not on_meta:
-            with reasons_for("texts"), in_eval_mode(net):
+            with reasons_for("texts"), while_looked_at(net):
                 found = self(texts.transpose(1, 2))
             if not torch.equal(found, expected.logits):
                 raise CannotBeCutError("its layers depend on more than the hidden state of the layer before")
