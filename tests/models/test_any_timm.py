@@ -182,6 +182,26 @@ def test_other_images_are_refused_with_both_sizes() -> None:
         backbone(torch.zeros(1, 3, 32, 32))
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "size", "says"),
+    [
+        ("mobilvit_xxs", {}, 64, r"timm has no 'mobilvit_xxs' \(nearest: mobilevit_xxs, .*\); timm\.list_models\(\) lists"),
+        ("qqqqqqqqqqqq", {}, 64, r"timm has no 'qqqqqqqqqqqq'; timm\.list_models\(\) lists what it has"),
+        (
+            "test_vit",
+            {"depth": 0},
+            64,
+            r"timm/test_vit cannot be cut into blocks: it has no block.*near it are timm/test_vit\d, ",
+        ),
+        ("vgg11", {}, 8, r"timm/vgg11 does not run on images of 8×8 \(.*\); set data\.image_size, 64 is enough for most"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line_with_the_way_out(name: str, args: dict[str, object], size: int, says: str) -> None:
+    with pytest.raises(EectlError, match=f"^{says}") as error:
+        build_backbone(BackboneSection(name=f"timm/{name}", args=args), input_shape=(3, size, size), num_outputs=2)
+    assert len(str(error.value).splitlines()) == 1
+
+
 class Counts(nn.Module):
     """Three layers whose code uses the number of rows, flags and sizes as networks do."""
 
