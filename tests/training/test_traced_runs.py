@@ -51,6 +51,7 @@ def test_a_run_that_was_stopped_within_an_epoch_goes_on_to_the_same_weights(tiny
     assert same(weights(tmp_path / "run" / "model.safetensors"), weights(tmp_path / "calm" / "model.safetensors"))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.process
 def test_two_processes_train_as_one_does(tiny, tmp_path):
