@@ -258,7 +258,7 @@ def test_a_captured_run_that_was_stopped_goes_on_to_the_same_weights(small, tmp_
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments)
 
-    monkeypatch.setattr("eectl.training.train.make_execution", on_a_gpu)
+    monkeypatch.setattr("eectl.training.run_phases.make_execution", on_a_gpu)
     monkeypatch.setattr(Stepper, "__call__", stopping)
     with pytest.raises(Interrupted):
         train(recipe, out=tmp_path / "run", device="cpu")
@@ -276,7 +276,7 @@ def test_a_memory_that_recordings_fill_is_named(small, tmp_path, monkeypatch):
     def on_a_gpu(*arguments):
         return replace(make_execution(*arguments), make_recorder=lambda _: Full())
 
-    monkeypatch.setattr("eectl.training.train.make_execution", on_a_gpu)
+    monkeypatch.setattr("eectl.training.run_phases.make_execution", on_a_gpu)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     with pytest.raises(EectlError, match=r"batch_size=16 \(it is 32, over all processes; CUDA graphs hold 3.21 GB\)"):
         train(small("compile=true"), out=tmp_path / "run", device="cpu")
