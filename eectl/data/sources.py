@@ -170,10 +170,10 @@ def _cifar_batch(path: Path, num_classes: int) -> tuple[NDArray[np.uint8], NDArr
 
 def load_own(spec: DataSection, download: bool) -> StoredImages:
     """Return images of one's own: listed by a file, in Parquet where `data.root` is such or holds it, else in class folders."""
-    if is_listed(spec):
-        return load_listed(spec)
     with reading(spec.folder):
         files = parquet_files(spec.folder)
+    if is_listed(spec) or (not files and spec.task != "classification"):
+        return load_listed(spec)
     if not files:
         if spec.image is not None or spec.target != type(spec).model_fields["target"].default:
             key = "target" if spec.image is None else "image"

@@ -27,10 +27,14 @@ _LONGEST = 40  # characters of each
 
 @dataclass(frozen=True)
 class Table:
-    """Some columns of a file, or of the parts of one: `columns[name][row]`; `where(row)` names a row for messages."""
+    """Some columns of a file, or of the parts of one: `columns[name][row]`; `where(row)` names a row for messages.
+
+    `noun` is what messages call a column.
+    """
 
     path: Path
     columns: Mapping[str, Sequence[Any]]
+    noun: str = "column"
 
     def where(self, row: int) -> str:
         """Return what messages call row `row` (from 0)."""
@@ -164,9 +168,9 @@ def texts(table: Table, name: str, *, empty: bool = False) -> list[str]:
     for row, value in enumerate(table.columns[name]):
         if value is None or (isinstance(value, str) and not value.strip()):
             if not empty or value is None:
-                raise EectlError(f"{table.where(row)}: column '{name}' is empty; fill it in or take the row out")
+                raise EectlError(f"{table.where(row)}: {table.noun} '{name}' is empty; fill it in or take the row out")
         elif not isinstance(value, str):
-            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r:.80}, not a text")
+            raise EectlError(f"{table.where(row)}: {table.noun} '{name}' is {value!r:.80}, not a text")
     return list(table.columns[name])
 
 
@@ -177,11 +181,11 @@ def numbers(table: Table, name: str) -> NDArray[np.float64]:
         result[row] = _number(value)
         if not math.isfinite(result[row]):
             what = "is empty" if value in (None, "") else f"is {value!r:.80}, not a number"
-            raise EectlError(f"{table.where(row)}: column '{name}' {what}; regression needs a number in every row")
+            raise EectlError(f"{table.where(row)}: {table.noun} '{name}' {what}; regression needs a number in every row")
         if abs(result[row]) > MOST_TARGET:
             raise EectlError(
-                f"{table.where(row)}: column '{name}' is {value!r:.80}, and its square is too large to compute with; targets may "
-                f"be up to {MOST_TARGET:g} in size: mend that row, or divide the column by a number"
+                f"{table.where(row)}: {table.noun} '{name}' is {value!r:.80}, and its square is too large to compute with; "
+                f"targets may be up to {MOST_TARGET:g} in size: mend that row, or divide the column by a number"
             )
     return result
 
@@ -201,12 +205,12 @@ def names_of(table: Table, name: str) -> list[str]:
     result = []
     for row, value in enumerate(table.columns[name]):
         if value is None or value == "":
-            raise EectlError(f"{table.where(row)}: column '{name}' is empty; every row needs a class")
+            raise EectlError(f"{table.where(row)}: {table.noun} '{name}' is empty; every row needs a class")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, str | int):
             raise EectlError(
-                f"{table.where(row)}: column '{name}' is {value!r:.80}, not a class; set data.task to regression (--task "
+                f"{table.where(row)}: {table.noun} '{name}' is {value!r:.80}, not a class; set data.task to regression (--task "
                 "regression)"
             )
         result.append(str(value))
@@ -229,7 +233,9 @@ def class_cells(table: Table, name: str, known: Sequence[str] | None) -> list[st
         return list(names_of(table, name))
     for row, value in enumerate(table.columns[name]):
         if not isinstance(value, int) or not HIDDEN <= value < len(known):
-            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r:.80}, and its {len(known)} classes count from 0")
+            raise EectlError(
+                f"{table.where(row)}: {table.noun} '{name}' is {value!r:.80}, and its {len(known)} classes count from 0"
+            )
     return [None if value == HIDDEN else known[value] for value in table.columns[name]]
 
 

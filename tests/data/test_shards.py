@@ -278,7 +278,7 @@ def test_other_files_are_no_shards(tmp_path):
 
 def test_a_class_that_was_not_trained_is_named_with_its_row(root):
     hostile(root / "test-001.tar", ("zz.png", encoded(picture(5000, 1)), {}), ("zz.cls", b"9", {}))
-    assert "test-001.tar: zz.png is of class '9', which is not among the 3 of the training shards" in refused(root)
+    assert "test-001.tar: zz.png: target 'label' is '9', which is not among the 3 classes (0, 1, 2)" in refused(root)
 
 
 @pytest.mark.slow
