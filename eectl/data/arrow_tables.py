@@ -3,6 +3,7 @@
 A table is taken for hostile: its offsets and its sizes are looked at before a cell is. Cells are not interpreted here.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ _BATCH = 256  # rows that are read at a time
 _MOST_TIMES = 16  # as many bytes in columns of pictures as the file has: more is a bomb, since pictures do not shrink so
 _LEEWAY = 2**26  # bytes for which that does not matter
 _MANY_ROWS = 10**6  # from which a file must have a byte for each row
+_FILE_START = b"ARROW1"  # of Arrow's file format; its other one is a stream
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _MOST_NAMED = 12  # columns that a message lists
 
 
@@ -127,10 +130,11 @@ def mapped_sheet(paths: Sequence[Path]) -> ArrowSheet:
     arrow = pyarrow(paths[0])
     tables = []
     for path in paths:
+        check_end(path)
         try:
             with reading(path):
                 source = arrow.memory_map(str(path))
-            is_file = source.read(6) == b"ARROW1"
+            is_file = source.read(len(_FILE_START)) == _FILE_START
             source.seek(0)
             tables.append((arrow.ipc.open_file if is_file else arrow.ipc.open_stream)(source).read_all())
         except (arrow.ArrowException, OSError, OverflowError, ValueError) as error:
@@ -167,6 +171,15 @@ def _check_lists(place: Path, name: str, cells: Any) -> None:
     listed = compute.sum(compute.list_value_length(cells)).as_py() or 0
     if listed > MOST_LISTED:
         raise EectlError(f"{place}: column '{visible(name)}' lists {listed:,} values; at most {MOST_LISTED:,} are read")
+
+
+def check_end(path: Path) -> None:
+    """Raise EectlError where a stream of Arrow's lacks its end: one that is cut between two batches reads as a shorter table."""
+    with reading(path), path.open("rb") as file:
+        is_file = file.read(len(_FILE_START)) == _FILE_START
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(_STREAM_END)))
+        if not is_file and file.read() != _STREAM_END:
+            raise EectlError(f"{path}: not Arrow, or cut short (the mark of its end is missing); write it again")
 
 
 def pyarrow(place: object) -> Any:

@@ -35,6 +35,7 @@ _STARTS = ("train", "val", "calibration", "test")  # of the usual names, in the 
 USUAL = {name: (f"{start}*.tar", f"{start}/*.tar") for name, start in zip(SPLIT_CHOICES, _STARTS, strict=True)}
 CLASSES_FILE = "classes.txt"
 MOST_SHARDS = 100_000
+MOST_END_BYTES = 2**20  # of zeros at the end, which writers fill up to 10,240
 MOST_HEADER_BYTES = 2**20  # of what tells a member's name and size
 _BUFFER = 2048  # bytes that are read for a header
 THREADS = 8  # that look through shards
@@ -267,7 +268,8 @@ def _members(file: _ShardFile, path: Path) -> Iterator[tuple[str, int, int]]:
     """Yield the name of each member that is a file, the byte at which its content begins and its size, and check them.
 
     Raises:
-        _CutShortError: where the shard ends in a member, or without the zeros that end an archive.
+        _CutShortError: where the shard ends in a member, or without the zeros that end an archive, or has zeros in its midst, as
+            where a download was to fill it up, or another archive after them.
         EectlError: for what is no tar archive, and for links, devices and files with holes.
     """
     length = file.seek(0, 2)
@@ -289,6 +291,9 @@ def _members(file: _ShardFile, path: Path) -> Iterator[tuple[str, int, int]]:
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise _CutShortError(f"the header after {shown_path(last)}")
+            rest = length - file.tell()
+            if rest > MOST_END_BYTES or any(file.read(rest)):
+                raise _CutShortError(f"{shown_path(last)}, where its archive ends with {rest:,} bytes to come")
     except tarfile.ReadError as error:
         if end:
             raise _CutShortError(f"the header after {shown_path(last)}") from error

@@ -6,6 +6,7 @@ Every complaint about a cell names the file and the row, counted from 1 without 
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from eectl.recipe.choices import FILE_CHOICES, in_order
 MOST_CHARACTERS = 16 * 2**20  # of a cell, or of a line of JSON
 MOST_TARGET = 1e15  # in size: the squares of larger ones leave float32 once there are thousands of rows
 HIDDEN = -1  # the label of rows whose class a published data set does not tell
+_PART = re.compile(r"-(\d{1,9})-of-(\d{1,9})\.")
 _MANY_ROWS = 10**6  # from which a Parquet file must have a byte for each row
 _MOST_NAMED = 12  # columns that a message lists
 _LONGEST = 40  # characters of each
@@ -44,13 +46,24 @@ class Table:
 def find_table(folder: Path, names: Iterable[str]) -> list[Path]:
     """Return the one file of a split in `folder`, NAME.csv (or another of READERS), or its parts NAME-00000-of-00002.parquet.
 
-    Empty where there is none. Raises EectlError where several files mean the same split.
+    Empty where there is none. Raises EectlError where several files mean the same split, and where a part is missing.
     """
     found = [path for name in names for kind in READERS if (path := folder / f"{name}{kind}").is_file()]
     parts = [path for name in names for path in sorted(folder.glob(f"{name}-[0-9]*-of-[0-9]*.parquet"))]
     if len(found) + bool(parts) > 1:
         raise EectlError(f"{folder}: {' and '.join(path.name for path in (found + parts)[:2])} mean the same split; keep one")
+    check_parts(parts)
     return found or parts
+
+
+def check_parts(paths: Sequence[Path]) -> None:
+    """Raise EectlError where files say in their names of how many parts they are, as 00000-of-00002, and one is missing."""
+    numbers = [(int(match[1]), int(match[2])) for path in paths if (match := _PART.search(path.name)) is not None]
+    for _, count in numbers[:1]:
+        missing = next((number for number in range(count) if (number, count) not in numbers), None)
+        if missing is not None or len(numbers) > count:
+            what = f"part {missing} is missing" if missing is not None else "there are others beside them"
+            raise EectlError(f"{paths[0]}: one of {count:,} parts, and {what}; fetch the data set again")
 
 
 def read_table(paths: Sequence[Path], names: Sequence[str]) -> Table:
