@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from eectl.core.errors import EectlError
 from eectl.core.files import reading
 from eectl.data.archives import download_archive, download_file, load_imagenet, load_imagenette, load_tinyimagenet
+from eectl.data.carving import stratified
 from eectl.data.folder import load_folder
 from eectl.data.image_tables import load_hub_images, load_parquet, parquet_files
 from eectl.data.images import Part, StoredImages
 from eectl.data.listing import is_listed, load_listed
 from eectl.data.plain_pickle import read_plain
 from eectl.data.shards import load_shards
-from eectl.data.splits import stratified
 from eectl.recipe.choices import IMAGE_CHOICES, in_order
 from eectl.recipe.data_section import DataSection
 
