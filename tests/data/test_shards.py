@@ -18,7 +18,8 @@ from eectl.core.errors import EectlError, Interrupted
 from eectl.core.tensor_files import read_any_tensors
 from eectl.data import data_info, load_data, outline, train_batches
 from eectl.data.images import FileImages
-from eectl.data.shards import expand_ranges, load_shards
+from eectl.data.shard_files import expand_ranges
+from eectl.data.shards import load_shards
 from eectl.recipe.data_section import DataSection
 from eectl.training.train import train
 from tests.conftest import small_recipe
