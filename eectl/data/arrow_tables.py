@@ -19,7 +19,7 @@ SPLIT_NAMES = {
     "calibration": ("calibration",),
     "test": ("test",),
 }
-MOST_LISTED = 2**27  # cells in the lists of a column
+MOST_LISTED = 2**26  # cells in the lists of a column
 _BATCH = 256  # rows that are read at a time
 _MOST_TIMES = 16  # as many bytes in columns of pictures as the file has: more is a bomb, since pictures do not shrink so
 _LEEWAY = 2**26  # bytes for which that does not matter

@@ -86,8 +86,9 @@ def _labels(table: Table, spec: DataSection) -> tuple[str, ...]:
         return spec.targets
     width = _flags_in(table, spec.targets[0])
     if width is not None:
-        return tuple(map(str, range(width)))
-    labels = sorted_classes(name for names in _label_sets(table, spec.targets[0]) for name in names)
+        labels = tuple(map(str, range(width)))
+    else:
+        labels = sorted_classes(name for names in _label_sets(table, spec.targets[0]) for name in names)
     if not labels or len(labels) > MOST_TARGETS:
         raise EectlError(
             f"{table.path}: {table.noun} '{spec.targets[0]}' names {len(labels):,} labels, and 1 to {MOST_TARGETS:,} are taken; "

@@ -15,7 +15,7 @@ from toy_text import make_rows, write_jsonl, write_tokenizer
 
 from eectl.core.errors import EectlError
 from eectl.core.tensor_files import read_any_tensors
-from eectl.data import data_info, load_data, outline
+from eectl.data import arrow_tables, data_info, load_data, outline
 from eectl.recipe.data_section import DataSection
 from eectl.training.train import train
 from tests.conftest import small_recipe
@@ -248,6 +248,34 @@ def test_labels_that_the_library_does_not_name_are_refused_by_row(tmp_path, cell
     parquet.write_table(table, tmp_path / "train.parquet")
     with pytest.raises(EectlError, match=words):
         load(name="folder", root=tmp_path, task="multilabel", target="tags")
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"_type": "List", "feature": {"_type": "ClassLabel", "names": ["x", "y"]}},
+        {"_type": "Sequence", "feature": {"_type": "ClassLabel", "names": ["x", "y"]}, "length": -1},
+        {"_type": "LargeList", "feature": {"_type": "ClassLabel", "names": ["x", "y"]}},
+        [{"_type": "ClassLabel", "names": ["x", "y"]}],
+    ],
+)
+def test_all_ways_in_which_the_library_wrote_lists_of_classes_are_known(tmp_path, feature):
+    images = [encoded(picture(number, 0, size=(8, 8))) for number in range(40)]
+    about = json.dumps({"info": {"features": {"tags": feature, "image": {"_type": "Image"}, "odd": [], "none": None}}}).encode()
+    table = pyarrow.table({"image": images, "tags": [[0], [1, 0]] * 20}).replace_schema_metadata({b"huggingface": about})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    data = load(name="folder", root=tmp_path, task="multilabel")
+    assert data.info.classes == ("x", "y") and data.splits["train"].labels.mean(dim=0)[0] == 1
+
+
+def test_labels_beyond_number_are_refused(tmp_path, monkeypatch):
+    images = [encoded(picture(number, 0, size=(8, 8))) for number in range(2)]
+    parquet.write_table(pyarrow.table({"image": images, "tags": [[0.0] * 10_001] * 2}), tmp_path / "train.parquet")
+    with pytest.raises(EectlError, match="names 10,001 labels, and 1 to 10,000 are taken"):
+        load(name="folder", root=tmp_path, task="multilabel")
+    monkeypatch.setattr(arrow_tables, "MOST_LISTED", 20_001)
+    with pytest.raises(EectlError, match="column 'tags' lists 20,002 values; at most 20,001"):
+        load(name="folder", root=tmp_path, task="multilabel")
 
 
 def test_lists_of_0_and_1_of_another_length_are_refused(root, tmp_path):
