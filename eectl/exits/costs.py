@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from eectl.core.errors import EectlError
 from eectl.models.backbone import Hidden, in_eval_mode
@@ -138,7 +140,21 @@ class _Piece(nn.Module):
         self.run = run
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self.run(*tensors)
+        with _Kept() as kept:
+            return (*self.run(*tensors), *kept.tensors)
+
+
+class _Kept(TorchFunctionMode):
+    """Keeps what each operation gives: a trace leaves out what nothing reads, as a pooler's output, though it is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        output = func(*args, **(kwargs or {}))
+        self.tensors += [each for each in tree_leaves(output) if isinstance(each, Tensor) and each.is_floating_point()]
+        return output
 
 
 def _count(place: str, owner: nn.Module, run: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...]) -> int:
@@ -236,7 +252,7 @@ _MOVE = """Int IntImplicit ScalarImplicit Bool size numel arange linspace meshgr
     expand_as repeat repeat_interleave tile one_hot broadcast_to reshape reshape_as view view_as flatten unflatten permute
     transpose transpose_ swapaxes t mT movedim roll flip rot90 pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone
     copy_ detach to type_as alias im2col col2im unfold pixel_shuffle pixel_unshuffle channel_shuffle empty empty_like full
-    full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like scalar_tensor lift_fresh tril triu
+    full_like fill_ new_empty new_full new_zeros new_ones eye ones ones_like zeros zeros_like scalar_tensor lift_fresh tril triu
     as_strided nonzero nonzero_numpy scatter_ numpy_T view_as_complex view_as_real"""
 _OWN = frozenset({"prim::PythonOp.GeLUFunction"})  # element-wise functions that networks write themselves
 UNCOUNTED = _OWN | {f"aten::{name}" for name in " ".join((_ELEMENTWISE, _REDUCE, _NORM_POOL, _MOVE)).split()}
