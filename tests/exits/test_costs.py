@@ -195,7 +195,9 @@ def test_what_nothing_reads_is_counted() -> None:
             torch.ones(3, 7) @ torch.ones(7, 2)
             return super().head(hidden)
 
-    assert measure_costs(MultiExitModel(Wasteful()), (2, 4, 4)).plain - measure_costs(toy(), (2, 4, 4)).plain == 5 * 16 + 3 * 7 * 2
+    assert (
+        measure_costs(MultiExitModel(Wasteful()), (2, 4, 4)).plain - measure_costs(toy(), (2, 4, 4)).plain == 5 * 16 + 3 * 7 * 2
+    )
 
 
 @pytest.mark.parametrize(
