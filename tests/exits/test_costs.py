@@ -187,6 +187,20 @@ def test_hand_counted_pieces() -> None:
     )
 
 
+def test_what_nothing_reads_is_counted() -> None:
+    """It is computed all the same: a pooler's layer, and a last state that no module makes."""
+
+    class Wasteful(Toy):
+        def head(self, hidden: Hidden) -> Tensor:
+            self.net.third(torch.ones(5, 4))
+            torch.ones(3, 7) @ torch.ones(7, 2)
+            return super().head(hidden)
+
+    assert (
+        measure_costs(MultiExitModel(Wasteful()), (2, 4, 4)).plain - measure_costs(toy(), (2, 4, 4)).plain == 5 * 16 + 3 * 7 * 2
+    )
+
+
 @pytest.mark.parametrize(
     ("operation", "name"),
     [
