@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from eectl.core.errors import EectlError
 from eectl.models.backbone import Hidden, in_eval_mode
@@ -33,7 +35,8 @@ class Costs:
 
     `exits[k-1]` is the cost of leaving at exit k (1..K): the blocks up to it and **all** heads passed on the way, its own
     included; the last is the whole backbone and all heads. `heads[k-1]` is attached head k alone (k < K). `plain` is the
-    backbone with its own head and no exits: budgets are shares of it (paper, methods §5).
+    backbone with its own head and no exits: budgets are shares of it (paper, methods §5). `blocks[i]` is the stem and the blocks
+    up to block i, no head among them.
     """
 
     exits: tuple[int, ...]
@@ -41,6 +44,7 @@ class Costs:
     plain: int
     parameters: int
     head_parameters: tuple[int, ...]
+    blocks: tuple[int, ...] = ()
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -66,10 +70,12 @@ def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
         spent, hidden = _count_hidden("the stem", backbone, lambda h: backbone.stem(_tensor(h)), Hidden(inputs))
         exits: list[int] = []
         heads: list[int] = []
+        blocks: list[int] = []
         outputs: list[ExitOutput | None] = []
         for index in range(backbone.depth):
             cost, hidden = _count_hidden(f"block {index}", backbone, partial(backbone.block, index), hidden)
             spent += cost
+            blocks.append(spent)
             if index in model.after:
                 number = model.after.index(index) + 1
                 heads.append(_count_output(f"exit {number}", model, number, hidden, outputs))
@@ -82,6 +88,7 @@ def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
         plain=plain,
         parameters=sum(p.numel() for p in backbone.parameters()),
         head_parameters=tuple(sum(p.numel() for p in head.parameters()) for head in model.exits),
+        blocks=tuple(blocks),
     )
 
 
@@ -138,7 +145,24 @@ class _Piece(nn.Module):
         self.run = run
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self.run(*tensors)
+        with _Kept() as kept:
+            return (*self.run(*tensors), *kept.tensors)
+
+
+class _Kept(TorchFunctionMode):
+    """Keeps what each operation gives: a trace leaves out what nothing reads, as a pooler's output, though it is computed.
+
+    Views are kept, as the trace takes a tensor that a function of the network's own returns for that function's alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.tensors += [each.detach() for each in tree_leaves(output) if isinstance(each, Tensor) and each.is_floating_point()]
+        return output
 
 
 def _count(place: str, owner: nn.Module, run: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...]) -> int:
@@ -220,7 +244,7 @@ COUNTED: dict[str, Callable[[list[Any], list[Any]], Any]] = {
     "aten::_scaled_dot_product_cudnn_attention": _attention,
 }
 
-_ELEMENTWISE = """abs sign square addcmul add add_ sub sub_ rsub mul mul_ div div_ pow sqrt sqrt_ rsqrt exp log log2 neg
+_ELEMENTWISE = """abs acos sign square addcmul add add_ sub sub_ rsub mul mul_ div div_ pow sqrt sqrt_ rsqrt exp log log2 neg
     reciprocal sin cos atan2 erf outer lerp clamp clamp_ clamp_min clamp_min_ clamp_max maximum minimum where ge gt le lt eq
     ne isinf isnan logical_and logical_or logical_not bitwise_not bitwise_and __and__ __or__ masked_fill masked_fill_ relu
     relu_ relu6 relu6_ leaky_relu leaky_relu_ prelu celu selu elu elu_ gelu gelu_ glu silu silu_ mish mish_ sigmoid sigmoid_
@@ -236,7 +260,8 @@ _MOVE = """Int IntImplicit ScalarImplicit Bool size numel arange linspace meshgr
     expand_as repeat repeat_interleave tile one_hot broadcast_to reshape reshape_as view view_as flatten unflatten permute
     transpose transpose_ swapaxes t mT movedim roll flip rot90 pad constant_pad_nd squeeze unsqueeze unsqueeze_ contiguous clone
     copy_ detach to type_as alias im2col col2im unfold pixel_shuffle pixel_unshuffle channel_shuffle empty empty_like full
-    full_like new_empty new_full new_zeros new_ones ones ones_like zeros zeros_like scalar_tensor lift_fresh tril triu
+    full_like fill_ new_empty new_full new_zeros new_ones eye ones ones_like zeros zeros_like scalar_tensor lift_fresh tril triu
     as_strided nonzero nonzero_numpy scatter_ numpy_T view_as_complex view_as_real"""
-_OWN = frozenset({"prim::PythonOp.GeLUFunction"})  # element-wise functions that networks write themselves
+_OWN = frozenset(f"prim::PythonOp.{name}" for name in ("GeLUFunction", "YosoCumulation"))
+"""Functions that networks write themselves, of operations that are counted one by one."""
 UNCOUNTED = _OWN | {f"aten::{name}" for name in " ".join((_ELEMENTWISE, _REDUCE, _NORM_POOL, _MOVE)).split()}

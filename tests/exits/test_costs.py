@@ -183,6 +183,21 @@ def test_hand_counted_pieces() -> None:
         plain=sum(blocks) + 4 * 3,
         parameters=(6 * 9 + 6) + (6 * 4 * 4 + 4) + (4 * 4 + 4) + (4 * 3 + 3),
         head_parameters=(6 * 3 + 3 + 3 * 7 + 7, 7 * 3 + 3 + 3 * 7 + 7),
+        blocks=(blocks[0], blocks[0] + blocks[1], sum(blocks)),
+    )
+
+
+def test_what_nothing_reads_is_counted() -> None:
+    """It is computed all the same: a pooler's layer, and a last state that no module makes."""
+
+    class Wasteful(Toy):
+        def head(self, hidden: Hidden) -> Tensor:
+            self.net.third(torch.ones(5, 4))
+            torch.ones(3, 7) @ torch.ones(7, 2)
+            return super().head(hidden)
+
+    assert (
+        measure_costs(MultiExitModel(Wasteful()), (2, 4, 4)).plain - measure_costs(toy(), (2, 4, 4)).plain == 5 * 16 + 3 * 7 * 2
     )
 
 

@@ -74,6 +74,7 @@ class TowerBackbone(TextBackbone):
         if not on_meta:
             with reasons_for("texts"), while_looked_at(net):
                 found = self(texts.transpose(1, 2))
+                self._check_tokens_mix(texts)
             if not torch.equal(found, expected.logits):
                 raise CannotBeCutError("its layers depend on more than the hidden state of the layer before")
 
@@ -115,6 +116,20 @@ class TowerBackbone(TextBackbone):
         if self._pads_with is not None:
             ids = ids.where(mask.bool(), self._pads_with)
         return {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if self._takes_types else {})
+
+    def _check_tokens_mix(self, texts: Tensor) -> None:
+        """Raise CannotBeCutError where the first token changes no other: an attention that has no kernel here gives zeros."""
+        others = texts.clone()
+        others[:, 0, 0] = (others[:, 0, 0] + 1) % 2
+        states = []
+        for each in (texts, others):
+            hidden = self.stem(each.transpose(1, 2))
+            for index in range(self.depth):
+                hidden = self.block(index, hidden)
+            assert isinstance(hidden.x, Tensor)
+            states.append(hidden.x[:, 1:_TOKENS])
+        if torch.equal(*states):
+            raise CannotBeCutError("its tokens do not read each other: its attention gives zeros without a kernel of its own")
 
     def _known(self, hidden: Hidden) -> Recorded:
         """Return what the layers are called with: as noted before, or found anew where rows have left or come."""
