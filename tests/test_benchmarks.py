@@ -55,9 +55,17 @@ def test_the_sweep_agrees_with_the_grid(load, tmp_path, capsys):
     assert {"read and reduce", "sweep and all budgets", "grid", "after reading"} <= set(results["seconds"])
 
 
-def test_a_traced_network_is_timed_beside_the_library(load):
-    found = load("traced").main(["--quick", "--networks", "mobilevit_xxs"])["results"]["mobilevit_xxs"]
-    assert found["blocks"] == 10 and all(share > 0 for share in found["of_library"].values())
+def test_networks_are_timed_beside_their_libraries(load):
+    found = load("adapters").main(["--quick", "--networks", "timm/mobilevit_xxs", "hf/mpnet"])["results"]
+    assert [found[name]["blocks"] for name in ("timm/mobilevit_xxs", "hf/mpnet")] == [10, 6]
+    assert all(share > 0 for each in found.values() for share in each["of_library"].values())
+
+
+def test_both_passes_that_are_timed_give_the_same(load):
+    for name in ("timm/pvt_v2_b0", "hf/llama", "hf/dinov2"):
+        backbone, inputs, own = load("adapters").build(name, 4)
+        with torch.inference_mode():
+            assert torch.equal(backbone.eval()(inputs), own(inputs))
 
 
 def test_training_says_what_it_measured_and_nothing_of_where(load, capsys):

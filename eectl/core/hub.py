@@ -13,7 +13,8 @@ SCHEME = "hf://"
 DEFAULT_FILE = "model.safetensors"
 FORM = "hf://OWNER/NAME, hf://OWNER/NAME/FILE.safetensors or either with @REVISION"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
-_ADDRESS = re.compile(rf"hf://({_PART}/{_PART})((?:/{_PART}){{1,8}})?(?:@([A-Za-z0-9_][A-Za-z0-9._/-]{{0,199}}))?")
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"  # as the hub has them, with what `parse_address` refuses beside
+_ADDRESS = re.compile(rf"hf://({_NAME}/{_NAME})((?:/{_PART}){{1,8}})?(?:@([A-Za-z0-9_][A-Za-z0-9._/-]{{0,199}}))?")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def is_hub_address(text: object) -> bool:
 def parse_address(text: str) -> HubFile:
     """Return the file that an address names; raises ValueError for one that is not written as FORM."""
     found = _ADDRESS.fullmatch(text)
-    if found is None or ".." in text:
+    if found is None or ".." in text or "--" in found[1] or found[1].endswith(".git"):
         raise ValueError(f"an address on the hub is written as {FORM}")
     file = (found[2] or f"/{DEFAULT_FILE}")[1:]
     if not file.endswith(".safetensors"):

@@ -5,9 +5,10 @@ torch is imported here; torchvision, scikit-learn, PIL, transformers and dataset
 
 from eectl.data.augment import Augmenter, join_draws
 from eectl.data.batches import eval_batches, eval_order, num_batches, train_batches
+from eectl.data.carving import place_of
 from eectl.data.load import data_info, load_data, outline
 from eectl.data.sources import DATASETS
-from eectl.data.splits import Batch, DataInfo, Dataset, Split, class_counts, note_on_classes, place_of
+from eectl.data.splits import Batch, DataInfo, Dataset, Split, class_counts, note_on_classes
 
 __all__ = [
     "DATASETS",

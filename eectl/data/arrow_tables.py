@@ -1,17 +1,17 @@
-"""Tables of Parquet and Arrow, read a few columns at a time, and what the datasets library wrote into them about their columns.
+"""Tables of Parquet and Arrow, read a few columns at a time.
 
 A table is taken for hostile: its offsets and its sizes are looked at before a cell is. Cells are not interpreted here.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from eectl.core.errors import EectlError, closest, visible
 from eectl.core.files import reading
-from eectl.recipe.data_section import DataSection
+from eectl.data.text_tables import Table
 
 SPLIT_NAMES = {
     "train": ("train",),
@@ -19,11 +19,13 @@ SPLIT_NAMES = {
     "calibration": ("calibration",),
     "test": ("test",),
 }
-MOST_CLASSES = 10**6
+MOST_LISTED = 2**26  # cells in the lists of a column
 _BATCH = 256  # rows that are read at a time
 _MOST_TIMES = 16  # as many bytes in columns of pictures as the file has: more is a bomb, since pictures do not shrink so
 _LEEWAY = 2**26  # bytes for which that does not matter
 _MANY_ROWS = 10**6  # from which a file must have a byte for each row
+_FILE_START = b"ARROW1"  # of Arrow's file format; its other one is a stream
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _MOST_NAMED = 12  # columns that a message lists
 
 
@@ -128,10 +130,11 @@ def mapped_sheet(paths: Sequence[Path]) -> ArrowSheet:
     arrow = pyarrow(paths[0])
     tables = []
     for path in paths:
+        check_end(path)
         try:
             with reading(path):
                 source = arrow.memory_map(str(path))
-            is_file = source.read(6) == b"ARROW1"
+            is_file = source.read(len(_FILE_START)) == _FILE_START
             source.seek(0)
             tables.append((arrow.ipc.open_file if is_file else arrow.ipc.open_stream)(source).read_all())
         except (arrow.ArrowException, OSError, OverflowError, ValueError) as error:
@@ -140,6 +143,43 @@ def mapped_sheet(paths: Sequence[Path]) -> ArrowSheet:
         return ArrowSheet(paths[0], arrow.concat_tables(tables))
     except (arrow.ArrowException, ValueError) as error:
         raise EectlError(f"{paths[0]}: its parts have other columns; write them again") from error
+
+
+def table_of(sheet: Sheet, names: Sequence[str], *, row: str) -> Table:
+    """Return columns of a table of pyarrow's with their cells as Python has them; `row` says in words what a row is.
+
+    Raises EectlError for columns that are not there, no rows, and cells that cannot be read.
+    """
+    require(sheet.place, names, sheet.schema.names)
+    read = sheet.read(list(dict.fromkeys(names)))
+    if not read.num_rows:
+        raise EectlError(f"{sheet.place}: no rows; each row is {row}")
+    for name in names:
+        _check_lists(sheet.place, name, read.column(name))
+    try:
+        return Table(sheet.place, {name: read.column(name).to_pylist() for name in names})
+    except (ValueError, OverflowError) as error:  # bytes that are no UTF-8 among them
+        raise EectlError(f"{sheet.place}: cells that cannot be read ({str(error)[:80]}); write it again") from error
+
+
+def _check_lists(place: Path, name: str, cells: Any) -> None:
+    """Raise EectlError for a column of lists that are long beyond use: Parquet packs zeros a thousand to a byte."""
+    import pyarrow.compute as compute
+
+    if not is_list(cells.type):
+        return
+    listed = compute.sum(compute.list_value_length(cells)).as_py() or 0
+    if listed > MOST_LISTED:
+        raise EectlError(f"{place}: column '{visible(name)}' lists {listed:,} values; at most {MOST_LISTED:,} are read")
+
+
+def check_end(path: Path) -> None:
+    """Raise EectlError where a stream of Arrow's lacks its end: one that is cut between two batches reads as a shorter table."""
+    with reading(path), path.open("rb") as file:
+        is_file = file.read(len(_FILE_START)) == _FILE_START
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(_STREAM_END)))
+        if not is_file and file.read() != _STREAM_END:
+            raise EectlError(f"{path}: not Arrow, or cut short (the mark of its end is missing); write it again")
 
 
 def pyarrow(place: object) -> Any:
@@ -194,43 +234,8 @@ def is_string(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
-def class_columns(schema: Any) -> Mapping[str, tuple[str, ...]]:
-    """Return the columns that the datasets library marked as classes, each with the names of its classes.
+def is_list(kind: Any) -> bool:
+    """Return whether a type of pyarrow's is lists, of one length or of several."""
+    from pyarrow import types
 
-    Raises EectlError where what it wrote beside the schema is damaged.
-    """
-    stored = (schema.metadata or {}).get(b"huggingface", b"{}")
-    try:
-        about = json.loads(stored)
-        features = about.get("info", {}).get("features", {})
-        found = {name: each["names"] for name, each in features.items() if isinstance(each, dict) and _is_class(each)}
-    except (ValueError, RecursionError, AttributeError) as error:
-        fault = f"what the datasets library wrote beside the columns is damaged ({visible(str(error))[:80]})"
-        raise EectlError(f"{fault}; save it again") from error
-    return {name: tuple(names) for name, names in found.items() if name in schema.names}
-
-
-def _is_class(feature: Mapping[str, Any]) -> bool:
-    names = feature.get("names")
-    is_named = isinstance(names, list) and 0 < len(names) <= MOST_CLASSES and all(isinstance(name, str) for name in names)
-    return feature.get("_type") == "ClassLabel" and is_named
-
-
-def target_column(sheet: Sheet, spec: DataSection, may_be: Callable[[Any], bool]) -> str:
-    """Return the column to predict: the one that the recipe names, or the only one of classes, or that `may_be` says may hold it.
-
-    Raises EectlError where there is no such column, or more than one.
-    """
-    names, (target,) = sheet.schema.names, spec.targets
-    if target in names:
-        return target
-    if target != type(spec).model_fields["target"].default:
-        require(sheet.place, [target], names)
-    marked = list(class_columns(sheet.schema)) if spec.task == "classification" else []
-    found = marked or [field.name for field in sheet.schema if may_be(field.type)]
-    if len(found) != 1:
-        raise EectlError(
-            f"{sheet.place}: no column 'label', and {len(found)} others may be the target; it has {listed_columns(names)}; set "
-            "data.target (--target)"
-        )
-    return str(found[0])
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))

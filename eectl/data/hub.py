@@ -11,8 +11,8 @@ from typing import Any
 from eectl.core.errors import EectlError, visible
 from eectl.core.files import read_text, reading
 from eectl.core.json_files import parse_json
-from eectl.data.arrow_tables import SPLIT_NAMES, ArrowSheet, Sheet, mapped_sheet, parquet_sheet
-from eectl.data.text_tables import find_table
+from eectl.data.arrow_tables import SPLIT_NAMES, ArrowSheet, Sheet, check_end, mapped_sheet, parquet_sheet
+from eectl.data.text_tables import check_parts, find_table
 from eectl.recipe.choices import HUB_PREFIX
 from eectl.recipe.data_paths import expand
 from eectl.recipe.data_section import DataSection
@@ -58,7 +58,14 @@ def _of_hub(own: str, spec: DataSection, download: bool) -> dict[str, Sheet]:
         )
         where = "cannot be fetched" if download else "is not in the cache of the datasets library"
         raise EectlError(f"{spec.name}: {where} ({reason}); {advice}") from error
-    return {name: ArrowSheet(Path(own, name), splits[name].with_format("arrow")[:]) for name in splits}
+    return {name: _sheet(splits[name], Path(own, name)) for name in splits}
+
+
+def _sheet(split: Any, place: Path) -> ArrowSheet:
+    """Return the table of a data set of the library's; raises EectlError where one of its files is cut short."""
+    for file in split.cache_files:
+        check_end(Path(file["filename"]))
+    return ArrowSheet(place, split.with_format("arrow")[:])
 
 
 def _of_folder(folder: Path, spec: DataSection) -> dict[str, Sheet]:
@@ -78,6 +85,7 @@ def _of_folder(folder: Path, spec: DataSection) -> dict[str, Sheet]:
             arrow = sorted({*place.glob(f"{name}.arrow"), *place.glob(f"{name}-[0-9]*.arrow"), *place.glob(f"*-{name}.arrow")})
             if parquet and arrow:
                 raise EectlError(f"{place}: {parquet[0].name} and {arrow[0].name} mean the same split; keep one")
+            check_parts(arrow)
             if parquet or arrow:
                 sheets[name] = parquet_sheet(parquet) if parquet else mapped_sheet(arrow)
         if sheets:
@@ -94,7 +102,9 @@ def saved_sheets(folder: Path) -> dict[str, Sheet]:
         with quiet(library, offline=True):
             saved = library.load_from_disk(str(folder))
         splits = saved if isinstance(saved, Mapping) else {"train": saved}
-        return {name: ArrowSheet(folder / name, splits[name].with_format("arrow")[:]) for name in splits}
+        return {name: _sheet(splits[name], folder / name) for name in splits}
+    except EectlError:
+        raise
     except Exception as error:  # the library's, Arrow's, and whatever a damaged description leads to
         reason = visible(" ".join(str(error).split()))[:120]
         raise EectlError(f"{folder}: not what save_to_disk of the datasets library wrote ({reason}); save it again") from error

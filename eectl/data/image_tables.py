@@ -1,30 +1,19 @@
-"""Images that lie in a column of a table, as the datasets library and Parquet keep them, with their classes in another."""
+"""Images that lie in a column of a table, as the datasets library and Parquet keep them, with their targets in others."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eectl.core.errors import EectlError, visible
-from eectl.data.arrow_tables import (
-    Sheet,
-    class_columns,
-    is_bytes,
-    is_picture,
-    is_string,
-    listed_columns,
-    parquet_sheet,
-    pyarrow,
-    require,
-    target_column,
-)
+from eectl.core.errors import EectlError
+from eectl.data.arrow_tables import Sheet, is_bytes, is_picture, is_string, listed_columns, parquet_sheet, pyarrow, require
 from eectl.data.encoded import MOST_ENCODED, Column
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD, encoded_part, first_shape
 from eectl.data.hub import hub_sheets
 from eectl.data.images import StoredImages
-from eectl.data.text_tables import Table, class_cells, classes_among, find_table
+from eectl.data.sheet_targets import sheet_targets, target_columns
+from eectl.data.text_tables import find_table
 from eectl.recipe.data_section import DataSection
 
 PARQUET_NAMES = {"train": ("train",), "validation": ("val", "validation"), "calibration": ("calibration",), "test": ("test",)}
@@ -49,31 +38,22 @@ def load_parquet(files: Mapping[str, Sequence[Path]], spec: DataSection) -> Stor
 
 
 def images_of(sheets: Mapping[str, Sheet], spec: DataSection) -> StoredImages:
-    """Return the images in a table for each split. Classes are those of the training rows, in the table's order, else sorted.
+    """Return the images in a table for each split, with the targets that `sheet_targets` finds beside them.
 
     Raises:
         EectlError: for a table without the columns that are asked for, or with several that they may be; cells that are empty,
-            too large, or no class; and a class that is not among those of the training rows.
+            too large, or no target; and a class that is not among those of the training rows.
     """
     train = sheets["train"]
-    known = class_columns(train.schema)
-    image, target = _image_column(train, spec), target_column(train, spec, _may_be_classes)
-    tables = {name: _read(sheet, image, target, known.get(target)) for name, sheet in sheets.items()}
-    hidden = [name for name, (_, names) in tables.items() if name != "train" and names and set(names) == {None}]
-    notes = [f"{spec.name}: the classes of its {name} split are not told, so it is left out" for name in hidden]
-    classes = classes_among(tables["train"][1], known.get(target), train.place, target)
+    image = _image_column(train, spec)
+    told = sheet_targets(sheets, spec.model_copy(update={"target": target_columns(train, spec, _may_be_class)}), row="a picture")
     parts = {}
     shape: tuple[int, int, int] | None = None
-    for name, (encoded, names) in tables.items():
-        if name in hidden:
-            continue
-        labels = _labels(names, classes, sheets[name].place, target)
+    for name, targets in told.targets.items():
+        encoded = _pictures(sheets[name], image)
         shape = shape or first_shape(encoded, spec)
-        parts[name] = encoded_part(encoded, labels, shape, spec, resize=spec.image_size is not None)
-    unused = [each for each in known.get(target, ()) if each not in classes]
-    if unused:
-        notes.append(f"{spec.name}: no training row is of class {', '.join(map(visible, unused[:3]))}{', …' * (len(unused) > 3)}")
-    return StoredImages(classes, IMAGENET_MEAN, IMAGENET_STD, parts, tuple(notes))
+        parts[name] = encoded_part(encoded, targets, shape, spec, resize=spec.image_size is not None)
+    return StoredImages(told.classes, IMAGENET_MEAN, IMAGENET_STD, parts, told.notes)
 
 
 def _image_column(sheet: Sheet, spec: DataSection) -> str:
@@ -95,21 +75,19 @@ def _image_column(sheet: Sheet, spec: DataSection) -> str:
     return str(there[0])
 
 
-def _may_be_classes(kind: Any) -> bool:
+def _may_be_class(kind: Any) -> bool:
     from pyarrow import types
 
     return is_string(kind) or bool(types.is_integer(kind))
 
 
-def _read(sheet: Sheet, image: str, target: str, known: Sequence[str] | None) -> tuple[Column, list[str | None]]:
-    """Return the pictures of a table and the name of each row's class, None where it is hidden."""
+def _pictures(sheet: Sheet, image: str) -> Column:
+    """Return the pictures of a table."""
     arrow = pyarrow(sheet.place)
     import pyarrow.compute as compute
 
-    require(sheet.place, [image, target], sheet.schema.names)
-    table = sheet.read([image, target])
-    if not table.num_rows:
-        raise EectlError(f"{sheet.place}: no rows; each row is a picture and its {target}")
+    require(sheet.place, [image], sheet.schema.names)
+    table = sheet.read([image])
     if not is_picture(table.schema.field(image).type):
         raise EectlError(f"{sheet.place}: column '{image}' holds no pictures here; write it as in the training split")
     cells = table.column(image)
@@ -123,20 +101,4 @@ def _read(sheet: Sheet, image: str, target: str, known: Sequence[str] | None) ->
     if compute.max(lengths).as_py() > MOST_ENCODED:
         row = int(compute.index(lengths, compute.max(lengths)).as_py())
         raise EectlError(f"{column.path(row)}: a picture of more than {MOST_ENCODED >> 20} MiB; make it smaller or take it out")
-    return column, class_cells(Table(sheet.place, {target: table.column(target).to_pylist()}), target, known)
-
-
-def _labels(names: Sequence[str | None], classes: Sequence[str], place: Path, target: str) -> NDArray[np.int64]:
-    """Return the number of each row's class."""
-    index = {name: label for label, name in enumerate(classes)}
-    labels = np.empty(len(names), dtype=np.int64)
-    for row, name in enumerate(names):
-        if name is None or name not in index:
-            what = (
-                "is not told"
-                if name is None
-                else f"is '{visible(name)[:80]}', which is not among the {len(classes)} of the training rows"
-            )
-            raise EectlError(f"{place}: row {row + 1}: column '{target}' {what}; take the row out")
-        labels[row] = index[name]
-    return labels
+    return column

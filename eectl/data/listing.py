@@ -22,12 +22,10 @@ STEM = "metadata"
 
 
 def is_listed(spec: DataSection) -> bool:
-    """Return whether a file lists the images of a folder: one is there and a target is named, or no class folders can say it."""
-    if spec.task != "classification":
-        return True
+    """Return whether a file lists the images of a folder: one is there, and class folders cannot say the target or do not."""
     with reading(spec.folder):
         is_there = any(find_table(folder, (STEM,)) for folder in (spec.folder / "train", spec.folder))
-    return is_there and spec.target != type(spec).model_fields["target"].default
+    return is_there and (spec.task != "classification" or spec.target != type(spec).model_fields["target"].default)
 
 
 def load_listed(spec: DataSection) -> StoredImages:

@@ -13,25 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eectl.core.errors import EectlError
+from eectl.data.carving import Rows, choose_rows, row_groups, without_copies, without_test
 from eectl.data.copies import Contents, Copies, encoded_ids
 from eectl.data.encoded import EncodedPictures, Members
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from eectl.data.images import FileImages, MemoryImages, Part, StoredImages, prepare, reduced
 from eectl.data.pictures import Oddities, look_for_frames, shown_path
 from eectl.data.sources import FACTS, VARIANTS, stored_images
-from eectl.data.splits import (
-    DataInfo,
-    Dataset,
-    Ids,
-    Rows,
-    Shards,
-    Split,
-    choose_rows,
-    pixel_ids,
-    row_groups,
-    without_copies,
-    without_test,
-)
+from eectl.data.splits import DataInfo, Dataset, Ids, Shards, Split, pixel_ids
 from eectl.data.text import load_text, outline_text, text_info
 from eectl.recipe.data_section import DataSection, ShardsSection
 

@@ -5,19 +5,15 @@ and resuming are as for files. Nothing is unpacked, and no member but pictures, 
 """
 
 import io
-import json
-import re
 import tarfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eectl.core.errors import EectlError, visible
 from eectl.core.files import read_text, reading
@@ -25,142 +21,56 @@ from eectl.data.encoded import MOST_ENCODED, Members
 from eectl.data.folder import IMAGENET_MEAN, IMAGENET_STD, encoded_part, first_shape
 from eectl.data.images import StoredImages
 from eectl.data.pictures import EXTENSIONS, shown_path
-from eectl.data.text_tables import sorted_classes
-from eectl.recipe.choices import SPLIT_CHOICES
-from eectl.recipe.data_paths import expand
+from eectl.data.shard_files import find_shards
+from eectl.data.shard_targets import LAYOUT, RowFiles, row_targets
+from eectl.data.targets import classes_in, read_targets
+from eectl.data.text_tables import Table
 from eectl.recipe.data_section import DataSection, ShardsSection
 
-_STARTS = ("train", "val", "calibration", "test")  # of the usual names, in the order of the splits
-USUAL = {name: (f"{start}*.tar", f"{start}/*.tar") for name, start in zip(SPLIT_CHOICES, _STARTS, strict=True)}
 CLASSES_FILE = "classes.txt"
-MOST_SHARDS = 100_000
-MOST_LABEL_BYTES = 2**20  # of a .cls or .json member
+MOST_END_BYTES = 2**20  # of zeros at the end, which writers fill up to 10,240
 MOST_HEADER_BYTES = 2**20  # of what tells a member's name and size
 _BUFFER = 2048  # bytes that are read for a header
 THREADS = 8  # that look through shards
-LAYOUT = "expected: tar archives that hold NAME.jpg (or png, webp, …) and NAME.cls or NAME.json of each row side by side"
-_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 
 
 def load_shards(spec: DataSection, download: bool) -> StoredImages:
     """Return the images in shards, told to their splits by `data.shards` or by their names.
 
-    Classes are what `.cls` or the key `data.target` of `.json` says, sorted; a file classes.txt in `data.root` names classes that
-    are numbers.
+    Targets are what `.cls` or the key `data.target` of `.json` says, or several of its keys, in the forms that tables have; a
+    file classes.txt in `data.root` names classes, levels or labels that are numbers.
 
     Raises:
-        EectlError: for shards that are missing, in two splits or cut short, and for rows without a picture or a class.
+        EectlError: for shards that are missing, in two splits or cut short, and for rows without a picture or a target.
     """
     wanted = spec.shards or ShardsSection()
     files = find_shards(spec, download)
     rows = {name: _look_through(paths, spec, wanted.damaged) for name, paths in files.items()}
-    names = sorted_classes(label for each in rows["train"].found for label in each.labels)
     root = spec.folder if spec.folder.is_dir() else files["train"][0].parent
-    classes = _named_classes(root, names)
-    if len(classes) < 2:
-        only = visible(classes[0])[:80]
-        raise EectlError(f"{shown_path(root)}: the training shards have the one class '{only}'; two or more are needed")
+    names = classes_in(rows["train"].table(spec.targets), spec)
+    classes = _named_classes(root, names) if len(spec.targets) == 1 else names
     shape: tuple[int, int, int] | None = None
     parts = {}
     for name, shards in rows.items():
-        encoded, labels = shards.members(root), shards.numbers(names)
+        encoded, targets = shards.members(root), read_targets(shards.table(spec.targets), spec, names)
         shape = shape or first_shape(encoded, spec)
-        parts[name] = encoded_part(encoded, labels, shape, spec, resize=spec.image_size is not None)
+        parts[name] = encoded_part(encoded, targets, shape, spec, resize=spec.image_size is not None)
     notes = tuple(note for each in rows.values() for note in each.notes)
     return StoredImages(classes, IMAGENET_MEAN, IMAGENET_STD, parts, notes)
 
 
-def find_shards(spec: DataSection, download: bool = False) -> dict[str, list[Path]]:
-    """Return the shards of each split; raises EectlError where there are none to train on, or one is in two splits."""
-    wanted = spec.shards or ShardsSection()
-    root = spec.folder
-    with reading(root):
-        is_folder = root.is_dir()
-    found: dict[str, list[Path]] = {}
-    if not is_folder:  # data.root names the training shards themselves
-        if wanted.train is not None:
-            raise EectlError(
-                f"data.root is '{spec.root}': no such folder, and data.shards names shards in it; name the folder of the shards"
-            )
-        found["train"] = _matching(Path(), str(root), download)
-    for name in SPLIT_CHOICES:
-        patterns = getattr(wanted, name)
-        base = root if is_folder else root.parent
-        if patterns is not None:
-            found[name] = sorted({path for pattern in patterns for path in _matching(base, pattern, download)})
-        elif is_folder and (usual := sorted(path for pattern in USUAL[name] for path in root.glob(pattern))):
-            found[name] = usual
-    if "train" not in found:
-        raise EectlError(
-            f"data.root is '{spec.root}': no {' or '.join(USUAL['train'])} in it; set data.shards.train to those to train on, "
-            "such as 'imagenet-train-{0000..1023}.tar'"
-        )
-    counts = Counter(path.resolve() for paths in found.values() for path in paths)
-    for path, count in counts.items():
-        if count > 1:
-            raise EectlError(f"{shown_path(path)}: this shard is in two splits, whose rows must not overlap; mend data.shards")
-    return found
-
-
-def _matching(base: Path, pattern: str, download: bool) -> list[Path]:
-    """Return the shards that a pattern names: each of a range must be there, of * and ? at least one."""
-    if re.match(r"[a-z0-9]+:", pattern):
-        advice = "eectl reads shards from disk" + (", also with --download" if download else "")
-        raise EectlError(f"data.shards: '{pattern[:200]}' is an address, and {advice}; fetch them first")
-    if "**" in pattern:
-        raise EectlError(
-            f"data.shards: '{visible(pattern)[:200]}' would look through all folders; name the folder, as in train/*.tar"
-        )
-    found: list[Path] = []
-    for name in expand_ranges(pattern):
-        path = base / expand(name)
-        if not set("*?[") & set(name):
-            with reading(path):
-                is_there = path.is_file()
-            if not is_there:
-                raise EectlError(f"{shown_path(path)}: there is no such shard, which '{visible(pattern)[:200]}' names; {LAYOUT}")
-            found.append(path)
-            continue
-        start = Path(path.anchor) if path.is_absolute() else Path()
-        there = sorted(each for each in start.glob(str(path.relative_to(start))) if each.is_file())
-        if not there:
-            raise EectlError(f"{shown_path(path)}: no shard has such a name; {LAYOUT}")
-        found += there
-    return found
-
-
-def expand_ranges(pattern: str) -> list[str]:
-    """Return the names that a pattern such as train-{000..099}.tar stands for, with as many digits as the range's ends have.
-
-    Raises EectlError for a range that runs backwards, or too many names.
-    """
-    pieces = _RANGE.split(pattern)
-    ranges = []
-    for low, high in zip(pieces[1::3], pieces[2::3], strict=True):
-        if int(low) > int(high):
-            raise EectlError(
-                f"data.shards: '{visible(pattern)[:200]}' has a range that runs from {low} down to {high}; turn it round"
-            )
-        ranges.append(range(int(low), int(high) + 1))
-    total = np.prod([float(len(each)) for each in ranges])
-    if total > MOST_SHARDS:
-        raise EectlError(f"data.shards: '{visible(pattern)[:200]}' names {total:,.0f} shards; at most {MOST_SHARDS:,} are taken")
-    widths = [len(low) for low in pieces[1::3]]
-    return [
-        pieces[0] + "".join(f"{value:0{width}}{rest}" for value, width, rest in zip(values, widths, pieces[3::3], strict=True))
-        for values in product(*ranges)
-    ]
-
-
 @dataclass
 class _Shard:
-    """The rows of one shard: the names, places (start, size) and labels of its pictures; `note` says why it is used in part."""
+    """The rows of one shard: the names and places (start, size) of its pictures, and their targets [target][row].
+
+    `note` says why it is used in part.
+    """
 
     path: Path
+    targets: tuple[list[Any], ...]
     names: list[str] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
     note: str | None = None
 
 
@@ -180,24 +90,31 @@ class _Shards:
         names = tuple(name for each in self.found for name in each.names)
         return Members(tuple(each.path for each in self.found), root, np.array(places, dtype=np.int64).reshape(-1, 3), names)
 
-    def numbers(self, classes: Sequence[str]) -> NDArray[np.int64]:
-        """Return the number of each row's class; raises EectlError for one that the training shards do not have."""
-        index = {name: label for label, name in enumerate(classes)}
-        labels = []
-        for shard in self.found:
-            for name, label in zip(shard.names, shard.labels, strict=True):
-                if label not in index:
-                    fault = f"is of class '{visible(label)[:80]}', which is not among the {len(classes)} of the training shards"
-                    raise EectlError(f"{shown_path(shard.path)}: {shown_path(name)} {fault}")
-                labels.append(index[label])
-        return np.array(labels, dtype=np.int64)
+    def table(self, targets: Sequence[str]) -> Table:
+        """Return the targets as a table that has a column for each."""
+        columns = {name: [cell for shard in self.found for cell in shard.targets[place]] for place, name in enumerate(targets)}
+        return _ShardTable(self.found[0].path, columns, "target", self.found)
+
+
+@dataclass(frozen=True)
+class _ShardTable(Table):
+    """The targets of shards; messages name a row by its shard and picture."""
+
+    shards: Sequence[_Shard] = ()
+
+    def where(self, row: int) -> str:
+        """Return what messages call row `row` (from 0)."""
+        starts = np.cumsum([0, *(len(shard.names) for shard in self.shards)])
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        shard = self.shards[number]
+        return f"{shown_path(shard.path)}: {shown_path(shard.names[row - int(starts[number])])}"
 
 
 def _look_through(paths: Sequence[Path], spec: DataSection, damaged: str) -> _Shards:
     """Return the rows of shards, which threads look through."""
     with ThreadPoolExecutor(THREADS) as threads:
         try:
-            found = tuple(threads.map(partial(_rows_of, image=spec.image, target=spec.targets[0], skip=damaged == "skip"), paths))
+            found = tuple(threads.map(partial(_rows_of, spec=spec, skip=damaged == "skip"), paths))
         except BaseException:  # Ctrl-C too: what has not begun is not begun
             threads.shutdown(cancel_futures=True)
             raise
@@ -208,12 +125,9 @@ def _look_through(paths: Sequence[Path], spec: DataSection, damaged: str) -> _Sh
     return _Shards(found)
 
 
-_Files = dict[str, tuple[str, int, int]]  # a row's files: ending → the member's name, and where it begins and how long it is
-
-
-def _rows_of(path: Path, *, image: str | None, target: str, skip: bool) -> _Shard:
+def _rows_of(path: Path, *, spec: DataSection, skip: bool) -> _Shard:
     """Return the rows of one shard, or with `skip` of one that is cut short those before the cut."""
-    shard = _Shard(path)
+    shard = _Shard(path, tuple([] for _ in spec.targets))
     with reading(path), _ShardFile(io.FileIO(path), _BUFFER) as file:
         start = file.peek(2)[:2]
         if start in _COMPRESSED:
@@ -221,7 +135,7 @@ def _rows_of(path: Path, *, image: str | None, target: str, skip: bool) -> _Shar
             raise EectlError(f"{shown_path(path)}: {fault}; unpack it to a plain .tar")
         try:
             for files in _rows(_members(file, path), path):
-                _add_row(shard, file, files, image=image, target=target)
+                _add_row(shard, file, files, spec)
         except _CutShortError as error:
             if not skip:
                 advice = "fetch it again, or set data.shards.damaged=skip to use the rows before it"
@@ -230,16 +144,16 @@ def _rows_of(path: Path, *, image: str | None, target: str, skip: bool) -> _Shar
     return shard
 
 
-def _rows(members: Iterable[tuple[str, int, int]], path: Path) -> Iterator[_Files]:
+def _rows(members: Iterable[tuple[str, int, int]], path: Path) -> Iterator[RowFiles]:
     """Yield the files of each row: members side by side with one name up to the first dot."""
-    key, files = "", _Files()
+    key, files = "", RowFiles()
     for name, start, size in members:
         folder, slash, file = name.rpartition("/")
         own, _, ending = file.partition(".")
         ending = ending.lower()
         if folder + slash + own != key:
             yield files
-            key, files = folder + slash + own, _Files()
+            key, files = folder + slash + own, RowFiles()
         if ending in files:
             raise EectlError(f"{shown_path(path)}: {shown_path(name)} stands twice; write the shard again")
         files[ending] = name, start, size
@@ -264,7 +178,8 @@ def _members(file: _ShardFile, path: Path) -> Iterator[tuple[str, int, int]]:
     """Yield the name of each member that is a file, the byte at which its content begins and its size, and check them.
 
     Raises:
-        _CutShortError: where the shard ends in a member, or without the zeros that end an archive.
+        _CutShortError: where the shard ends in a member, or without the zeros that end an archive, or has zeros in its midst, as
+            where a download was to fill it up, or another archive after them.
         EectlError: for what is no tar archive, and for links, devices and files with holes.
     """
     length = file.seek(0, 2)
@@ -286,6 +201,9 @@ def _members(file: _ShardFile, path: Path) -> Iterator[tuple[str, int, int]]:
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise _CutShortError(f"the header after {shown_path(last)}")
+            rest = length - file.tell()
+            if rest > MOST_END_BYTES or any(file.read(rest)):
+                raise _CutShortError(f"{shown_path(last)}, where its archive ends with {rest:,} bytes to come")
     except tarfile.ReadError as error:
         if end:
             raise _CutShortError(f"the header after {shown_path(last)}") from error
@@ -306,9 +224,9 @@ def _check(member: tarfile.TarInfo, path: Path, *, earliest: int) -> None:
         raise EectlError(f"{shown_path(path)}: {shown_path(member.name)} {fault}")
 
 
-def _add_row(shard: _Shard, file: _ShardFile, files: _Files, *, image: str | None, target: str) -> None:
+def _add_row(shard: _Shard, file: _ShardFile, files: RowFiles, spec: DataSection) -> None:
     """Add a row, given as its files, to those of its shard; one without a picture is none."""
-    wanted = None if image is None else image.lower().removeprefix(".")
+    wanted = None if spec.image is None else spec.image.lower().removeprefix(".")
     pictures = [ending for ending in files if (f".{ending}" in EXTENSIONS if wanted is None else ending == wanted)]
     if not pictures:
         return
@@ -321,39 +239,10 @@ def _add_row(shard: _Shard, file: _ShardFile, files: _Files, *, image: str | Non
     name, start, size = files[pictures[0]]
     if size > MOST_ENCODED:
         raise EectlError(f"{where()}: a picture of more than {MOST_ENCODED >> 20} MiB; make it smaller or take it out")
-    shard.labels.append(_label(file, files, target, where))
+    for cells, cell in zip(shard.targets, row_targets(file, files, spec, where), strict=True):
+        cells.append(cell)
     shard.names.append(name)
     shard.places.append((start, size))
-
-
-def _label(file: _ShardFile, files: _Files, target: str, where: Callable[[], str]) -> str:
-    """Return the class that a row's .cls or .json says."""
-    ending = next((ending for ending in ("cls", "json") if ending in files), None)
-    if ending is None:
-        raise EectlError(f"{where()}: neither .cls nor .json beside it says its class; {LAYOUT}")
-    _, start, size = files[ending]
-    if size > MOST_LABEL_BYTES:
-        raise EectlError(f"{where()}: its .{ending} has {size:,} bytes; at most {MOST_LABEL_BYTES:,} are read")
-    file.seek(start)
-    content = file.read(size)
-    try:
-        text = content.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise EectlError(f"{where()}: its .{ending} is not UTF-8; write the shard again") from error
-    value: object = text
-    if ending == "json":
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise EectlError(f"{where()}: its .json is not JSON ({error!s:.80}); write the shard again") from error
-        if not isinstance(value, dict) or target not in value:
-            there = f" among {', '.join(visible(key)[:40] for key in list(value)[:5])}" if isinstance(value, dict) else ""
-            raise EectlError(f"{where()}: its .json has no key '{target}'{there}; set data.target to the one with the class")
-        value = value[target]
-        value = str(value) if type(value) is int else value
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise EectlError(f"{where()}: its .{ending} says {value!r:.80}, which is no class; a class is a word or a whole number")
-    return value
 
 
 def _named_classes(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -361,9 +250,10 @@ def _named_classes(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     path = root / CLASSES_FILE
     with reading(path):
         is_there = path.is_file()
-    if not is_there or not all(name.isascii() and name.isdecimal() for name in names):
+    if not is_there or not names or not all(name.isascii() and name.isdecimal() for name in names):
         return names
     lines = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-    if len(lines) <= int(names[-1]):
-        raise EectlError(f"{path}: names {len(lines)} classes, and the shards have class {names[-1]}, counted from 0; add lines")
+    largest = max(map(int, names))
+    if len(lines) <= largest:
+        raise EectlError(f"{path}: names {len(lines)} classes, and the shards have class {largest}, counted from 0; add lines")
     return tuple(lines[int(name)] for name in names)

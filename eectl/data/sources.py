@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from eectl.core.errors import EectlError
 from eectl.core.files import reading
 from eectl.data.archives import download_archive, download_file, load_imagenet, load_imagenette, load_tinyimagenet
+from eectl.data.carving import stratified
 from eectl.data.folder import load_folder
 from eectl.data.image_tables import load_hub_images, load_parquet, parquet_files
 from eectl.data.images import Part, StoredImages
 from eectl.data.listing import is_listed, load_listed
 from eectl.data.plain_pickle import read_plain
 from eectl.data.shards import load_shards
-from eectl.data.splits import stratified
 from eectl.recipe.choices import IMAGE_CHOICES, in_order
 from eectl.recipe.data_section import DataSection
 
@@ -170,10 +170,10 @@ def _cifar_batch(path: Path, num_classes: int) -> tuple[NDArray[np.uint8], NDArr
 
 def load_own(spec: DataSection, download: bool) -> StoredImages:
     """Return images of one's own: listed by a file, in Parquet where `data.root` is such or holds it, else in class folders."""
-    if is_listed(spec):
-        return load_listed(spec)
     with reading(spec.folder):
         files = parquet_files(spec.folder)
+    if is_listed(spec) or (not files and spec.task != "classification"):
+        return load_listed(spec)
     if not files:
         if spec.image is not None or spec.target != type(spec).model_fields["target"].default:
             key = "target" if spec.image is None else "image"

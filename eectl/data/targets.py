@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eectl.core.errors import EectlError
+from eectl.core.errors import EectlError, visible
 from eectl.data.text_tables import Table, names_of, numbers, sorted_classes
 from eectl.recipe.choices import TASK_CHOICES, in_order
 from eectl.recipe.data_section import MOST_TARGETS, DataSection
@@ -42,11 +42,11 @@ def _classes(table: Table, spec: DataSection) -> tuple[str, ...]:
     names = names_of(table, target)
     classes = sorted_classes(names)
     if len(classes) < 2:
-        raise EectlError(f"{table.path}: column '{target}' has the one class '{classes[0]:.80}'; two or more are needed")
+        raise EectlError(f"{table.path}: {table.noun} '{target}' has the one class '{classes[0]:.80}'; two or more are needed")
     if _are_values(classes, len(names)):
         raise EectlError(
-            f"{table.path}: column '{target}' has {len(classes)} different numbers in {len(names)} rows, which are no classes; "
-            "set data.task to regression (--task regression)"
+            f"{table.path}: {table.noun} '{target}' has {len(classes)} different numbers in {len(names)} rows, which are no "
+            "classes; set data.task to regression (--task regression)"
         )
     return classes
 
@@ -66,15 +66,17 @@ def _levels(table: Table, spec: DataSection) -> tuple[str, ...]:
     target = spec.targets[0]
     levels = spec.levels or sorted_classes(names_of(table, target))
     if len(levels) < 2:
-        raise EectlError(f"{table.path}: column '{target}' has the one level '{levels[0]:.{_SHOWN}}'; two or more are needed")
+        raise EectlError(
+            f"{table.path}: {table.noun} '{target}' has the one level '{levels[0]:.{_SHOWN}}'; two or more are needed"
+        )
     odd = [name for name in levels if not name.removeprefix("-").isdecimal()] if spec.levels is None else []
     if odd:
         raise EectlError(
-            f"{table.path}: column '{target}' has levels such as '{odd[0]:.{_SHOWN}}', whose order is not known; name them in "
-            "their order, as --set data.levels=[low, mid, high]"
+            f"{table.path}: {table.noun} '{target}' has levels such as '{odd[0]:.{_SHOWN}}', whose order is not known; name them "
+            "in their order, as --set data.levels=[low, mid, high]"
         )
     if len(levels) > MOST_TARGETS:
-        raise EectlError(f"{table.path}: column '{target}' has {len(levels):,} levels; set data.task to regression")
+        raise EectlError(f"{table.path}: {table.noun} '{target}' has {len(levels):,} levels; set data.task to regression")
     return tuple(levels)
 
 
@@ -82,11 +84,15 @@ def _labels(table: Table, spec: DataSection) -> tuple[str, ...]:
     """Return the labels there are: the columns, or what the cells of the one column name, sorted."""
     if len(spec.targets) > 1:
         return spec.targets
-    labels = sorted_classes(name for names in _label_sets(table, spec.targets[0]) for name in names)
+    width = _flags_in(table, spec.targets[0])
+    if width is not None:
+        labels = tuple(map(str, range(width)))
+    else:
+        labels = sorted_classes(name for names in _label_sets(table, spec.targets[0]) for name in names)
     if not labels or len(labels) > MOST_TARGETS:
         raise EectlError(
-            f"{table.path}: column '{spec.targets[0]}' names {len(labels):,} labels, and 1 to {MOST_TARGETS:,} are taken; a cell "
-            f"is a list of labels, or a text such as a{BETWEEN}b"
+            f"{table.path}: {table.noun} '{spec.targets[0]}' names {len(labels):,} labels, and 1 to {MOST_TARGETS:,} are taken; "
+            f"a cell is a list of labels, or a text such as a{BETWEEN}b"
         )
     return labels
 
@@ -99,13 +105,36 @@ def _label_sets(table: Table, name: str) -> list[list[str]]:
             value = [part.strip() for part in value.split(BETWEEN)] if value.strip() else []
         if not isinstance(value, list):
             what = "is empty" if value is None else f"is {value!r:.{_SHOWN}}, neither a list nor a text"
-            raise EectlError(f"{table.where(row)}: column '{name}' {what}; give labels as a list, or as a{BETWEEN}b")
+            raise EectlError(f"{table.where(row)}: {table.noun} '{name}' {what}; give labels as a list, or as a{BETWEEN}b")
+        if not all(isinstance(each, str) for each in value) and len(set(map(repr, value))) < len(value):
+            raise EectlError(
+                f"{table.where(row)}: {table.noun} '{name}' is {value!r:.{_SHOWN}}, which names a label twice; lists of 0 and 1, "
+                "one for each label, have the same length in all rows, and two of them are given as 0.0 and 1.0"
+            )
         labels = [str(each) if type(each) is int else each for each in value]
         wrong = [each for each in labels if not isinstance(each, str) or not each]
         if wrong:
-            raise EectlError(f"{table.where(row)}: column '{name}' has {wrong[0]!r:.{_SHOWN}} among its labels; give texts")
+            raise EectlError(f"{table.where(row)}: {table.noun} '{name}' has {wrong[0]!r:.{_SHOWN}} among its labels; give texts")
         found.append(labels)
     return found
+
+
+def _flags_in(table: Table, name: str) -> int | None:
+    """Return the length of a column's lists where they have a 0 or a 1 for each label; None where they name labels.
+
+    They are lists of one length in which all values are 0 or 1. Whole numbers may also be labels called 0 and 1, of which a row
+    names each once: lists of up to two of these are taken for names.
+    """
+    cells = table.columns[name]
+    width = len(cells[0]) if isinstance(cells[0], list) else 0
+    if not all(isinstance(cell, list) and len(cell) == width and _are_flags(cell) for cell in cells):
+        return None
+    is_sure = width > 2 or any(type(each) is not int for cell in cells for each in cell)
+    return width if width and is_sure else None
+
+
+def _are_flags(cell: Sequence[Any]) -> bool:
+    return all(isinstance(each, int | float) and each in (0, 1) for each in cell)
 
 
 def _class_targets(table: Table, spec: DataSection, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -121,9 +150,10 @@ def _place(index: Mapping[str, int], name: str, table: Table, row: int, target: 
     """Return a class's number; raises EectlError where there is no such class."""
     if name not in index:
         known = list(index)
-        listed = ", ".join(each[:_SHOWN] for each in known[:5]) + (", …" if len(known) > 5 else "")
+        listed = ", ".join(visible(each)[:_SHOWN] for each in known[:5]) + (", …" if len(known) > 5 else "")
         raise EectlError(
-            f"{table.where(row)}: column '{target}' is '{name:.{_SHOWN}}', which is not among the {len(known)} classes ({listed})"
+            f"{table.where(row)}: {table.noun} '{target}' is '{visible(name)[:_SHOWN]}', which is not among the {len(known)} "
+            f"classes ({listed})"
         )
     return index[name]
 
@@ -132,13 +162,21 @@ def _label_targets(table: Table, spec: DataSection, classes: Sequence[str]) -> N
     if len(spec.targets) > 1:
         return np.stack([_flags(table, name) for name in spec.targets], axis=1)
     index, target = {name: label for label, name in enumerate(classes)}, spec.targets[0]
-    sets = _label_sets(table, target)
-    if len(sets) * len(classes) > MOST_CELLS:
+    rows = len(table.columns[target])
+    if rows * len(classes) > MOST_CELLS:
         raise EectlError(
-            f"{table.path}: {len(classes):,} labels for {len(sets):,} rows, over {MOST_CELLS:,} in all; take fewer labels"
+            f"{table.path}: {len(classes):,} labels for {rows:,} rows, over {MOST_CELLS:,} in all; take fewer labels"
         )
-    found = np.zeros((len(sets), len(classes)), dtype=np.float32)
-    for row, names in enumerate(sets):
+    width = _flags_in(table, target)
+    if width == len(classes):
+        return np.array(table.columns[target], dtype=np.float32)
+    if width is not None:
+        raise EectlError(
+            f"{table.where(0)}: {table.noun} '{target}' has {width:,} numbers, and the training rows have {len(classes):,} "
+            "labels; give one for each label"
+        )
+    found = np.zeros((rows, len(classes)), dtype=np.float32)
+    for row, names in enumerate(_label_sets(table, target)):
         found[row, [_place(index, name, table, row, target) for name in names]] = 1
     return found
 
@@ -149,7 +187,7 @@ def _flags(table: Table, name: str) -> NDArray[np.float32]:
     for row, value in enumerate(table.columns[name]):
         flag = _FLAGS.get(value) if isinstance(value, str | int | float) else None
         if flag is None:
-            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r:.{_SHOWN}}; a column of a label is 0 or 1")
+            raise EectlError(f"{table.where(row)}: {table.noun} '{name}' is {value!r:.{_SHOWN}}; a column of a label is 0 or 1")
         found[row] = flag
     return found
 

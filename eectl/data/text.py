@@ -20,18 +20,9 @@ from torch import Tensor
 
 from eectl.core.errors import EectlError, visible
 from eectl.core.files import reading
+from eectl.data.carving import choose_rows, row_groups, without_copies, without_test
 from eectl.data.copies import Contents, Copies, hashed
-from eectl.data.splits import (
-    DataInfo,
-    Dataset,
-    Ids,
-    Split,
-    choose_rows,
-    row_groups,
-    send_all,
-    without_copies,
-    without_test,
-)
+from eectl.data.splits import DataInfo, Dataset, Ids, Split, send_all
 from eectl.data.text_sources import StoredTexts, TextPart, stored_texts, text_classes
 from eectl.recipe.data_paths import expand
 from eectl.recipe.data_section import DataSection

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from eectl.core.errors import EectlError
 from eectl.core.files import replacing
-from eectl.data.arrow_tables import Sheet, class_columns, is_string, listed_columns, require, target_column
+from eectl.data.arrow_tables import Sheet, is_string, listed_columns, require, table_of
 from eectl.data.hub import datasets_library, hub_sheets, saved_sheets
+from eectl.data.sheet_targets import sheet_targets, target_columns
 from eectl.data.targets import classes_in, read_targets
-from eectl.data.text_tables import READERS, Table, class_cells, classes_among, find_table, read_table, texts
+from eectl.data.text_tables import READERS, Table, find_table, read_table, texts
 from eectl.recipe.choices import TEXT_CHOICES, in_order
 from eectl.recipe.data_section import DataSection
 from eectl.recipe.text_sets import GLUE_PREFIX, NEWSGROUPS, TEXT_SETS
@@ -144,64 +145,36 @@ def _saved_tables(folder: Path, spec: DataSection) -> dict[str, Table]:
     for part, names in GLUE_FILES.items():
         name = next((name for name in names if name in saved), None)
         if name is not None:
-            tables[part] = _table(saved[name], (*spec.text, *spec.targets))
+            tables[part] = table_of(saved[name], (*spec.text, *spec.targets), row=f"a text and its {spec.targets[-1]}")
     if "train" not in tables:
         raise EectlError(f"{folder}: there is no train in it, but {', '.join(saved)}")
     return tables
 
 
-def _table(sheet: Sheet, names: Sequence[str]) -> Table:
-    """Return columns of a table of pyarrow's with their cells as Python has them."""
-    require(sheet.place, names, sheet.schema.names)
-    read = sheet.read(list(dict.fromkeys(names)))
-    if not read.num_rows:
-        raise EectlError(f"{sheet.place}: no rows; each row is a text and its {names[-1]}")
-    try:
-        return Table(sheet.place, {name: read.column(name).to_pylist() for name in names})
-    except (ValueError, OverflowError) as error:  # bytes that are no UTF-8 among them
-        raise EectlError(f"{sheet.place}: cells that cannot be read ({str(error)[:80]}); write it again") from error
-
-
 def load_hub_texts(spec: DataSection, download: bool) -> StoredTexts:
     """Return the texts of a data set of the datasets library, hfds/NAME: the columns that the recipe names, or the only ones.
 
-    Classes are those of the training rows, in the library's order. A split whose classes are not told is left out. Raises
-    EectlError for missing columns and cells that will not do.
+    Targets are what `sheet_targets` finds beside them. Raises EectlError for missing columns and cells that will not do.
     """
     sheets = hub_sheets(spec, download)
-    train = sheets["train"]
-    if spec.task in ("multilabel", "ordinal") or len(spec.targets) > 1:
-        own = spec.model_copy(update={"text": _text_columns(train, spec.targets[0], spec)})
-        tables = {name: _table(sheet, (*own.text, *own.targets)) for name, sheet in sheets.items()}
-        classes = classes_in(tables["train"], own)
-        return StoredTexts(classes, {name: _part(table, own, classes, empty=True) for name, table in tables.items()})
-    target = target_column(train, spec, _may_be_number if spec.task == "regression" else _may_be_class)
-    columns = _text_columns(train, target, spec)
-    known = class_columns(train.schema).get(target) if spec.task == "classification" else None
-    own = spec.model_copy(update={"text": columns, "target": target})
-    tables = {name: _table(sheet, (*columns, target)) for name, sheet in sheets.items()}
-    if spec.task == "regression":
-        return StoredTexts((), {name: _part(table, own, (), empty=True) for name, table in tables.items()})
-    named = {name: class_cells(table, target, known) for name, table in tables.items()}
-    hidden = {name for name, each in named.items() if name != "train" and set(each) == {None}}
-    classes = classes_in(tables["train"], own) if known is None else classes_among(named["train"], known, train.place, target)
-    told = {
-        name: Table(table.path, {**table.columns, target: ["" if each is None else each for each in named[name]]})
-        for name, table in tables.items()
-        if name not in hidden
-    }
-    notes = tuple(f"{spec.name}: the classes of its {name} split are not told, so it is left out" for name in sorted(hidden))
-    return StoredTexts(classes, {name: _part(table, own, classes, empty=True) for name, table in told.items()}, notes)
+    own = spec.model_copy(update={"target": target_columns(sheets["train"], spec, _may_be_class)})
+    columns = _text_columns(sheets["train"], own.targets, spec)
+    told = sheet_targets(sheets, own, row="a text")
+    parts = {}
+    for name, targets in told.targets.items():
+        table = table_of(sheets[name], columns, row="a text and its target")
+        parts[name] = TextPart(list(zip(*(texts(table, column, empty=True) for column in columns), strict=True)), targets)
+    return StoredTexts(told.classes, parts, told.notes)
 
 
-def _text_columns(sheet: Sheet, target: str, spec: DataSection) -> tuple[str, ...]:
+def _text_columns(sheet: Sheet, targets: Sequence[str], spec: DataSection) -> tuple[str, ...]:
     """Return the columns of texts: those that the recipe names, or the only one."""
     names = sheet.schema.names
     if set(spec.text) <= set(names):
         return spec.text
     if spec.text != type(spec).model_fields["text"].default:
         require(sheet.place, spec.text, names)
-    found = [field.name for field in sheet.schema if is_string(field.type) and field.name != target]
+    found = [field.name for field in sheet.schema if is_string(field.type) and field.name not in targets]
     if len(found) != 1:
         raise EectlError(
             f"{sheet.place}: no column 'text', and {len(found)} others hold texts; it has {listed_columns(names)}; set data.text "
@@ -214,12 +187,6 @@ def _may_be_class(kind: Any) -> bool:
     from pyarrow import types
 
     return bool(types.is_integer(kind))
-
-
-def _may_be_number(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_floating(kind))
 
 
 def stored_texts(spec: DataSection, download: bool) -> StoredTexts:

@@ -6,6 +6,7 @@ Every complaint about a cell names the file and the row, counted from 1 without 
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from eectl.recipe.choices import FILE_CHOICES, in_order
 MOST_CHARACTERS = 16 * 2**20  # of a cell, or of a line of JSON
 MOST_TARGET = 1e15  # in size: the squares of larger ones leave float32 once there are thousands of rows
 HIDDEN = -1  # the label of rows whose class a published data set does not tell
+_PART = re.compile(r"-(\d{1,9})-of-(\d{1,9})\.")
 _MANY_ROWS = 10**6  # from which a Parquet file must have a byte for each row
 _MOST_NAMED = 12  # columns that a message lists
 _LONGEST = 40  # characters of each
@@ -27,10 +29,14 @@ _LONGEST = 40  # characters of each
 
 @dataclass(frozen=True)
 class Table:
-    """Some columns of a file, or of the parts of one: `columns[name][row]`; `where(row)` names a row for messages."""
+    """Some columns of a file, or of the parts of one: `columns[name][row]`; `where(row)` names a row for messages.
+
+    `noun` is what messages call a column.
+    """
 
     path: Path
     columns: Mapping[str, Sequence[Any]]
+    noun: str = "column"
 
     def where(self, row: int) -> str:
         """Return what messages call row `row` (from 0)."""
@@ -40,13 +46,24 @@ class Table:
 def find_table(folder: Path, names: Iterable[str]) -> list[Path]:
     """Return the one file of a split in `folder`, NAME.csv (or another of READERS), or its parts NAME-00000-of-00002.parquet.
 
-    Empty where there is none. Raises EectlError where several files mean the same split.
+    Empty where there is none. Raises EectlError where several files mean the same split, and where a part is missing.
     """
     found = [path for name in names for kind in READERS if (path := folder / f"{name}{kind}").is_file()]
     parts = [path for name in names for path in sorted(folder.glob(f"{name}-[0-9]*-of-[0-9]*.parquet"))]
     if len(found) + bool(parts) > 1:
         raise EectlError(f"{folder}: {' and '.join(path.name for path in (found + parts)[:2])} mean the same split; keep one")
+    check_parts(parts)
     return found or parts
+
+
+def check_parts(paths: Sequence[Path]) -> None:
+    """Raise EectlError where files say in their names of how many parts they are, as 00000-of-00002, and one is missing."""
+    numbers = [(int(match[1]), int(match[2])) for path in paths if (match := _PART.search(path.name)) is not None]
+    for _, count in numbers[:1]:
+        missing = next((number for number in range(count) if (number, count) not in numbers), None)
+        if missing is not None or len(numbers) > count:
+            what = f"part {missing} is missing" if missing is not None else "there are others beside them"
+            raise EectlError(f"{paths[0]}: one of {count:,} parts, and {what}; fetch the data set again")
 
 
 def read_table(paths: Sequence[Path], names: Sequence[str]) -> Table:
@@ -164,9 +181,9 @@ def texts(table: Table, name: str, *, empty: bool = False) -> list[str]:
     for row, value in enumerate(table.columns[name]):
         if value is None or (isinstance(value, str) and not value.strip()):
             if not empty or value is None:
-                raise EectlError(f"{table.where(row)}: column '{name}' is empty; fill it in or take the row out")
+                raise EectlError(f"{table.where(row)}: {table.noun} '{name}' is empty; fill it in or take the row out")
         elif not isinstance(value, str):
-            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r:.80}, not a text")
+            raise EectlError(f"{table.where(row)}: {table.noun} '{name}' is {value!r:.80}, not a text")
     return list(table.columns[name])
 
 
@@ -177,11 +194,11 @@ def numbers(table: Table, name: str) -> NDArray[np.float64]:
         result[row] = _number(value)
         if not math.isfinite(result[row]):
             what = "is empty" if value in (None, "") else f"is {value!r:.80}, not a number"
-            raise EectlError(f"{table.where(row)}: column '{name}' {what}; regression needs a number in every row")
+            raise EectlError(f"{table.where(row)}: {table.noun} '{name}' {what}; regression needs a number in every row")
         if abs(result[row]) > MOST_TARGET:
             raise EectlError(
-                f"{table.where(row)}: column '{name}' is {value!r:.80}, and its square is too large to compute with; targets may "
-                f"be up to {MOST_TARGET:g} in size: mend that row, or divide the column by a number"
+                f"{table.where(row)}: {table.noun} '{name}' is {value!r:.80}, and its square is too large to compute with; "
+                f"targets may be up to {MOST_TARGET:g} in size: mend that row, or divide the column by a number"
             )
     return result
 
@@ -201,12 +218,12 @@ def names_of(table: Table, name: str) -> list[str]:
     result = []
     for row, value in enumerate(table.columns[name]):
         if value is None or value == "":
-            raise EectlError(f"{table.where(row)}: column '{name}' is empty; every row needs a class")
+            raise EectlError(f"{table.where(row)}: {table.noun} '{name}' is empty; every row needs a class")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, str | int):
             raise EectlError(
-                f"{table.where(row)}: column '{name}' is {value!r:.80}, not a class; set data.task to regression (--task "
+                f"{table.where(row)}: {table.noun} '{name}' is {value!r:.80}, not a class; set data.task to regression (--task "
                 "regression)"
             )
         result.append(str(value))
@@ -229,7 +246,9 @@ def class_cells(table: Table, name: str, known: Sequence[str] | None) -> list[st
         return list(names_of(table, name))
     for row, value in enumerate(table.columns[name]):
         if not isinstance(value, int) or not HIDDEN <= value < len(known):
-            raise EectlError(f"{table.where(row)}: column '{name}' is {value!r:.80}, and its {len(known)} classes count from 0")
+            raise EectlError(
+                f"{table.where(row)}: {table.noun} '{name}' is {value!r:.80}, and its {len(known)} classes count from 0"
+            )
     return [None if value == HIDDEN else known[value] for value in table.columns[name]]
 
 

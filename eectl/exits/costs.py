@@ -35,7 +35,8 @@ class Costs:
 
     `exits[k-1]` is the cost of leaving at exit k (1..K): the blocks up to it and **all** heads passed on the way, its own
     included; the last is the whole backbone and all heads. `heads[k-1]` is attached head k alone (k < K). `plain` is the
-    backbone with its own head and no exits: budgets are shares of it (paper, methods §5).
+    backbone with its own head and no exits: budgets are shares of it (paper, methods §5). `blocks[i]` is the stem and the blocks
+    up to block i, no head among them.
     """
 
     exits: tuple[int, ...]
@@ -43,6 +44,7 @@ class Costs:
     plain: int
     parameters: int
     head_parameters: tuple[int, ...]
+    blocks: tuple[int, ...] = ()
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -68,10 +70,12 @@ def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
         spent, hidden = _count_hidden("the stem", backbone, lambda h: backbone.stem(_tensor(h)), Hidden(inputs))
         exits: list[int] = []
         heads: list[int] = []
+        blocks: list[int] = []
         outputs: list[ExitOutput | None] = []
         for index in range(backbone.depth):
             cost, hidden = _count_hidden(f"block {index}", backbone, partial(backbone.block, index), hidden)
             spent += cost
+            blocks.append(spent)
             if index in model.after:
                 number = model.after.index(index) + 1
                 heads.append(_count_output(f"exit {number}", model, number, hidden, outputs))
@@ -84,6 +88,7 @@ def measure_costs(model: MultiExitModel, input_shape: Sequence[int]) -> Costs:
         plain=plain,
         parameters=sum(p.numel() for p in backbone.parameters()),
         head_parameters=tuple(sum(p.numel() for p in head.parameters()) for head in model.exits),
+        blocks=tuple(blocks),
     )
 
 

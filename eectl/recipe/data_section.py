@@ -276,8 +276,9 @@ class DataSection(Section):
     target: ShortText | Annotated[tuple[ShortText, ...], Field(min_length=1, max_length=MOST_TARGETS)] = Field(
         "label",
         description="The column to predict, of texts, or of images in a table or listed in metadata.csv; the key of a shard's "
-        "JSON. For regression and multilabel several may be named, as [a, b]; one column of labels has them as a list, or as "
-        "a|b. Published data sets bring their own, and hfds/NAME its column of classes where it has none of that name.",
+        "JSON. For regression and multilabel several may be named, as [a, b]; one column of labels has them as a list, as a|b, "
+        "or as a 0 or 1 for each. Published data sets bring their own; hfds/NAME and Parquet of images the only one that the "
+        "task may have, where there is no column label.",
     )
     task: TaskName = Field("classification", description=f"What the target of data of your own is. {described(TASK_CHOICES)}.")
     levels: Annotated[tuple[ShortText, ...], Field(min_length=2, max_length=MOST_TARGETS)] | None = Field(
@@ -364,11 +365,11 @@ class DataSection(Section):
             it = "it" if len(changed) == 1 else "them"
             raise ValueError(f"{', '.join(changed)} {verb} for {other}, and {self.name} holds {kind}; leave {it} out")
         own = [key for key in _TARGET_KEYS if getattr(self, key) != type(self).model_fields[key].get_default()]
-        own = [key for key in own if key != "target" or not (self.is_of_library or self.name == "wds")]
-        if own and not self.is_text and self.name != "folder":
+        if own and not (self.is_text or self.is_of_library or self.name in OWN_FILES):
             it, verb = ("it", "is") if len(own) == 1 else ("them", "are")
             raise ValueError(
-                f"{listed(own)} {verb} for folder and text, data of your own, and this is {self.name}; leave {it} out"
+                f"{listed(own)} {verb} for data of your own ({listed(OWN_FILES)}) and hfds/NAME, and this is {self.name}; leave "
+                f"{it} out"
             )
         known = TEXT_SETS.get(self.name)
         if known is not None and (self.text, self.target, self.task) != (known.text, known.target, known.task):

@@ -216,6 +216,7 @@ class PhaseSection(Section):
     lr: Rate | None = Field(None, description="The highest learning rate. Default: that of `optimizer`.")
     weight_decay: RateOrZero | None = Field(None, description="The weight decay. Default: that of `optimizer`.")
     batch_size: Rows | None = Field(None, description="Rows of a step. Default: the recipe's.")
+    accumulate: Rows | None = Field(None, description="The pieces in which they pass. Default: the recipe's.")
 
 
 class Recipe(Section):
@@ -375,12 +376,15 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _rows_to_accumulate(self) -> "Recipe":
-        sizes = {"batch_size": self.batch_size}
-        sizes |= {f"phases.{number}.batch_size": own.batch_size for number, own in self.phases.items() if own.batch_size}
-        for key, size in sizes.items():
-            if self.accumulate > size:
-                raise ValueError(f"accumulate is {self.accumulate:,}, and {key} only {size:,}; a piece has at least a row")
-        if self.accumulate > 1 and self.loss_weights == "l2w":
+        most = self.accumulate
+        for number, own in [(None, PhaseSection()), *self.phases.items()]:
+            place = f"phases.{number}."
+            rows = (f"{place if own.batch_size else ''}batch_size", own.batch_size or self.batch_size)
+            pieces = (f"{place if own.accumulate else ''}accumulate", own.accumulate or self.accumulate)
+            if pieces[1] > rows[1]:
+                raise ValueError(f"{pieces[0]} is {pieces[1]:,}, and {rows[0]} only {rows[1]:,}; a piece has at least a row")
+            most = max(most, pieces[1])
+        if most > 1 and self.loss_weights == "l2w":
             raise ValueError("loss_weights l2w takes each batch in two halves of its own; set accumulate=1")
         return self
 

@@ -169,12 +169,15 @@ def estimate_time(planned: Plan, *, device: str = "auto") -> TimeEstimate:
     """Estimate an epoch of each phase from one timed step of the whole network on a few rows of noise.
 
     A step forward and backward counts as three times the MACs; a phase then takes its forward pass up to the last exit it
-    trains, twice the MACs of what trains, and a forward pass of the validation rows. Reading and augmenting data is left out.
+    trains, twice the MACs of what trains, and a forward pass of the validation rows. Blocks that `freeze_until` keeps run
+    forward alone. Reading and augmenting data is left out.
     """
     place, costs = pick_device(device), planned.priced.costs
     rate, rows = _measure_rate(planned, place)
     ends = [cost - heads for cost, heads in zip(costs.exits[:-1], _running_sums(costs.heads), strict=True)] + [costs.plain]
-    segments = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    last_kept = planned.recipe.freeze_until
+    kept = 0 if last_kept is None else costs.blocks[last_kept]
+    segments = [max(end, kept) - max(start, kept) for start, end in zip([0, *ends], ends, strict=False)]  # what may train of each
     train, validation = planned.rows["train"], planned.rows["validation"]
     augments = planned.recipe.data.augment.is_random
     seconds = []

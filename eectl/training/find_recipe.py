@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eectl.core.errors import EectlError, visible
+from eectl.core.errors import EectlError, one_line
 from eectl.core.hub import fetch, local_path, parse_address
 from eectl.models.checkpoint import read_about
 from eectl.recipe.own_data import own_data
@@ -96,7 +96,7 @@ def _checked(start: Path | str) -> Path | str:
     try:
         return start_text(start)
     except ValueError as error:
-        raise EectlError(f"--from {visible(str(start))[:80]}: {error}") from error
+        raise EectlError(f"--from {one_line(str(start))[:80]}: {error}") from error
 
 
 def _plain(value: object) -> object:

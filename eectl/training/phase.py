@@ -104,7 +104,7 @@ def phase_settings(
         metric=recipe.metric,
         validation_weights=tuple(balanced_weights(data.validation.labels).tolist()) if recipe.metric == "balanced" else None,
         batch_size=batch_size,
-        accumulate=recipe.accumulate,
+        accumulate=own.get("accumulate", recipe.accumulate),
         eval_batch_size=recipe.eval_batch_size,
         steps_per_epoch=num_batches(data.train, batch_size),
         rows_per_step=min(batch_size, len(data.train)),

@@ -121,6 +121,7 @@ def show_phases(
             "weights": ", then ".join(_weights(recipe, weighting, sorted(exits), num_exits, shares) for exits in phase.losses),
             "with": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {_decay(optimizer)}, {recipe.schedule.name}"
             + (f", batch size {change.batch_size}" if change.batch_size else "")
+            + (f" in {change.accumulate} pieces" if change.accumulate else "")
             + (f", layer decay {optimizer.layer_decay:g}" if optimizer.layer_decay < 1 else ""),
             "for": f"at most {change.epochs or recipe.epochs} epochs, patience {change.patience or recipe.patience}",
         }

@@ -242,10 +242,59 @@ def test_damaged_files_are_one_line(saved, tmp_path):
         assert "toy-train.arrow: not Arrow, or cut short" in refused(f"hfds/{tmp_path / 'arrow'}")
 
 
+def cut_stream(path, batches):
+    """Cut a stream of Arrow's after so many batches, between two messages."""
+    content = path.read_bytes()
+    source = pyarrow.py_buffer(content)
+    file = pyarrow.BufferReader(source)
+    reader = pyarrow.ipc.open_stream(file)
+    for _ in range(batches):
+        reader.read_next_batch()
+    assert (
+        pyarrow.ipc.open_stream(content[: file.tell()]).read_all().num_rows < pyarrow.ipc.open_stream(source).read_all().num_rows
+    )
+    path.write_bytes(content[: file.tell()])
+
+
+def test_a_stream_that_is_cut_between_batches_is_no_shorter_data_set(rows, saved, tmp_path, monkeypatch):
+    """The library itself reads the batches that are left, in silence."""
+    many = datasets.concatenate_datasets([rows["train"]] * 40)  # over 1,000 rows: several batches
+    datasets.DatasetDict({"train": many}).save_to_disk(str(tmp_path / "saved"))
+    path = tmp_path / "saved/train/data-00000-of-00001.arrow"
+    cut_stream(path, 1)
+    assert "data-00000-of-00001.arrow: not Arrow, or cut short" in refused(f"hfds/{tmp_path / 'saved'}")
+    (tmp_path / "plain").mkdir()
+    with pyarrow.ipc.new_stream(str(tmp_path / "plain/train.arrow"), rows["train"].data.table.schema) as writer:
+        writer.write_table(rows["train"].data.table, max_chunksize=20)
+    whole = (tmp_path / "plain/train.arrow").read_bytes()
+    assert load(f"hfds/{tmp_path / 'plain'}").info.classes == CLASSES
+    cut_stream(tmp_path / "plain/train.arrow", 2)
+    assert "train.arrow: not Arrow, or cut short" in refused(f"hfds/{tmp_path / 'plain'}")
+    for size in range(len(whole) - 8, len(whole)):
+        (tmp_path / "plain/train.arrow").write_bytes(whole[:size])
+        assert "train.arrow: not Arrow, or cut short" in refused(f"hfds/{tmp_path / 'plain'}")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95, 0.999])
+def test_a_parquet_file_that_is_cut_anywhere_is_named(saved, tmp_path, share):
+    whole = (saved / "own/train.parquet").read_bytes()
+    (tmp_path / "train.parquet").write_bytes(whole[: int(share * len(whole))])
+    for place in ({"name": "folder", "root": tmp_path}, {"name": f"hfds/{tmp_path}"}):
+        assert "train.parquet: not Parquet, or cut short" in refused(**place)
+
+
+def test_a_part_that_is_missing_is_named(saved, tmp_path):
+    for number in (0, 2):
+        path = tmp_path / f"train-{number:05}-of-00003.parquet"
+        path.write_bytes((saved / "own/train.parquet").read_bytes())
+    assert "train-00000-of-00003.parquet: one of 3 parts, and part 1 is missing" in refused(f"hfds/{tmp_path}")
+    assert "one of 3 parts, and part 1 is missing" in refused("folder", root=tmp_path)
+
+
 def test_offsets_that_point_anywhere_are_refused_before_a_cell_is_read(tmp_path):
     offsets = np.array([0, 10, 2**31 - 100, 30], dtype=np.int32)
     cells = pyarrow.Array.from_buffers(pyarrow.binary(), 3, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(bytes(40))])
-    batch = pyarrow.record_batch([cells, pyarrow.array([0, 1, 0])], names=["image", "label"])
+    batch = pyarrow.record_batch([cells, pyarrow.array(["a", "b", "a"])], names=["image", "label"])
     with pyarrow.ipc.new_stream(str(tmp_path / "train.arrow"), batch.schema) as writer:
         writer.write_batch(batch)
     assert "train.arrow: not Arrow, or cut short" in refused(f"hfds/{tmp_path}")
@@ -315,6 +364,9 @@ def test_a_data_set_in_the_librarys_cache_is_read_without_the_network(rows, save
     data = load("hfds/somebody/colours", in_memory=True)
     found = [pixels(data.splits[name]) for name in ("train", "validation", "calibration")]
     assert found[0] | found[1] | found[2] == decoded(rows["train"])
+    path = place / "colours-train.arrow"
+    path.write_bytes(path.read_bytes()[:-8])
+    assert "colours-train.arrow: not Arrow, or cut short" in refused("hfds/somebody/colours")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from toy_text import make_rows, write_csv, write_tokenizer
 
 from eectl.core.errors import EectlError
 from eectl.data import data_info, load_data
-from eectl.data.splits import carve, rank_groups
+from eectl.data.carving import carve, rank_groups
 from eectl.recipe.data_section import DataSection
 from eectl.recipe.reading import make_recipe
 

@@ -18,7 +18,8 @@ from eectl.core.errors import EectlError, Interrupted
 from eectl.core.tensor_files import read_any_tensors
 from eectl.data import data_info, load_data, outline, train_batches
 from eectl.data.images import FileImages
-from eectl.data.shards import expand_ranges
+from eectl.data.shard_files import expand_ranges
+from eectl.data.shards import load_shards
 from eectl.recipe.data_section import DataSection
 from eectl.training.train import train
 from tests.conftest import small_recipe
@@ -170,6 +171,41 @@ def test_a_shard_that_is_cut_short_is_named_with_the_member_or_used_as_far_as_it
     assert "damaged" not in load(write_shards(root.parent / "other")).notes
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_shard_that_is_cut_anywhere_is_whole_or_refused(tmp_path, form):
+    """At each block and beside it: in headers, names that take blocks of their own, contents, padding and zeros at the end."""
+    folder = "" if form == tarfile.USTAR_FORMAT else "long-" * 30 + "/"
+    path = write_shard(tmp_path / "train-0.tar", range(8), form=form, folder=folder)
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        end = max(512 * -(-(each.offset_data + each.size) // 512) for each in archive.getmembers())
+    spec = DataSection(name="wds", root=tmp_path)
+    for size in sorted({block + more for block in range(0, len(whole) + 1, 512) for more in (-1, 0, 1, 100)}):
+        if not 0 <= size <= len(whole):
+            continue
+        path.write_bytes(whole[:size])
+        if size >= end + 512:  # a block of zeros ends an archive
+            assert len(load_shards(spec, False).parts["train"].labels) == 8
+            continue
+        with pytest.raises(EectlError, match=r"train-0.tar: (cut short at|not a tar archive, or cut short)"):
+            load_shards(spec, False)
+
+
+def test_what_follows_the_end_of_an_archive_is_not_lost_in_silence(root):
+    path, other = root / "train-002.tar", root / "train-003.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole + other.read_bytes())  # cat a.tar b.tar, of which readers see the first alone
+    assert "train-002.tar: cut short at 00044.cls, where its archive ends with" in refused(root)
+    with tarfile.open(other) as archive:
+        place = archive.getmembers()[20].offset
+    path.write_bytes(whole[:place] + bytes(2**21))  # a download that filled its file with zeros first, and was stopped
+    assert "train-002.tar: cut short at 00039.cls, where its archive ends with" in refused(root)
+    notes = load(root, shards={"damaged": "skip"}).notes
+    assert any("00039.cls, where its archive ends with" in note and "the 9 rows before it are used" in note for note in notes)
+    path.write_bytes(whole + bytes(2**19))  # a writer with large records
+    assert sum(len(split) for split in load(root).splits.values()) == 72
+
+
 def test_a_shard_that_becomes_shorter_while_it_is_read_is_named(root):
     data = load(root, image_size=16)
     cut(root / "test-000.tar", 3000)
@@ -278,7 +314,7 @@ def test_other_files_are_no_shards(tmp_path):
 
 def test_a_class_that_was_not_trained_is_named_with_its_row(root):
     hostile(root / "test-001.tar", ("zz.png", encoded(picture(5000, 1)), {}), ("zz.cls", b"9", {}))
-    assert "test-001.tar: zz.png is of class '9', which is not among the 3 of the training shards" in refused(root)
+    assert "test-001.tar: zz.png: target 'label' is '9', which is not among the 3 classes (0, 1, 2)" in refused(root)
 
 
 @pytest.mark.slow

@@ -1,11 +1,25 @@
 """Policies under which toy rows leave at every exit, and small networks of all kinds with batches for them."""
 
+import pytest
 import torch
-from small_networks import CASES, NUM_OUTPUTS, build_noisy, rows_for
+from small_networks import CASES, DROPS, NUM_OUTPUTS, Case, build_noisy, rows_for
 
 from eectl.exits.criteria import CRITERIA
 from eectl.exits.policy import NEVER, Policy, choose
 from eectl.models.build import attach_ensembles, attach_exits
+
+TRACED = {  # networks that keep what follows from their weights, fold images into rows, or are cut across two tensors
+    "timm-efficientformer2": Case("timm/efficientformerv2_s0", DROPS, (3, 32, 32), 14, set(), set()),
+    "timm-mobilevit": Case("timm/mobilevit_xxs", DROPS, (3, 32, 32), 10, set(), set()),
+    "timm-tnt": Case(
+        "timm/tnt_s_legacy_patch16_224",
+        {"depth": 2, "embed_dim": 24, "num_heads_outer": 3, "inner_dim": 8, "num_heads_inner": 2},
+        (3, 32, 32),
+        2,
+        set(),
+        set(),
+    ),
+}
 
 
 def thresholds_for(name, scores):
@@ -38,7 +52,7 @@ def decided(model, batches):
 
 
 def real_networks():
-    """By name: an entry of CASES, the blocks that exits follow, the kind of their heads, and their ensemble."""
+    """By name: an entry of CASES or TRACED, the blocks that exits follow, the kind of their heads, and their ensemble."""
     return {
         "resnet": ("cifar", (1, 4, 6), "auto", None),
         "ztw": ("cifar", (1, 4, 6), "ztw", "geometric"),
@@ -52,7 +66,16 @@ def real_networks():
         "mlp": ("timm-vit", (0, 1), "mlp-8", None),
         "ztw-arithmetic": ("vit", (0, 1), "ztw-arithmetic", "arithmetic"),
         "gpf-lancopku": ("cifar", (1, 4), "gpf-lancopku-6", None),
+        "kept-biases": ("timm-efficientformer2", (8, 11), "auto", None),
+        "folded-rows": ("timm-mobilevit", (5, 7), "auto", None),
+        "rows-of-rows": ("timm-tnt", (0,), "auto", None),
     }
+
+
+REAL_NETWORKS = [
+    pytest.param(name, marks=pytest.mark.thorough if name in ("kept-biases", "folded-rows") else []) for name in real_networks()
+]
+"""Their names, to be a test's parameters."""
 
 
 def batches_for(case):
@@ -68,7 +91,7 @@ def batches_for(case):
 def build_network(name):
     """One of them in eval mode, and its batches in the memory layout that it likes."""
     case_name, after, heads, ensemble = real_networks()[name]
-    case = CASES[case_name]
+    case = (CASES | TRACED)[case_name]
     backbone = build_noisy(case.name, case.args, case.shape)
     model = attach_exits(backbone, after=after, heads=heads, num_outputs=NUM_OUTPUTS, input_shape=case.shape).eval()
     model = attach_ensembles(model, ensemble, num_outputs=NUM_OUTPUTS).eval() if ensemble else model

@@ -183,6 +183,7 @@ def test_hand_counted_pieces() -> None:
         plain=sum(blocks) + 4 * 3,
         parameters=(6 * 9 + 6) + (6 * 4 * 4 + 4) + (4 * 4 + 4) + (4 * 3 + 3),
         head_parameters=(6 * 3 + 3 + 3 * 7 + 7, 7 * 3 + 3 + 3 * 7 + 7),
+        blocks=(blocks[0], blocks[0] + blocks[1], sum(blocks)),
     )
 
 

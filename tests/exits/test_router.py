@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exits.rigged import build_network, decided, real_networks, spread, thresholds_for
+from exits.rigged import REAL_NETWORKS, build_network, decided, spread, thresholds_for
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_exits import WIDTH, CascadeHead, CountingBackbone, PlainHead, toy_model
 
@@ -71,7 +71,7 @@ def test_online_equals_offline(name, head, mode):
     assert len(set(chosen.tolist())) > 1
 
 
-@pytest.mark.parametrize("name", real_networks())
+@pytest.mark.parametrize("name", REAL_NETWORKS)
 @torch.inference_mode()
 def test_every_kind_of_network(name):
     """Batches of other lengths refill each other; exits that hear earlier ones and ensembles hear those of the same rows."""

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from exits.rigged import build_network, decided, real_networks, spread, thresholds_for
+from exits.rigged import REAL_NETWORKS, build_network, decided, spread, thresholds_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tape import Tape
@@ -114,7 +114,7 @@ def test_every_criterion_at_every_size(name, head, streams, options):
 
 
 @pytest.mark.parametrize("way", ["plain", "taped"])
-@pytest.mark.parametrize("name", real_networks())
+@pytest.mark.parametrize("name", REAL_NETWORKS)
 @torch.inference_mode()
 def test_every_kind_of_network(name, way, monkeypatch):
     """Batches of texts of several lengths too: padding up to a bucket changes no answer, nor does another bucket in a stream."""
@@ -351,7 +351,7 @@ def test_rings_that_would_take_much_memory_hold_fewer_batches(monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["plain", "taped"])
-@pytest.mark.parametrize("name", real_networks())
+@pytest.mark.parametrize("name", REAL_NETWORKS)
 @torch.inference_mode()
 def test_the_full_pass_gives_the_same_answers(name, way):
     model, batches = build_network(name)

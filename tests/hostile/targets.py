@@ -26,7 +26,7 @@ from hostile.mutators import (
     damage_tensors,
 )
 from hostile.sealing import seal_json, seal_tensors
-from hostile.world import DECODER, EYE, LISTED, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
+from hostile.world import DECODER, EYE, LABELS, LISTED, PHOTOS, SHORT, SMALL, STOPPED, TEXTS, words
 
 HAS_LOGS = find_spec("tensorboard") is not None  # only then a run logs to a tracker unasked
 OPTION = "VALUE"  # stands in a line for the value of an option that is damaged
@@ -341,6 +341,8 @@ def _data() -> list[Target]:
         *stored("Parquet of images", "pictures.parquet", damage_bytes, "folder", "--data-root", "pictures.parquet"),
         *stored("Arrow of images", "saved/train.arrow", damage_bytes, "--data", "hfds/./saved"),
         *stored("shard", "shards/train-0.tar", damage_shard, "--data", "shards"),
+        *stored("labels in Arrow", "saved/train.arrow", damage_bytes, "--data", "hfds/./saved", *LABELS),
+        *stored("labels in shards", "shards/train-0.tar", damage_bytes, "--data", "shards", *LABELS),
         image("predict", "photos-run/model.safetensors", "photos", *CPU),
         *(encoder(*file, *learn, "texts.csv", *TEXTS, "--dry-run") for file in files),
         Target(

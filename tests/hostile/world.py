@@ -40,11 +40,12 @@ DECODER = words(
     "--data texts.csv --text text --target mood --set data.tokenizer=./tiny --set exits.after=[0] --set data.max_length=12 "
     "--set batch_size=16 -q --device cpu"
 )
+LABELS = words("--task multilabel --target tags")
 PHOTOS = words(
     "--backbone resnet20 --set data.image_size=12 --set data.test=0.25 --set exits.after=[1] --set batch_size=8 "
     "--set data.workers=0 -q --device cpu"
 )
-LISTED = words("--data listed --task multilabel --target tags") + PHOTOS
+LISTED = words("--data listed") + LABELS + PHOTOS
 TINY_BERT = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
              "max_position_embeddings": 16}  # fmt: skip
 TINY_DECODER = {"vocab_size": 18, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
@@ -175,7 +176,10 @@ def _stored(folder: Path) -> None:
     import pyarrow
 
     files = sorted((folder / "photos").glob("*/*.png"))
-    rows = [{"image": {"bytes": path.read_bytes(), "path": path.name}, "label": path.parent.name} for path in files]
+    rows = [
+        {"image": {"bytes": path.read_bytes(), "path": path.name}, "label": path.parent.name, "tags": [path.parent.name, "all"]}
+        for path in files
+    ]
     _write_parquet(folder / "pictures.parquet", rows)
     table = pyarrow.Table.from_pylist(rows)
     for name in ("saved", "shards"):
@@ -184,7 +188,8 @@ def _stored(folder: Path) -> None:
         writer.write_table(table)
     with tarfile.open(folder / "shards/train-0.tar", "w") as archive:
         for number, row in enumerate(rows):
-            for ending, content in (("png", row["image"]["bytes"]), ("cls", row["label"].encode())):
+            tags = json.dumps({"tags": row["tags"], "share": number / 2}).encode()
+            for ending, content in (("png", row["image"]["bytes"]), ("cls", row["label"].encode()), ("json", tags)):
                 member = tarfile.TarInfo(f"{number:02}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))

@@ -6,16 +6,18 @@ import re
 import pytest
 import timm
 import torch
+from tape import Tape
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from eectl.core.capture import Capture
 from eectl.core.errors import EectlError
 from eectl.exits.costs import measure_costs
 from eectl.models.adapters.feature_views import Facts
 from eectl.models.adapters.layer_groups import own_groups
 from eectl.models.adapters.traced import Traced, adapt
-from eectl.models.backbone import Backbone
+from eectl.models.backbone import Backbone, Hidden
 from eectl.models.build import attach_exits, build_backbone
 from eectl.models.recompute import RecomputedBlocks
 from eectl.recipe.recipe import BackboneSection
@@ -34,7 +36,7 @@ SMALL += ("_m0|_b0|_s0|_0", "_s", "18", ".")
 SHALLOW = {"beit", "deepseek_vit", "gemma4_vit", "qwen3_vit"}  # whose smallest network is large: three blocks are enough
 
 
-RESULTS = {"mobilevit_xxs": 10, "efficientformerv2_s0": 14, "pvt_v2_b0": 8, "eva02_tiny_patch14_224": 12}
+RESULTS = {"convnextv2_atto": 12, "mobilevit_xxs": 10, "efficientformerv2_s0": 14, "pvt_v2_b0": 8, "eva02_tiny_patch14_224": 12}
 
 
 def smallest(file: str) -> str:
@@ -180,6 +182,26 @@ def test_other_images_are_refused_with_both_sizes() -> None:
         backbone(torch.zeros(1, 3, 32, 32))
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "size", "says"),
+    [
+        ("mobilvit_xxs", {}, 64, r"timm has no 'mobilvit_xxs' \(nearest: mobilevit_xxs, .*\); timm\.list_models\(\) lists"),
+        ("qqqqqqqqqqqq", {}, 64, r"timm has no 'qqqqqqqqqqqq'; timm\.list_models\(\) lists what it has"),
+        (
+            "test_vit",
+            {"depth": 0},
+            64,
+            r"timm/test_vit cannot be cut into blocks: it has no block.*near it are timm/test_vit\d, ",
+        ),
+        ("vgg11", {}, 8, r"timm/vgg11 does not run on images of 8×8 \(.*\); set data\.image_size, 64 is enough for most"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line_with_the_way_out(name: str, args: dict[str, object], size: int, says: str) -> None:
+    with pytest.raises(EectlError, match=f"^{says}") as error:
+        build_backbone(BackboneSection(name=f"timm/{name}", args=args), input_shape=(3, size, size), num_outputs=2)
+    assert len(str(error.value).splitlines()) == 1
+
+
 class Counts(nn.Module):
     """Three layers whose code uses the number of rows, flags and sizes as networks do."""
 
@@ -228,6 +250,28 @@ def test_what_a_network_keeps_from_its_weights_follows_them(images_of_grey: Tens
         assert torch.equal(backbone(images_of_grey), expected)
     for _ in range(2):
         backbone(images_of_grey).sum().backward()
+
+
+def test_each_piece_that_is_recorded_holds_all_that_follows_from_its_weights() -> None:
+    """Recorded for two numbers of rows, as early exit does; what one recording keeps is gone or old when the other runs."""
+    spec = BackboneSection(name="timm/efficientformerv2_s0")
+    backbone = build_backbone(spec, input_shape=(1, 64, 64), num_outputs=NUM_OUTPUTS).eval()
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("gamma"):  # of layers that add little at first
+                parameter.fill_(1.0)
+        hidden = backbone.stem(torch.randn(2, 1, 64, 64))
+        for index in range(9):
+            hidden = backbone.block(index, hidden)
+        piece = Capture(Tape(), plain_calls=1).function(lambda tensor: backbone.block(9, Hidden(tensor)).x)
+        one = hidden.x[:1].clone()
+        for given in (hidden.x, hidden.x, one, one):
+            piece(given)
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("attention_biases"):
+                parameter += torch.arange(parameter.numel()).view_as(parameter) / 10
+        expected = copy.deepcopy(backbone.net.get_submodule("stages.2.blocks.5")).train().eval()(one)
+        assert torch.equal(piece(one), expected)
 
 
 @pytest.fixture

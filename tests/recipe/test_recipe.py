@@ -99,7 +99,7 @@ def test_shipped_recipes_validate(name):
         ({"name": "digits", "kind": "images"}, "kind is for hfds/NAME"),
         ({"name": "folder", "shards": {"train": "a.tar"}}, "shards is for wds"),
         ({"name": "cifar10", "image": "a"}, "image is for hfds/NAME"),
-        ({"name": "cifar10", "target": "a"}, "target is for folder and text, data of your own"),
+        ({"name": "cifar10", "target": "a"}, "target is for data of your own"),
         ({"name": "wds", "shards": {"train": []}}, "at least 1"),
         ({"name": "wds", "shards": {"buffer": 0}}, "greater than or equal to 1"),
         ({"name": "wds", "shards": {"train": "a", "damaged": "ignore"}}, "'error' or 'skip'"),

@@ -22,6 +22,26 @@ VIT = "backbone={name: vit, args: {patch_size: 4, dim: 16, mlp_dim: 16, depth: 2
 SGD = "optimizer={name: sgd, lr: 0.1, momentum: 0}"
 
 
+def test_a_phase_may_have_pieces_of_its_own(small):
+    """As it may have rows of its own; what does not fit is refused with the keys that say so."""
+    recipe = small("regime=disjoint", "accumulate=2", "phases={3: {accumulate: 8, batch_size: 16}}")
+    data = load_data(recipe.data, device=CPU)
+    network = first_network(recipe, data.info)
+    recipe = resolve(recipe, network)
+    model = with_exits(network, recipe.exits, seed=0).model
+    found = [phase_settings(recipe, each, model, training_data(data), num_processes=1) for each in planned_phases(recipe)]
+    assert [(each.accumulate, each.batch_size) for each in found] == [(2, 32), (8, 16)]
+    for phase, says in {
+        "{batch_size: 1}": "accumulate is 2, and phases.3.batch_size only 1",
+        "{accumulate: 33}": "phases.3.accumulate is 33, and batch_size only 32",
+        "{accumulate: 3, batch_size: 2}": "phases.3.accumulate is 3, and phases.3.batch_size only 2",
+    }.items():
+        with pytest.raises(EectlError, match=says):
+            small("accumulate=2", f"phases={{3: {phase}}}")
+    with pytest.raises(EectlError, match="l2w takes each batch in two halves"):
+        small("loss_weights=l2w", "phases={3: {accumulate: 2}}")
+
+
 def stepped(recipe, inputs, targets, *, accumulate):
     """The weights before and after a step in float64, as the loop would take it, and the network."""
     data = load_data(recipe.data, device=CPU)

@@ -65,6 +65,22 @@ def test_an_estimate_follows_the_rate_the_rows_and_what_trains(small, monkeypatc
     assert estimate_time(kept, device="cpu").seconds[1] == pytest.approx((train * 3 * own + validation * own) / 1000)
 
 
+@pytest.mark.parametrize("last", [0, 3, 8])
+def test_an_estimate_leaves_out_the_backward_pass_of_frozen_blocks(small, monkeypatch, last):
+    """Counted by hand: ResNet-20 on digits of 8×8 pixels in one channel; frozen blocks are not run backwards."""
+    stem = 64 * 16 * 9
+    blocks = [64 * 16 * 16 * 9 * 2] * 3
+    for width, pixels in ((32, 16), (64, 4)):
+        blocks += [pixels * (width // 2 * width * 9 + width * width * 9 + width // 2 * width)] + [pixels * width**2 * 9 * 2] * 2
+    monkeypatch.setattr(dry_run, "_measure_rate", lambda *_: (1000.0, 1))
+    free, frozen = (
+        sum(estimate_time(plan(small("regime=joint", *changes)), device="cpu").seconds)
+        for changes in ([], [f"freeze_until={last}"])
+    )
+    rows = plan(small("regime=joint")).rows["train"]
+    assert free - frozen == pytest.approx(rows * 2 * (stem + sum(blocks[: last + 1])) / 1000)
+
+
 def test_flops_is_what_the_command_prints(small):
     found = flops("digits", changes=["exits.after=[1]"]).to_json()
     assert found["kind"] == "costs" and [entry["after"] for entry in found["exits"]] == [1, None]

@@ -8,10 +8,12 @@ import signal
 import sqlite3
 import struct
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from forked import ended, kill, start_child
 
 from eectl.core.errors import EectlError, Interrupted
 from eectl.core.progress import Display
@@ -175,6 +177,38 @@ def test_what_a_kill_leaves_is_readable_and_goes_on_without_doubles(small, tmp_p
     state.write_text(state.read_text().replace('"step": 8', f'"step": {known}'))
     run(small, copy, "tensorboard", resume=True)
     check(tensorboard_of(copy), copy, seconds=False)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_sigkill_of_a_tracked_run_costs_no_weight_and_doubles_no_step(small, tmp_path):
+    """The program, killed when two epochs were logged and when four were, each time as soon as that is seen."""
+    pytest.importorskip("tensorboard")
+    train(small("regime=mixed", *LONGER), out=tmp_path / "calm", device="cpu", quiet=True, track_to="none")
+    folder, said = tmp_path / "run", tmp_path / "said"
+    line = [
+        "train",
+        tmp_path / "calm" / "recipe.yaml",
+        "--device",
+        "cpu",
+        "-q",
+        "--track-to",
+        "tensorboard",
+        "--resume",
+        "-o",
+        folder,
+    ]
+    for wanted in (2, 4):
+        child, until = start_child(*line, said=said), time.monotonic() + 100
+        while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_bytes().count(b"\n") < wanted:
+            assert time.monotonic() < until and not os.waitpid(child, os.WNOHANG)[0]
+            time.sleep(0.002)
+        kill(child)
+        assert not (folder / "model.safetensors").exists() and tensorboard_of(folder)["lr"]
+    assert ended(start_child(*line, said=said)) == 0
+    assert same(weights(folder / "model.safetensors"), weights(tmp_path / "calm" / "model.safetensors"))
+    check(tensorboard_of(folder), folder, seconds=False)
+    assert "Traceback" not in said.read_text()
 
 
 def test_a_run_that_replaces_another_has_only_its_own_numbers_and_its_recipe(small, tmp_path):

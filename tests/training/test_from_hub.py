@@ -92,6 +92,46 @@ def test_addresses():
         assert str(parse_address(text)) == text
 
 
+HOSTILE = (
+    *("hf://../x", "hf:///etc/passwd", "hf://a/b/../../c", "hf://a/b/../../c.safetensors", "hf://a/..", "hf://./x", "hf://~/x"),
+    *("hf://a/b\0", "hf://a/b\nc", "hf://a/b@main\n", "hf://" + "a" * 300 + "/b", "hf://a/" + "b" * 300, "hf://a/b" + "/c" * 300),
+    *("hf://a/b@" + "c" * 300, "hf://a/b@", "hf://a/b@..", "hf://a/b@../../x", "hf://a/b@-x", "hf://a/b@x y", "hf://a/b@x@y"),
+    *("hf://a/b@x?y", "hf://a/b@%2e%2e", "hf://a/b#c", "hf://a/b?revision=c", "hf://user:secret@host/b", "hf://a:80/b"),
+    *("hf:a/b", "hf:/a/b", "HF://a/b", "http://127.0.0.1:9/a/b", "https://huggingface.co/a/b", "file:///etc/passwd", "s3://a/b"),
+    *("hf://a--b/c", "hf://a/b--c", "hf://a/b.git", "hf://a/b.", "hf://a-/b", "hf://é/b", "hf://a\\b/c", "hf://"),
+)
+
+
+@pytest.mark.parametrize("address", HOSTILE, ids=lambda address: ascii(address)[:40])
+def test_of_a_hostile_address_nothing_is_asked(hub, small, tmp_path, address):
+    """Given as --from and in a recipe; whatever lies outside the cache is never looked for."""
+    with pytest.raises(EectlError) as error:
+        train(small(), start=address, out=tmp_path / "run", device="cpu")
+    said = str(error.value)
+    assert len(said.splitlines()) == 1 and len(said) < 1000 and said.isprintable()
+    with pytest.raises(EectlError) as error:
+        train(make_recipe(small().plain() | {"init": address}, where="test"), out=tmp_path / "run", device="cpu")
+    assert len(str(error.value).splitlines()) == 1 and str(error.value).isprintable()
+    assert not hub and not (tmp_path / "cache").exists() and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_names_that_the_hubs_library_refuses_are_refused_before_it_is_asked():
+    """What is an address for both, and what is for neither."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    parts = ("a", "a.b", "a-b", "_a", "a_", "a--b", "a..b", ".a", "a.", "-a", "a-", "a.git", "a" * 96, "a" * 97, "a b", "é")
+    for repository in (f"{owner}/{name}" for owner in parts for name in parts):
+        try:
+            parse_address(f"hf://{repository}")
+        except ValueError:
+            continue
+        try:
+            validate_repo_id(repository)
+        except HFValidationError as error:
+            pytest.fail(f"{repository}: {error}")
+
+
 def test_a_run_starts_from_it_and_records_the_commit(hub, made, small, tmp_path):
     recipe = small("regime=disjoint", "phase=3", "epochs=1")
     train(recipe, start="hf://lab/net", out=tmp_path / "run", device="cpu", quiet=True)

@@ -469,7 +469,7 @@ class Disk:
 
 @pytest.mark.slow
 def test_a_power_cut_at_any_moment_loses_no_epoch_that_a_state_counts_on(calm, tmp_path, monkeypatch):
-    monkeypatch.setattr(RunFolder, "due", lambda folder: True)  # as often in every run, however quick its disk is
+    monkeypatch.setattr(RunFolder, "due", lambda _: True)  # as often in every run, however quick its disk is
     disk, really = Disk(tmp_path / "run", at=None), files.sync
     monkeypatch.setattr(files, "sync", disk)
     go(tmp_path / "run")

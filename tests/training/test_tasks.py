@@ -273,7 +273,7 @@ def test_two_processes_train_on_labels_as_one_does(recipe_of, tmp_path):
         (
             "multilabel",
             ["data.name=digits", "data.root=data"],
-            "target, task are for folder and text, data of your own, and this is digits; leave them out",
+            "target, task are for data of your own (folder, text, wds) and hfds/NAME, and this is digits; leave them out",
         ),
     ],
 )

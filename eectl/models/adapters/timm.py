@@ -33,8 +33,9 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
             that fails.
     """
     if not timm.is_model(name):
-        near = ", ".join(get_close_matches(name, timm.list_models(), n=3))
-        raise EectlError(f"timm has no '{name}'{f' (nearest: {near})' if near else ''}; timm.list_models() lists what it has")
+        near = _near(name)
+        found = f" (nearest: {', '.join(near)})" if near else ""
+        raise EectlError(f"timm has no '{name}'{found}; timm.list_models() lists what it has")
     classes = _classes(name)
     _check_args(name, args, classes)
     net: Any = _create(name, args, classes, input_shape, num_outputs, pretrained)
@@ -44,6 +45,11 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
         names = tuple(f"{own}." for own in backbone.classifiers)
         backbone.fresh = tuple(key for key in net.state_dict() if key.startswith(names))
     return backbone
+
+
+def _near(name: str) -> list[str]:
+    """Return up to three names of timm's that are like this one."""
+    return [near for near in get_close_matches(name, timm.list_models(), n=4) if near != name][:3]
 
 
 def option_names(name: str) -> tuple[str, ...]:
@@ -133,6 +139,8 @@ def _trace(name: str, net: torch.nn.Module, input_shape: Sequence[int]) -> Backb
             fault = f"timm/{name} does not run on images of {size} ({reason})"
             raise EectlError(f"{fault}; set data.image_size, 64 is enough for most") from own
         reason = str(error).partition("\n")[0]
+        others = ", ".join(f"timm/{near}" for near in _near(name.partition(".")[0]))
         raise EectlError(
-            f"timm/{name} cannot be cut into blocks: {reason}; take another of timm's, such as timm/resnet18 or timm/test_vit"
+            f"timm/{name} cannot be cut into blocks: {reason}; take another of timm's: "
+            f"{f'near it are {others}; ' if others else ''}timm/resnet18 and timm/test_vit can be cut"
         ) from error

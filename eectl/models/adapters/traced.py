@@ -35,7 +35,7 @@ class Traced(Backbone):
         views: how features are read, by the shapes, rows left out, of all that is alive after a block.
         input_shape: of the images that it was cut for.
         classifiers: the layers whose size is the number of outputs.
-        caches: modules with the names of attributes in which they keep in eval mode what follows from their weights.
+        caches: names of modules, with the attribute in which each keeps in eval mode what follows from its weights.
     """
 
     def __init__(
@@ -47,16 +47,19 @@ class Traced(Backbone):
         views: Mapping[Shapes, View],
         input_shape: Sequence[int],
         classifiers: Sequence[str],
-        caches: Sequence[tuple[nn.Module, str]],
+        caches: Sequence[tuple[str, str]],
     ) -> None:
         owned = list(_owned(pieces))
         super().__init__(net, block_names=owned[1:-1], head_names=owned[-1], classifiers=classifiers)
         self._pieces, self._training = tuple(pieces), None if training is None else tuple(training)
         modules = {name for name, _ in net.named_modules()}
         self._flags = [next((name for name in names if name in modules), "") for names in owned]
-        self._views, self._image_shape, self._caches = dict(views), tuple(input_shape), tuple(caches)
+        self._views, self._image_shape = dict(views), tuple(input_shape)
+        self._caches = [_caches_in(piece, net, caches) for piece in pieces]
 
     def _run(self, part: int, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        for module, name in self._caches[part]:  # weights may have changed; a past graph, or a recording, may hold what is kept
+            setattr(module, name, {})
         pieces = self._pieces
         if self._training is not None and self.net.get_submodule(self._flags[part]).training:
             pieces = self._training
@@ -66,8 +69,6 @@ class Traced(Backbone):
         if inputs.shape[1:] != self._image_shape:
             given, own = ("×".join(map(str, shape)) for shape in (inputs.shape[1:], self._image_shape))
             raise EectlError(f"{self.name} was built for images of {own}, and these are {given}; resize them, or build another")
-        for module, name in self._caches:  # weights may have changed, or a graph of the last pass may hang on what is kept
-            setattr(module, name, {})
         return _join(self._run(0, (inputs,)))
 
     def block(self, index: int, hidden: Hidden) -> Hidden:
@@ -127,14 +128,20 @@ def _without_numbers(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, memo)
 
 
-def _caches(net: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Return the modules that have kept tensors in a dictionary in a pass in eval mode, with the name of the attribute."""
+def _caches(net: nn.Module) -> list[tuple[str, str]]:
+    """Return the names of modules that have kept tensors in a dictionary in a pass in eval mode, with that attribute's."""
     return [
-        (module, name)
-        for module in net.modules()
+        (owner, name)
+        for owner, module in net.named_modules()
         for name, value in vars(module).items()
         if not name.startswith("_") and isinstance(value, dict) and any(isinstance(each, Tensor) for each in value.values())
     ]
+
+
+def _caches_in(piece: TracedPiece, net: nn.Module, caches: Sequence[tuple[str, str]]) -> list[tuple[nn.Module, str]]:
+    """Return those of the modules that a piece runs, with the attribute."""
+    own = tuple(f"{name}." for name in piece.names())
+    return [(net.get_submodule(owner), name) for owner, name in caches if f"{owner}.".startswith(own)]
 
 
 def _check(net: nn.Module, pieces: Sequence[TracedPiece], images: Tensor) -> None:
