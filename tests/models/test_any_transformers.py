@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 import torch
 from small_networks import NUM_OUTPUTS, build_noisy, texts
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast, XLNetTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from eectl.core.errors import EectlError
+from eectl.data.text import Texts, encode, load_tokenizer, padding_id
 from eectl.exits.costs import measure_costs
 from eectl.exits.criteria import CRITERIA
 from eectl.exits.policy import Policy, choose
@@ -91,9 +95,12 @@ def small(model_type: str) -> dict[str, Any]:
 
 def library(net: Any, inputs: Tensor) -> Tensor:
     """The library's own forward pass; token types only where the network has a table of them."""
+    if net.config.model_type == "xlnet":  # its tokenizer puts padding first, and the class token, of a type of its own, last
+        inputs = torch.stack([row[:, row[1].argsort(stable=True)] for row in inputs])
+        inputs[:, 2, -1] = 2
     ids, mask, types = inputs.unbind(1)
-    more = {"token_type_ids": types} if getattr(net.config, "type_vocab_size", 0) else {}
-    return net(input_ids=ids, attention_mask=mask, **more).logits
+    has_types = getattr(net.config, "type_vocab_size", 0) or net.config.model_type == "xlnet"
+    return net(input_ids=ids, attention_mask=mask, **({"token_type_ids": types} if has_types else {})).logits
 
 
 @pytest.fixture(scope="module", params=TYPES)
@@ -259,7 +266,7 @@ def counted(forward: Callable[..., Any], calls: list[str], name: str) -> Callabl
     return run
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gemma3_text", "ctrl", "modernbert-decoder"])
 def test_a_decoder_reads_the_last_real_token(name: str) -> None:
     """Whichever side is padded, and with whatever id: the library's forward, and its last token found row by row."""
     args = small(name) | {"pad_token_id": 3}
@@ -296,15 +303,52 @@ def test_a_decoder_without_a_padding_token_takes_its_end_of_text(eos: int | list
     assert backbone.net.model.embed_tokens.padding_idx is None and backbone.net.model.embed_tokens.weight[5].any()
 
 
+@pytest.mark.parametrize("name", ["llama", "xlnet"])
+def test_texts_are_read_as_by_the_librarys_tokenizer(name: str, tmp_path: Path) -> None:
+    """XLNet's own, with its types and its padding; and one without a padding token, where padding changes nothing."""
+    words = ["▁good", "▁film", "▁bad", "▁plot"]
+    if name == "xlnet":
+        special = ["<unk>", "<s>", "</s>", "<sep>", "<pad>", "<cls>", "<mask>", "<eop>", "<eod>"]
+        XLNetTokenizer(vocab=[(word, 0.0) for word in special + words]).save_pretrained(tmp_path)
+    else:
+        plain = Tokenizer(WordLevel({"<unk>": 0} | {word[1:]: number for number, word in enumerate(words, 1)}, unk_token="<unk>"))
+        plain.pre_tokenizer = Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>").save_pretrained(tmp_path)
+    args = {key: value for key, value in small(name).items() if key != "pad_token_id"} | {"eos_token_id": 7}
+    backbone = build_noisy(f"hf/{name}", args, (3, 16)).eval()
+    pairs = [("good film", "bad"), ("plot", "good"), ("bad film bad plot", "plot")]
+    rows = pairs if name == "xlnet" else [(first,) for first, _ in pairs]
+    tokenizer = load_tokenizer(str(tmp_path))
+    encoded = encode(tokenizer, rows, max_length=16)
+    arrays = [torch.from_numpy(array) for array in (encoded.ids, encoded.types, encoded.lengths)]
+    padding = padding_id(tokenizer)
+    texts = Texts(*arrays, padding=padding, max_length=16, device=torch.device("cpu"))
+    (inputs,) = texts.read([torch.arange(3)])
+    assert inputs[:, 1].sum(1).tolist() == arrays[2].tolist() and len(set(arrays[2].tolist())) > 1
+    with torch.no_grad():
+        for row, found in zip(rows, backbone(inputs), strict=True):
+            alone = tokenizer(*row, return_tensors="pt", return_token_type_ids=name == "xlnet")
+            torch.testing.assert_close(found, backbone.net(**alone).logits[0], rtol=1e-4, atol=1e-5)
+        if name == "xlnet":
+            columns, length = map(list, zip(*rows, strict=True)), inputs.shape[2]
+            own = tokenizer(*columns, padding="max_length", max_length=length, return_token_type_ids=True)
+            assert own["token_type_ids"][0][-1] == 2 and own["attention_mask"][1][0] == 0
+            library_says = backbone.net(**{key: torch.tensor(value) for key, value in own.items()}).logits
+            torch.testing.assert_close(backbone(inputs), library_says, rtol=1e-5, atol=1e-6)
+        else:
+            assert tokenizer.pad_token is None and padding == 0
+
+
 def section_of(backbone: Backbone) -> BackboneSection:
     assert backbone.rebuilds_as is not None
     name, args = backbone.rebuilds_as
     return BackboneSection(name=name, args=args)
 
 
-def test_queued_texts_of_two_lengths_are_padded_to_the_longer() -> None:
-    """A decoder finds their ends by the mask, though what fills them up is not its padding id."""
-    backbone = build_noisy("hf/gpt2", small("gpt2") | {"pad_token_id": 3}, (3, LENGTH)).eval()
+@pytest.mark.parametrize("name", ["gpt2", "xlnet"])
+def test_queued_texts_of_two_lengths_are_padded_to_the_longer(name: str) -> None:
+    """Their ends are found by the mask, though what fills them up is not the network's padding id, and lies behind them."""
+    backbone = build_noisy(f"hf/{name}", small(name) | {"pad_token_id": 3}, (3, LENGTH)).eval()
     long, short = texts(LENGTH, padding=3), texts(6, padding=3)
     with torch.no_grad():
         parts = [backbone.block(0, backbone.stem(rows)) for rows in (long, short)]
