@@ -30,6 +30,7 @@ from eectl.recipe.data_section import DataSection
 PLANES = 3  # token ids, attention mask, token type ids
 PAD_TO = 8  # batches are padded to a multiple of this, which matrix units like
 CHUNK = 4096  # texts that are tokenised at a time
+_CLASS_TYPE = 2  # of a class token at the end, which XLNet's tokenizer gives; a network knows that token by its place
 _TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 _MOST_BYTES = 256 * 2**20  # of one of them; those of 250,000 words have 35 MB
 
@@ -200,6 +201,8 @@ def _reason(error: Exception) -> str:
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_length: int) -> Encoded:
     """Tokenise texts, or pairs of texts, with special tokens; those over `max_length` are cut, pairs at the longer text.
 
+    Types are 0 and 1; that of a class token at the end, 2 of XLNet's tokenizer, becomes 0.
+
     Raises EectlError for a tokenizer that makes nothing of a text.
     """
     ids: list[list[int]] = []
@@ -225,6 +228,8 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_length: int)
         kinds = np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=size)
     except OverflowError as error:
         raise EectlError(f"data.tokenizer: gives token ids of 2^31 or more, or types over 255 ({error}); take another") from error
+    ends = lengths.cumsum() - 1
+    kinds[ends] *= kinds[ends] != _CLASS_TYPE
     if flat.min() < 0 or kinds.max() > 1:
         raise EectlError("data.tokenizer: gives token ids below 0, or types other than 0 and 1; take another")
     return Encoded(flat, kinds, lengths, num_cut)

@@ -36,7 +36,7 @@ class RawInputs(Protocol):
     """A network's way from raw to prepared inputs, in two steps: `read` one at a time, `batches` of what was read."""
 
     noun: str
-    """What the inputs are, for messages."""
+    """A word for the inputs, for messages."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -185,7 +185,7 @@ class Model(nn.Module):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know: that training or the policy's scores had another precision."""
+        """Notes for the user: that training or the policy's scores had another precision."""
         used = self.precision
         return tuple(note for what, made in self._made.items() for note in note_on_precision(what, made, used))
 

@@ -15,7 +15,7 @@ from eectl.models.recompute import RecomputedBlocks
 from eectl.recipe.choices import PLACEMENT_CHOICES, listed, number_in
 
 Reads = tuple[Tensor, ...]
-"""What each of the exits 1..K reads of some rows, [row, …]: see MultiExitModel.reads."""
+"""The tensors that the exits 1..K read of some rows, one each, [row, …]: see MultiExitModel.reads."""
 
 PLACEMENTS_16 = {  # paper §4.6, for the 16 blocks of a ResNet-50; other depths take the same relative positions
     "dense-sparse": (1, 2, 3, 4, 5, 6, 7, 11),

@@ -105,7 +105,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Take(torch.autograd.Function):
-    """What lies at the given place of each window, and the windows' means: the derivative of `_Spread`."""
+    """The values at the given place of each window, and the windows' means: the derivative of `_Spread`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor, size: tuple[int, int], channels_last: bool) -> Tensor:

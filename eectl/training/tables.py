@@ -197,8 +197,8 @@ def _last_phase(about: About) -> Mapping[str, Any]:
 def weak_exits_in_training(about: About) -> list[str]:
     """Return a line for each trained exit that is worse on the validation split than an exit before it.
 
-    Accuracies must differ by more than a standard error of one of them, mean squared errors by more than 2 %: smaller differences
-    are no news.
+    Accuracies and F1 must differ by more than a standard error of one of them, mean squared errors by more than 2 %: smaller
+    differences are no news.
     """
     scores, name = _last_phase(about)["validation"]["score"], SCORE_NAMES[about.task]
     rows, lines = about.splits["validation"]["size"], []
@@ -207,10 +207,10 @@ def weak_exits_in_training(about: About) -> list[str]:
         other = scores[best - 1]
         if number in about.untrained or score is None or other is None:
             continue
-        if about.task == "classification":
-            worse, better = other - score > (score * (1 - score) / rows) ** 0.5, score > other
-        else:
+        if about.task == "regression":
             worse, better = score > 1.02 * other, score < other
+        else:
+            worse, better = other - score > (score * (1 - score) / rows) ** 0.5, score > other
         if worse:
             pair = (f"exit {each} ({name} {score_text(scores[each - 1], None, about.task)})" for each in (number, best))
             lines.append(f"{' is worse than '.join(pair)}, which costs less")

@@ -3,32 +3,33 @@
 import copy
 import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from network_contract import check_bits, check_gradients, check_leaving, check_phase_3, check_rebuilding, documented
 from small_networks import NUM_OUTPUTS, build_noisy, texts
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast, XLNetTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from eectl.core.errors import EectlError
+from eectl.data.text import Texts, encode, load_tokenizer, padding_id
 from eectl.exits.costs import measure_costs
-from eectl.exits.criteria import CRITERIA
-from eectl.exits.policy import Policy, choose
-from eectl.exits.router import Router, early_exit, rows_in_order
 from eectl.models.adapters.args_and_weights import NotOnThisMachineError
 from eectl.models.adapters.transformers_parts import ADAPTERS
 from eectl.models.backbone import Backbone
-from eectl.models.build import attach_exits, build_backbone, build_model, model_spec
+from eectl.models.build import attach_exits, build_backbone
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import BackboneSection, ModelSpec
+from eectl.recipe.recipe import BackboneSection
 
 LENGTH = 9
 SMALL = {
@@ -91,9 +92,12 @@ def small(model_type: str) -> dict[str, Any]:
 
 def library(net: Any, inputs: Tensor) -> Tensor:
     """The library's own forward pass; token types only where the network has a table of them."""
+    if net.config.model_type == "xlnet":  # its tokenizer puts padding first, and the class token, of a type of its own, last
+        inputs = torch.stack([row[:, row[1].argsort(stable=True)] for row in inputs])
+        inputs[:, 2, -1] = 2
     ids, mask, types = inputs.unbind(1)
-    more = {"token_type_ids": types} if getattr(net.config, "type_vocab_size", 0) else {}
-    return net(input_ids=ids, attention_mask=mask, **more).logits
+    has_types = getattr(net.config, "type_vocab_size", 0) or net.config.model_type == "xlnet"
+    return net(input_ids=ids, attention_mask=mask, **({"token_type_ids": types} if has_types else {})).logits
 
 
 @pytest.fixture(scope="module", params=TYPES)
@@ -124,10 +128,7 @@ def model(backbone: Backbone) -> MultiExitModel:
 
 
 def test_the_documentation_lists_the_types() -> None:
-    page = (Path(__file__).parents[2] / "docs/reference/transformers.md").read_text()
-    rows = {row.split("|")[1].strip(): set(re.findall(r"`(.*?)`", row)) for row in page.splitlines() if row.startswith("|")}
-    taken = set().union(*(types for what, types in rows.items() if what.startswith("texts, ")))
-    refused = set().union(*(types for what, types in rows.items() if what.startswith("refused: ")))
+    taken, refused = documented("texts")
     assert taken == {*CUT, *ADAPTERS} and refused >= {*REFUSED} and not refused & taken
 
 
@@ -140,44 +141,16 @@ def test_every_type_of_the_library_is_tried_or_said_to_be_open() -> None:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_pieces_equal_the_librarys_forward_bitwise(backbone: Backbone, rows: Tensor, training: bool) -> None:
-    backbone.train(training)
-    twin = copy.deepcopy(backbone.net)
-    torch.manual_seed(3)
-    expected = library(twin, rows)
-    torch.manual_seed(3)
-    found = backbone(rows)
-    assert expected.shape == (4, NUM_OUTPUTS) and expected.std() > 0
-    assert torch.equal(found, expected)
+    check_bits(backbone, rows, library, training=training)
     assert backbone.depth == 3
 
 
 def test_gradients_are_the_librarys(backbone: Backbone, rows: Tensor) -> None:
-    """To the bit, of every parameter: what is noted of the library's pass keeps its graph."""
-    twin = copy.deepcopy(backbone.net)
-    for run, net in ((lambda: library(twin, rows), twin), (lambda: backbone(rows), backbone.net)):
-        torch.manual_seed(3)
-        net.train()
-        run().square().sum().backward()
-    expected = {name: parameter.grad for name, parameter in twin.named_parameters() if parameter.grad is not None}
-    found = {name: parameter.grad for name, parameter in backbone.net.named_parameters() if parameter.grad is not None}
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    check_gradients(backbone, rows, library)
 
 
 def test_rows_leave_where_the_offline_choice_says(model: MultiExitModel, rows: Tensor) -> None:
-    """Some leave at each exit, so that what layers are called with is found anew for fewer rows; also from a queue."""
-    model.eval()
-    with torch.inference_mode():
-        logits = torch.stack([output.logits for output in model(rows)])
-        scores = CRITERIA["max-softmax"].scores(logits)
-        thresholds = tuple(float(row.sort().values[2:].mean()) for row in scores[:-1])
-        policy = Policy(CRITERIA["max-softmax"], thresholds)
-        taken = choose(scores, thresholds)
-        queued = rows_in_order(list(Router(model, policy).stream(rows.split(2), batch_size=2)))
-        for found, exits in (early_exit(model, rows, policy), queued):
-            assert exits.tolist() == taken.tolist() and len(set(taken.tolist())) > 1
-            torch.testing.assert_close(found, logits[taken, torch.arange(len(rows))], rtol=1e-3, atol=1e-4)
+    check_leaving(model, rows)
 
 
 def test_pytorchs_counter_agrees_on_costs(model_type: str, model: MultiExitModel) -> None:
@@ -193,14 +166,7 @@ def test_pytorchs_counter_agrees_on_costs(model_type: str, model: MultiExitModel
 
 
 def test_heads_alone_train_and_the_network_stays_as_it_is(model: MultiExitModel, rows: Tensor) -> None:
-    model.set_trainable((), (1, 2))
-    model.train_parts((), (1, 2))
-    before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
-    sum(output.logits.square().sum() for output in model(rows)).backward()
-    optimizer.step()
-    moved = {model.part(name) for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == {("head", 1), ("head", 2)}
+    check_phase_3(model, rows)
 
 
 def test_an_exits_gradient_stops_at_its_block(model: MultiExitModel, rows: Tensor) -> None:
@@ -210,14 +176,7 @@ def test_an_exits_gradient_stops_at_its_block(model: MultiExitModel, rows: Tenso
 
 
 def test_a_spec_rebuilds_the_network(model: MultiExitModel, model_type: str, rows: Tensor) -> None:
-    section = BackboneSection(name=f"hf/{model_type}", args=small(model_type))
-    spec = model_spec(model, section, input_shape=(3, LENGTH), num_outputs=NUM_OUTPUTS)
-    again = build_model(ModelSpec.model_validate_json(spec.model_dump_json()))
-    assert list(again.state_dict()) == list(model.state_dict())
-    again.load_state_dict(model.state_dict())
-    model.eval(), again.eval()
-    for expected, found in zip(model(rows), again(rows), strict=True):
-        assert torch.equal(expected.logits, found.logits)
+    check_rebuilding(model, rows, BackboneSection(name=f"hf/{model_type}", args=small(model_type)))
 
 
 def test_activation_checkpointing_changes_no_gradient(model: MultiExitModel, rows: Tensor) -> None:
@@ -259,7 +218,7 @@ def counted(forward: Callable[..., Any], calls: list[str], name: str) -> Callabl
     return run
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gemma3_text", "ctrl", "modernbert-decoder"])
 def test_a_decoder_reads_the_last_real_token(name: str) -> None:
     """Whichever side is padded, and with whatever id: the library's forward, and its last token found row by row."""
     args = small(name) | {"pad_token_id": 3}
@@ -296,15 +255,52 @@ def test_a_decoder_without_a_padding_token_takes_its_end_of_text(eos: int | list
     assert backbone.net.model.embed_tokens.padding_idx is None and backbone.net.model.embed_tokens.weight[5].any()
 
 
+@pytest.mark.parametrize("name", ["llama", "xlnet"])
+def test_texts_are_read_as_by_the_librarys_tokenizer(name: str, tmp_path: Path) -> None:
+    """XLNet's own, with its types and its padding; and one without a padding token, where padding changes nothing."""
+    words = ["▁good", "▁film", "▁bad", "▁plot"]
+    if name == "xlnet":
+        special = ["<unk>", "<s>", "</s>", "<sep>", "<pad>", "<cls>", "<mask>", "<eop>", "<eod>"]
+        XLNetTokenizer(vocab=[(word, 0.0) for word in special + words]).save_pretrained(tmp_path)
+    else:
+        plain = Tokenizer(WordLevel({"<unk>": 0} | {word[1:]: number for number, word in enumerate(words, 1)}, unk_token="<unk>"))
+        plain.pre_tokenizer = Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>").save_pretrained(tmp_path)
+    args = {key: value for key, value in small(name).items() if key != "pad_token_id"} | {"eos_token_id": 7}
+    backbone = build_noisy(f"hf/{name}", args, (3, 16)).eval()
+    pairs = [("good film", "bad"), ("plot", "good"), ("bad film bad plot", "plot")]
+    rows = pairs if name == "xlnet" else [(first,) for first, _ in pairs]
+    tokenizer = load_tokenizer(str(tmp_path))
+    encoded = encode(tokenizer, rows, max_length=16)
+    arrays = [torch.from_numpy(array) for array in (encoded.ids, encoded.types, encoded.lengths)]
+    padding = padding_id(tokenizer)
+    texts = Texts(*arrays, padding=padding, max_length=16, device=torch.device("cpu"))
+    (inputs,) = texts.read([torch.arange(3)])
+    assert inputs[:, 1].sum(1).tolist() == arrays[2].tolist() and len(set(arrays[2].tolist())) > 1
+    with torch.no_grad():
+        for row, found in zip(rows, backbone(inputs), strict=True):
+            alone = tokenizer(*row, return_tensors="pt", return_token_type_ids=name == "xlnet")
+            torch.testing.assert_close(found, backbone.net(**alone).logits[0], rtol=1e-4, atol=1e-5)
+        if name == "xlnet":
+            columns, length = map(list, zip(*rows, strict=True)), inputs.shape[2]
+            own = tokenizer(*columns, padding="max_length", max_length=length, return_token_type_ids=True)
+            assert own["token_type_ids"][0][-1] == 2 and own["attention_mask"][1][0] == 0
+            library_says = backbone.net(**{key: torch.tensor(value) for key, value in own.items()}).logits
+            torch.testing.assert_close(backbone(inputs), library_says, rtol=1e-5, atol=1e-6)
+        else:
+            assert tokenizer.pad_token is None and padding == 0
+
+
 def section_of(backbone: Backbone) -> BackboneSection:
     assert backbone.rebuilds_as is not None
     name, args = backbone.rebuilds_as
     return BackboneSection(name=name, args=args)
 
 
-def test_queued_texts_of_two_lengths_are_padded_to_the_longer() -> None:
-    """A decoder finds their ends by the mask, though what fills them up is not its padding id."""
-    backbone = build_noisy("hf/gpt2", small("gpt2") | {"pad_token_id": 3}, (3, LENGTH)).eval()
+@pytest.mark.parametrize("name", ["gpt2", "xlnet"])
+def test_queued_texts_of_two_lengths_are_padded_to_the_longer(name: str) -> None:
+    """Their ends are found by the mask, though what fills them up is not the network's padding id, and lies behind them."""
+    backbone = build_noisy(f"hf/{name}", small(name) | {"pad_token_id": 3}, (3, LENGTH)).eval()
     long, short = texts(LENGTH, padding=3), texts(6, padding=3)
     with torch.no_grad():
         parts = [backbone.block(0, backbone.stem(rows)) for rows in (long, short)]

@@ -1,12 +1,12 @@
 """The contract of the adapter for transformers' image classifiers, type by type; four by default, all with --thorough."""
 
 import copy
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from network_contract import check_bits, check_gradients, check_leaving, check_phase_3, check_rebuilding, documented
 from small_networks import NUM_OUTPUTS, build_noisy
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,14 +16,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from eectl.core.errors import EectlError
 from eectl.exits.costs import measure_costs
-from eectl.exits.criteria import CRITERIA
-from eectl.exits.policy import Policy, choose
-from eectl.exits.router import Router, early_exit, rows_in_order
 from eectl.models.adapters.args_and_weights import NotOnThisMachineError
 from eectl.models.backbone import Backbone
-from eectl.models.build import attach_exits, build_backbone, build_model, model_spec
+from eectl.models.build import attach_exits, build_backbone
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import BackboneSection, ModelSpec
+from eectl.recipe.recipe import BackboneSection
 
 
 class Case(NamedTuple):
@@ -131,6 +128,10 @@ def rows() -> Tensor:
     return torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
+def library(net: Any, images: Tensor) -> Tensor:
+    return net(pixel_values=images).logits
+
+
 def hidden_states(backbone: Backbone, rows: Tensor) -> list[Tensor]:
     """Each block's output."""
     hidden, found = backbone.stem(rows), []
@@ -142,10 +143,7 @@ def hidden_states(backbone: Backbone, rows: Tensor) -> list[Tensor]:
 
 
 def test_the_documentation_lists_the_types() -> None:
-    page = (Path(__file__).parents[2] / "docs/reference/transformers.md").read_text()
-    rows = {row.split("|")[1].strip(): set(re.findall(r"`(.*?)`", row)) for row in page.splitlines() if row.startswith("|")}
-    taken = set().union(*(types for what, types in rows.items() if what.startswith("images, ")))
-    refused = set().union(*(types for what, types in rows.items() if what.startswith("refused: ")))
+    taken, refused = documented("images")
     assert taken == {*CASES} and refused >= {*REFUSED} and not refused & taken
 
 
@@ -156,44 +154,16 @@ def test_every_type_of_the_library_is_named() -> None:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_pieces_equal_the_librarys_forward_bitwise(backbone: Backbone, rows: Tensor, training: bool, model_type: str) -> None:
-    """Statistics of BatchNorm move as the library's do, too."""
-    backbone.train(training)
-    twin = copy.deepcopy(backbone.net)
-    torch.manual_seed(3)
-    expected = twin(pixel_values=rows).logits
-    torch.manual_seed(3)
-    found = backbone(rows)
-    assert expected.shape == (4, NUM_OUTPUTS) and expected.std() > 0
-    assert torch.equal(found, expected)
-    assert all(torch.equal(tensor, twin.state_dict()[key]) for key, tensor in backbone.net.state_dict().items())
+    check_bits(backbone, rows, library, training=training)
     assert backbone.depth == CASES[model_type].depth
 
 
 def test_gradients_are_the_librarys(backbone: Backbone, rows: Tensor) -> None:
-    twin = copy.deepcopy(backbone.net)
-    for run, net in ((lambda: twin(pixel_values=rows).logits, twin), (lambda: backbone(rows), backbone.net)):
-        torch.manual_seed(3)
-        net.train()
-        run().square().sum().backward()
-    expected = {name: parameter.grad for name, parameter in twin.named_parameters() if parameter.grad is not None}
-    found = {name: parameter.grad for name, parameter in backbone.net.named_parameters() if parameter.grad is not None}
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    check_gradients(backbone, rows, library)
 
 
 def test_rows_leave_where_the_offline_choice_says(model: MultiExitModel, rows: Tensor) -> None:
-    model.eval()
-    with torch.inference_mode():
-        logits = torch.stack([output.logits for output in model(rows)])
-        scores = CRITERIA["max-softmax"].scores(logits)
-        thresholds = tuple(float(row.sort().values[2:].mean()) for row in scores[:-1])
-        policy = Policy(CRITERIA["max-softmax"], thresholds)
-        taken = choose(scores, thresholds)
-        queued = rows_in_order(list(Router(model, policy).stream(rows.split(2), batch_size=2)))
-        for found, exits in (early_exit(model, rows, policy), queued):
-            assert exits.tolist() == taken.tolist() and len(set(taken.tolist())) > 1
-            torch.testing.assert_close(found, logits[taken, torch.arange(len(rows))], rtol=1e-3, atol=1e-4)
+    check_leaving(model, rows)
 
 
 def test_pytorchs_counter_agrees_on_costs(model: MultiExitModel) -> None:
@@ -247,14 +217,7 @@ def test_blocks_give_the_librarys_hidden_states(name: str, rows: Tensor) -> None
 
 
 def test_heads_alone_train_and_the_network_stays_as_it_is(model: MultiExitModel, rows: Tensor) -> None:
-    model.set_trainable((), (1, 2))
-    model.train_parts((), (1, 2))
-    before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
-    sum(output.logits.square().sum() for output in model(rows)).backward()
-    optimizer.step()
-    moved = {model.part(name) for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == {("head", 1), ("head", 2)}
+    check_phase_3(model, rows)
 
 
 def test_an_exits_gradient_stops_at_its_block(model: MultiExitModel, rows: Tensor) -> None:
@@ -264,14 +227,7 @@ def test_an_exits_gradient_stops_at_its_block(model: MultiExitModel, rows: Tenso
 
 
 def test_a_spec_rebuilds_the_network(model: MultiExitModel, model_type: str, rows: Tensor) -> None:
-    section = BackboneSection(name=f"hf/{model_type}", args=CASES[model_type].args)
-    spec = model_spec(model, section, input_shape=(3, SIDE, SIDE), num_outputs=NUM_OUTPUTS)
-    again = build_model(ModelSpec.model_validate_json(spec.model_dump_json()))
-    assert list(again.state_dict()) == list(model.state_dict())
-    again.load_state_dict(model.state_dict())
-    model.eval(), again.eval()
-    for expected, found in zip(model(rows), again(rows), strict=True):
-        assert torch.equal(expected.logits, found.logits)
+    check_rebuilding(model, rows, BackboneSection(name=f"hf/{model_type}", args=CASES[model_type].args))
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "pvt" else pytest.mark.thorough) for name in REFUSED])

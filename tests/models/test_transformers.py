@@ -1,6 +1,7 @@
 """Text encoders: masks, names and weights, what a checkpoint needs to rebuild one, and what is said of names that do not work."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -272,10 +273,17 @@ def test_folders_that_do_not_work_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(EectlError, match=r"config\.json: "):
         build(name)
     library_encoder("bert", tmp_path)
-    with pytest.raises(EectlError, match=r"backbone\.args: bert\.embeddings\.word_embeddings\.weight$"):
+    there = r"\(%d of its %d tensors are there\): "
+    with pytest.raises(EectlError, match=there % (38, 41) + r"of another shape bert\.embeddings\.word_embeddings\.weight$"):
         build(name, pretrained=True, args={"vocab_size": 41})
-    with pytest.raises(EectlError, match=r"bert\.encoder\.layer\.2\..*13 more$"):
+    with pytest.raises(EectlError, match=there % (39, 57) + r"no bert\.encoder\.layer\.2\..*13 more$"):
         build(name, pretrained=True, args={"num_hidden_layers": 3})
+    library_encoder("electra", tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path)
+    shapes = r"of another shape bert\.embeddings\.word_embeddings\.weight, .*; unexpected embeddings_project\.bias, .*"
+    with pytest.raises(EectlError, match=rf"^backbone\.pretrained: .*bert with.*{there % (32, 41)}{shapes}$"):
+        build(name, pretrained=True)
+    library_encoder("bert", tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(EectlError, match=r"weights of hf/.*safetensors"):

@@ -81,12 +81,19 @@ def test_an_exit_that_is_worse_than_an_earlier_one_is_pointed_out(finished):
     about = read_about(finished[0] / "model.safetensors")
     rows = about.splits["validation"]["size"]
 
-    def lines(*scores):
+    def lines(*scores, task="classification"):
         last = dict(about.history[-1]) | {"validation": {"score": list(scores), "loss": [0.0] * 3}}
-        return weak_exits_in_training(replace(about, history=[*about.history[:-1], last]))
+        data = dict(about.data) | {"task": task}
+        return weak_exits_in_training(replace(about, history=[*about.history[:-1], last], data=data))
 
     error = math.sqrt(0.9 * 0.1 / rows)
     assert lines(0.9, 0.95, 0.97) == lines(0.9 + 0.9 * error, 0.95, 0.97) == []
     (line,) = lines(0.9 + 1.1 * error, 0.9, 0.99)
     assert line.startswith("exit 2 (accuracy 90.00) is worse than exit 1")
     assert [line[:6] for line in lines(0.9, 0.5, 0.6)] == ["exit 2", "exit 3"]
+    for task in ("multilabel", "ordinal"):  # more is better there too
+        assert lines(0.5, 0.9, 1.0, task=task) == [] and [line[:6] for line in lines(0.9, 0.5, 0.6, task=task)] == [
+            "exit 2",
+            "exit 3",
+        ]
+    assert lines(0.9, 0.5, 0.5, task="regression") == [] and len(lines(0.5, 0.9, 0.4, task="regression")) == 1

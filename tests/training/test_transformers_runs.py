@@ -73,6 +73,7 @@ def test_a_run_stopped_in_an_epoch_goes_on_to_the_same_bits(name, recipe_of, tmp
     assert same(*(weights(tmp_path / run / "model.safetensors") for run in ("whole", "cut")))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["modernbert", "dinov2"])

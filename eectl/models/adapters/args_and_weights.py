@@ -1,6 +1,6 @@
 """Check a recipe's `backbone.args`, and load weights under a library's names: what all adapters have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -98,7 +98,7 @@ def load_weights(backbone: Backbone, weights: Mapping[str, Tensor], *, where: st
             )
     missing, unexpected = backbone.net.load_state_dict(given, strict=False)
     missing = [key for key in missing if key not in fresh]
-    faults = [f"{what} {_some(keys)}" for what, keys in (("no", missing), ("unexpected", unexpected)) if keys]
+    faults = [f"{what} {first_names(keys)}" for what, keys in (("no", missing), ("unexpected", unexpected)) if keys]
     if faults:
         fit = f"{sum(key in own for key in given)} of its {len(own) - len(fresh)} tensors are there"
         raise EectlError(f"{where}: not weights of {backbone.name} with these backbone.args ({fit}): {'; '.join(faults)}")
@@ -118,5 +118,6 @@ def _advice(given: Tensor, own: Tensor) -> str:
     return ""
 
 
-def _some(names: list[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """Return the first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

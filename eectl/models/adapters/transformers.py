@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file
 from eectl.core.errors import EectlError, closest, lookup
 from eectl.core.files import read_text
 from eectl.core.json_files import parse_json
-from eectl.models.adapters.args_and_weights import NotOnThisMachineError, check_names
+from eectl.models.adapters.args_and_weights import NotOnThisMachineError, check_names, first_names
 from eectl.models.adapters.tower import CannotBeCutError
 from eectl.models.adapters.transformers_images import image_tower
 from eectl.models.adapters.transformers_parts import ADAPTERS, TextBackbone
@@ -49,6 +49,15 @@ class _Kind:
     types: Mapping[str, Any]
     auto: Any
     others: str
+
+
+@dataclass(frozen=True)
+class _Unlike:
+    """The tensors in which a network and its published weights differ."""
+
+    missing: tuple[str, ...] = ()
+    other_shapes: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
 
 
 def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num_outputs: int, pretrained: bool) -> Backbone:
@@ -77,7 +86,7 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
     given = {"model_type": name} if name in CONFIG_MAPPING else _read_config(name, kind, download=pretrained)
     model_type = given["model_type"]
     _check_type(name, model_type, kind)
-    fresh: tuple[str, ...] = ()
+    unlike = _Unlike()
     backbone: Backbone
     with _explained(name, args, kind), _quiet():
         if kind is _IMAGES:
@@ -88,12 +97,13 @@ def build(name: str, args: Mapping[str, Any], *, input_shape: Sequence[int], num
         config.num_labels = num_outputs
         config.architectures = []  # of two classifiers of one type the library builds the first
         if pretrained:
-            net, fresh = _load(name, config, kind)
+            net, unlike = _load(name, config, kind)
         else:
             net = kind.auto.from_config(config)
         backbone = image_tower(net, input_shape) if kind is _IMAGES else ADAPTERS.get(model_type, TowerBackbone)(net)
-    backbone.name, backbone.rebuilds_as, backbone.fresh = f"hf/{name}", (f"hf/{model_type}", options), fresh
-    _check_fresh(backbone)
+    backbone.name, backbone.rebuilds_as = f"hf/{name}", (f"hf/{model_type}", options)
+    _check_match(backbone, unlike, model_type)
+    backbone.fresh = tuple(key for key in backbone.net.state_dict() if key in {*unlike.missing, *unlike.other_shapes})
     limit = backbone.max_tokens if isinstance(backbone, TextBackbone) else None
     if limit is not None and input_shape[1] > limit:
         raise EectlError(
@@ -246,8 +256,8 @@ def _bare(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def _load(name: str, config: Any, kind: _Kind) -> tuple[Any, tuple[str, ...]]:
-    """Return the network with its published weights in float32, and the parameters that these leave freshly drawn."""
+def _load(name: str, config: Any, kind: _Kind) -> tuple[Any, _Unlike]:
+    """Return the network with its published weights in float32, and where these differ from it."""
     folder = Path(name)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         pickled = "pytorch_model.bin alone, a pickle, which eectl does not read" if any(folder.glob("*.bin")) else "no weights"
@@ -270,16 +280,25 @@ def _load(name: str, config: Any, kind: _Kind) -> tuple[Any, tuple[str, ...]]:
             f"the weights of hf/{name} cannot be read ({_reason(error)}); eectl takes safetensors, from the hub, a folder or "
             "backbone.weights"
         ) from error
-    missing = {key if isinstance(key, str) else key[0] for kind in ("missing_keys", "mismatched_keys") for key in info[kind]}
-    return net.float(), tuple(key for key in net.state_dict() if key in missing)
+    missing, shapes = set(info["missing_keys"]), {key for key, *_ in info["mismatched_keys"]}
+    no, other = (tuple(key for key in net.state_dict() if key in keys) for keys in (missing, shapes))
+    return net.float(), _Unlike(no, other, tuple(sorted(info["unexpected_keys"])))
 
 
-def _check_fresh(backbone: Backbone) -> None:
+def _check_match(backbone: Backbone, unlike: _Unlike, model_type: str) -> None:
     """Raise EectlError where weights left more of the network freshly drawn than its head."""
-    odd = [key for key in backbone.fresh if backbone.locate(key) != backbone.depth]
-    if odd:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        raise EectlError(f"the weights of {backbone.name} do not fit it with these backbone.args: {', '.join(odd[:3])}{more}")
+    no, shapes = (
+        [key for key in keys if backbone.locate(key) != backbone.depth] for keys in (unlike.missing, unlike.other_shapes)
+    )
+    if no or shapes:
+        count = len(backbone.net.state_dict())
+        there = count - len(unlike.missing) - len(unlike.other_shapes)
+        faults = {"no": no, "of another shape": shapes, "unexpected": unlike.unexpected}
+        listed = "; ".join(f"{what} {first_names(keys)}" for what, keys in faults.items() if keys)
+        raise EectlError(
+            f"backbone.pretrained: the weights of {backbone.name} are not those of {model_type} with these backbone.args "
+            f"({there} of its {count} tensors are there): {listed}"
+        )
 
 
 @contextlib.contextmanager

@@ -36,9 +36,7 @@ class LastTokenFeature(TextFeature):
     """Tokens of a text that is read from left to right: its last real token knows all others."""
 
     def cls(self) -> Tensor:
-        places = torch.arange(self.mask.shape[1], device=self.mask.device)
-        last = (places * self.mask).argmax(dim=1)
-        return self.x[torch.arange(len(self.x), device=self.x.device), last]
+        return self.x[torch.arange(len(self.x), device=self.x.device), _last_real(self.mask)]
 
 
 class TowerBackbone(TextBackbone):
@@ -55,9 +53,11 @@ class TowerBackbone(TextBackbone):
 
     def __init__(self, net: Any) -> None:
         net.config.use_cache = False
-        self._takes_types = bool(getattr(net.config, "type_vocab_size", 0)) and _accepts(net, "token_type_ids")
+        is_xlnet = net.config.model_type == "xlnet"  # which takes any types, and has no table of them
+        self._ends_with_class = is_xlnet and net.config.summary_type == "last"
+        self._takes_types = is_xlnet or (bool(getattr(net.config, "type_vocab_size", 0)) and _accepts(net, "token_type_ids"))
         self._pads_with: int | None = None
-        if hasattr(net, "score"):  # the library's name for a classifier of the last real token, which it finds by the padding
+        if hasattr(net, "score") or net.config.model_type in _LAST_TOKEN:  # finds the last real token by the padding
             self._pads_with = _padding_of(net.config.get_text_config())
         if net.config.is_encoder_decoder:
             raise CannotBeCutError("it is an encoder and a decoder, which runs once the encoder is through")
@@ -67,7 +67,7 @@ class TowerBackbone(TextBackbone):
         else:
             texts = _example_texts(net)
             with reasons_for("texts"):
-                self._layout, expected = look_for_layers(net, self._arguments(texts), check=_check_form)
+                self._layout, expected = look_for_layers(net, self._arguments(self._laid_out(texts)), check=_check_form)
         layout = self._layout
         super().__init__(net, block_names=layout.blocks, head_names=layout.after, classifiers=layers_at_the_end(net, layout))
         self.vocabulary = getattr(net.config.get_text_config(), "vocab_size", None)
@@ -89,7 +89,7 @@ class TowerBackbone(TextBackbone):
         return None
 
     def stem(self, inputs: Tensor) -> Hidden:
-        texts = inputs.transpose(1, 2)
+        texts = self._laid_out(inputs.transpose(1, 2))
         x, recorded = record(self.net, self._layout, self._arguments(texts))
         return Hidden(x, texts, recorded)
 
@@ -100,7 +100,8 @@ class TowerBackbone(TextBackbone):
 
     def head(self, hidden: Hidden) -> Tensor:
         assert isinstance(hidden.x, Tensor) and hidden.mask is not None
-        logits: Tensor = finish(self.net, self._layout, self._known(hidden), hidden.x, self._arguments(hidden.mask)).logits
+        x = _last_real_at_the_end(hidden.x, hidden.mask[:, :, 1]) if self._ends_with_class else hidden.x  # texts may be joined
+        logits: Tensor = finish(self.net, self._layout, self._known(hidden), x, self._arguments(hidden.mask)).logits
         return logits
 
     def feature(self, hidden: Hidden) -> Feature:
@@ -108,7 +109,18 @@ class TowerBackbone(TextBackbone):
         mask = hidden.mask[:, :, 1].bool()
         more = hidden.x.shape[1] - mask.shape[1]  # windows of attention are filled up
         mask = F.pad(mask, (0, more)) if more else mask
-        return (TextFeature if self._pads_with is None else LastTokenFeature)(hidden.x, mask)
+        reads_last = self._pads_with is not None or self._ends_with_class
+        return (LastTokenFeature if reads_last else TextFeature)(hidden.x, mask)
+
+    def _laid_out(self, texts: Tensor) -> Tensor:
+        """Return texts [row, token, 3] as the library's tokenizer lays them out.
+
+        XLNet reads the last token as the class token, whose type is 2; padding comes first.
+        """
+        if not self._ends_with_class:
+            return texts
+        ids, mask, types = _last_real_at_the_end(texts, texts[:, :, 1]).unbind(dim=2)
+        return torch.stack([ids, mask, torch.cat([types[:, :-1], torch.full_like(types[:, -1:], 2)], dim=1)], dim=2)
 
     def _arguments(self, texts: Tensor) -> dict[str, Any]:
         """Return the arguments of the library's forward for texts [row, token, 3]."""
@@ -139,6 +151,8 @@ class TowerBackbone(TextBackbone):
         return record(self.net, self._layout, self._arguments(hidden.mask))[1]
 
 
+_LAST_TOKEN = ("ctrl", "modernbert-decoder")
+"""Classifiers of the last real token that the library does not call `score`."""
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed", "position_embedding")
 
 
@@ -157,6 +171,18 @@ def _padding_of(config: Any) -> int:
             )
         config.pad_token_id = end
     return int(config.pad_token_id)
+
+
+def _last_real(mask: Tensor) -> Tensor:
+    """Return the place of each row's last real token."""
+    return (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(dim=1)
+
+
+def _last_real_at_the_end(x: Tensor, mask: Tensor) -> Tensor:
+    """Return [row, token, …] with each row turned round until its last real token is the last; tokens come first in memory."""
+    places = torch.arange(mask.shape[1], device=mask.device)[:, None] + _last_real(mask) + 1
+    turned = x.transpose(0, 1)
+    return turned.gather(0, (places % mask.shape[1])[:, :, None].expand_as(turned)).transpose(0, 1)
 
 
 def _accepts(net: nn.Module, name: str) -> bool:
