@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -84,6 +85,25 @@ def backbone(case: tuple[Backbone, int]) -> Backbone:
 @pytest.fixture
 def images(case: tuple[Backbone, int]) -> Tensor:
     return torch.randn(5, 3, case[1], case[1], generator=torch.Generator().manual_seed(1))
+
+
+def documented() -> dict[str, list[str]]:
+    """The page of timm's networks: network, image size and blocks of each file."""
+    page = (Path(__file__).parents[2] / "docs/reference/timm.md").read_text()
+    return {file: [name, size, blocks] for file, name, size, blocks in re.findall(r"\| `(.*)` \| `(.*)` \| (\d+) \| (\d+) \|", page)}
+
+
+def test_the_documentation_names_files_that_there_are() -> None:
+    assert len(documented()) == 98 and documented().keys() <= set(timm.list_modules())
+
+
+def test_the_documentation_counts_the_blocks(case: tuple[Backbone, int], request: pytest.FixtureRequest) -> None:
+    backbone, size = case
+    file = request.node.callspec.params["case"]
+    if file not in documented():
+        pytest.skip(f"{file} is newer than the page")
+    depth = documented()[file][-1] if file in SHALLOW else str(backbone.depth)
+    assert documented()[file] == [backbone.name.removeprefix("timm/"), str(size), depth]
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
