@@ -90,7 +90,9 @@ def images(case: tuple[Backbone, int]) -> Tensor:
 def documented() -> dict[str, list[str]]:
     """The page of timm's networks: network, image size and blocks of each file."""
     page = (Path(__file__).parents[2] / "docs/reference/timm.md").read_text()
-    return {file: [name, size, blocks] for file, name, size, blocks in re.findall(r"\| `(.*)` \| `(.*)` \| (\d+) \| (\d+) \|", page)}
+    return {
+        file: [name, size, blocks] for file, name, size, blocks in re.findall(r"\| `(.*)` \| `(.*)` \| (\d+) \| (\d+) \|", page)
+    }
 
 
 def test_the_documentation_names_files_that_there_are() -> None:
