@@ -48,12 +48,13 @@ def load_shards(spec: DataSection, download: bool) -> StoredImages:
     files = find_shards(spec, download)
     rows = {name: _look_through(paths, spec, wanted.damaged) for name, paths in files.items()}
     root = spec.folder if spec.folder.is_dir() else files["train"][0].parent
-    names = classes_in(rows["train"].table(spec.targets), spec)
+    tables = {name: shards.table(spec.targets) for name, shards in rows.items()}
+    names = classes_in(tables["train"], spec)
     classes = _named_classes(root, names) if len(spec.targets) == 1 else names
     shape: tuple[int, int, int] | None = None
     parts = {}
     for name, shards in rows.items():
-        encoded, targets = shards.members(root), read_targets(shards.table(spec.targets), spec, names)
+        encoded, targets = shards.members(root), read_targets(tables[name], spec, names)
         shape = shape or first_shape(encoded, spec)
         parts[name] = encoded_part(encoded, targets, shape, spec, resize=spec.image_size is not None)
     notes = tuple(note for each in rows.values() for note in each.notes)

@@ -49,7 +49,7 @@ def sheet_targets(sheets: Mapping[str, Sheet], spec: DataSection, *, row: str) -
         return SheetTargets(classes, {name: read_targets(table, spec, classes) for name, table in tables.items()}, ())
     named = {name: _named(table, target, known, spec) for name, table in tables.items()}
     hidden = sorted(
-        name for name, table in named.items() if name != "train" and set(map(_is_told, table.columns[target])) == {False}
+        name for name, table in named.items() if name != "train" and all(cell is None for cell in table.columns[target])
     )
     told = {name: table for name, table in named.items() if name not in hidden}
     for table in told.values():
@@ -84,10 +84,6 @@ def _named(table: Table, target: str, known: Sequence[str], spec: DataSection) -
             )
         cells.append([known[each] for each in numbers])
     return Table(table.path, {target: cells})
-
-
-def _is_told(cell: Any) -> bool:
-    return cell is not None
 
 
 def _check_told(table: Table, target: str) -> None:

@@ -59,11 +59,13 @@ def find_table(folder: Path, names: Iterable[str]) -> list[Path]:
 def check_parts(paths: Sequence[Path]) -> None:
     """Raise EectlError where files say in their names of how many parts they are, as 00000-of-00002, and one is missing."""
     numbers = [(int(match[1]), int(match[2])) for path in paths if (match := _PART.search(path.name)) is not None]
-    for _, count in numbers[:1]:
-        missing = next((number for number in range(count) if (number, count) not in numbers), None)
-        if missing is not None or len(numbers) > count:
-            what = f"part {missing} is missing" if missing is not None else "there are others beside them"
-            raise EectlError(f"{paths[0]}: one of {count:,} parts, and {what}; fetch the data set again")
+    if not numbers:
+        return
+    count = numbers[0][1]
+    missing = next((number for number in range(count) if (number, count) not in numbers), None)
+    if missing is not None or len(numbers) > count:
+        what = f"part {missing} is missing" if missing is not None else "there are others beside them"
+        raise EectlError(f"{paths[0]}: one of {count:,} parts, and {what}; fetch the data set again")
 
 
 def read_table(paths: Sequence[Path], names: Sequence[str]) -> Table:

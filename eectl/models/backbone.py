@@ -243,6 +243,13 @@ class Backbone(nn.Module, ABC):
             hidden = self.block(index, hidden)
         return self.head(hidden)
 
+    def hidden_states(self, inputs: Tensor) -> Iterator[Hidden]:
+        """Yield what each block gives, one after the other."""
+        hidden = self.stem(inputs)
+        for index in range(self.depth):
+            hidden = self.block(index, hidden)
+            yield hidden
+
     def locate(self, name: str) -> int:
         """Return the part that owns a parameter, buffer or module of `net`: -1 the stem, i block i, `depth` the head."""
 
@@ -281,13 +288,8 @@ def dry_run(backbone: Backbone, input_shape: Sequence[int]) -> list[Hidden]:
 
     It runs in eval mode without a graph. Afterwards every module trains again if it did; BatchNorm's statistics do not move.
     """
-    outputs = []
     with in_eval_mode(backbone):
-        hidden = backbone.stem(backbone.example(input_shape))
-        for index in range(backbone.depth):
-            hidden = backbone.block(index, hidden)
-            outputs.append(hidden)
-    return outputs
+        return list(backbone.hidden_states(backbone.example(input_shape)))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from network_contract import check_bits, check_rebuilding
 from small_networks import CASES, NETWORKS, NUM_OUTPUTS, SMALL_MSDNET, WINDOWS, Case, build_noisy, rows_for
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,9 +16,9 @@ from eectl.exits.criteria import CRITERIA
 from eectl.exits.policy import Policy, choose
 from eectl.exits.router import early_exit
 from eectl.models.backbone import Backbone, Hidden, dry_run
-from eectl.models.build import attach_exits, build_backbone, build_model, model_spec
+from eectl.models.build import attach_exits, build_backbone
 from eectl.models.multi_exit import MultiExitModel
-from eectl.recipe.recipe import BackboneSection, ModelSpec
+from eectl.recipe.recipe import BackboneSection
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -83,17 +84,7 @@ def copied(hidden: Hidden) -> Hidden:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_pieces_equal_the_librarys_forward_bitwise(backbone: Backbone, images: Tensor, training: bool) -> None:
-    backbone.train(training)
-    twin = copy.deepcopy(backbone.net)
-    torch.manual_seed(3)
-    expected = library(twin, images)
-    torch.manual_seed(3)
-    found = backbone(images)
-    assert expected.shape == (4, NUM_OUTPUTS)
-    assert expected.std() > 0
-    assert torch.equal(found, expected)
-    after = backbone.net.state_dict()
-    assert all(torch.equal(tensor, after[key]) for key, tensor in twin.state_dict().items())
+    check_bits(backbone, images, library, training=training)
 
 
 def test_depth_and_owners_of_the_ends(case: Case, backbone: Backbone) -> None:
@@ -282,14 +273,7 @@ def test_frozen_parts_stay_bit_equal(
 
 
 def test_a_spec_rebuilds_the_network(case: Case, model: MultiExitModel, images: Tensor) -> None:
-    section = BackboneSection(name=case.name, args=case.args)
-    spec = model_spec(model, section, input_shape=case.shape, num_outputs=NUM_OUTPUTS)
-    again = build_model(ModelSpec.model_validate_json(spec.model_dump_json()))
-    assert list(again.state_dict()) == list(model.state_dict())
-    again.load_state_dict(model.state_dict())
-    model.eval(), again.eval()
-    for expected, found in zip(model(images), again(images), strict=True):
-        assert torch.equal(expected.logits, found.logits)
+    check_rebuilding(model, images, BackboneSection(name=case.name, args=case.args))
 
 
 def saved_encoder(model_type: str) -> nn.Module:

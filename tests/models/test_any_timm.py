@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from network_contract import check_bits
 from tape import Tape
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -110,15 +111,7 @@ def test_the_documentation_counts_the_blocks(case: tuple[Backbone, int], request
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_the_pieces_give_the_librarys_bits(backbone: Backbone, images: Tensor, training: bool) -> None:
-    backbone.train(training)
-    twin = copy.deepcopy(backbone.net)
-    torch.manual_seed(3)
-    expected = twin(images)
-    torch.manual_seed(3)
-    assert torch.equal(backbone(images), expected)
-    assert expected.shape == (5, NUM_OUTPUTS) and expected.std() > 0
-    after = backbone.net.state_dict()
-    assert all(torch.equal(tensor, after[key]) for key, tensor in twin.state_dict().items())
+    check_bits(backbone, images, lambda net, rows: net(rows), training=training)
 
 
 def test_fewer_rows_go_on_after_every_block(backbone: Backbone, images: Tensor) -> None:

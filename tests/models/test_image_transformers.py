@@ -132,16 +132,6 @@ def library(net: Any, images: Tensor) -> Tensor:
     return net(pixel_values=images).logits
 
 
-def hidden_states(backbone: Backbone, rows: Tensor) -> list[Tensor]:
-    """Each block's output."""
-    hidden, found = backbone.stem(rows), []
-    for index in range(backbone.depth):
-        hidden = backbone.block(index, hidden)
-        assert isinstance(hidden.x, Tensor)
-        found.append(hidden.x)
-    return found
-
-
 def test_the_documentation_lists_the_types() -> None:
     taken, refused = documented("images")
     assert taken == {*CASES} and refused >= {*REFUSED} and not refused & taken
@@ -211,7 +201,7 @@ def test_blocks_give_the_librarys_hidden_states(name: str, rows: Tensor) -> None
     backbone = build_noisy(f"hf/{name}", CASES[name].args, (3, SIDE, SIDE)).eval()
     with torch.no_grad():
         expected = backbone.net(pixel_values=rows, output_hidden_states=True).hidden_states
-        found = hidden_states(backbone, rows)
+        found = [hidden.x for hidden in backbone.hidden_states(rows)]
     assert len(found) == len(expected) - 1 == 3
     assert all(torch.equal(own, theirs) for own, theirs in zip(found, expected[1:], strict=True))
 

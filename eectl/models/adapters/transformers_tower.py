@@ -135,9 +135,7 @@ class TowerBackbone(TextBackbone):
         others[:, 0, 0] = (others[:, 0, 0] + 1) % 2
         states = []
         for each in (texts, others):
-            hidden = self.stem(each.transpose(1, 2))
-            for index in range(self.depth):
-                hidden = self.block(index, hidden)
+            *_, hidden = self.hidden_states(each.transpose(1, 2))
             assert isinstance(hidden.x, Tensor)
             states.append(hidden.x[:, 1:_TOKENS])
         if torch.equal(*states):
